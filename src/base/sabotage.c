@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "base/sabotage.h"
+
+#ifdef VFMIG_SABOTAGE
+#include <stdlib.h>
+#include <string.h>
+
+bool vfmig_sabotage(const char *name)
+{
+    const char *list = getenv("VFMIG_SABOTAGE");
+    size_t length = strlen(name);
+
+    while (list && *list) {
+        size_t item = strcspn(list, ",");
+        if (item == length && memcmp(list, name, length) == 0)
+            return true;
+        list += item + (list[item] == ',');
+    }
+    return false;
+}
+#else
+typedef int vfmig_sabotage_is_not_built; /* ISO C wants a declaration in every unit */
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The programming interface of the `dma` device: a PCI function with one 128 KiB memory BAR.
+ * Shared by the device, the reference guest (freestanding: only fixed-size integers here) and
+ * the tests. All registers are little-endian. */
+#ifndef VFMIG_DEVICES_DMA_REGS_H
+#define VFMIG_DEVICES_DMA_REGS_H
+
+#include <stdint.h>
+
+#define DMA_PCI_VENDOR   0x1b36u /* with a device number nobody uses: experimental */
+#define DMA_PCI_DEVICE   0x7fd0u
+#define DMA_BAR          0u
+#define DMA_BAR_SIZE     0x20000u
+#define DMA_VECTORS      4u
+
+/* Registers, 4 or 8 bytes at their natural alignment. */
+#define DMA_REG_ID       0x000u /* ro u32: DMA_ID */
+#define DMA_REG_CTRL     0x004u /* rw u32: DMA_CTRL_ENABLE; clearing it resets head and tail */
+#define DMA_REG_RING     0x008u /* rw u64: IOVA of the ring, 64-byte aligned */
+#define DMA_REG_ENTRIES  0x010u /* rw u32: descriptors in the ring, a power of two, at most 1024 */
+#define DMA_REG_TAIL     0x014u /* rw u32: doorbell, free-running count of descriptors queued */
+#define DMA_REG_HEAD     0x018u /* ro u32: free-running count of descriptors completed */
+#define DMA_REG_ERRORS   0x01cu /* ro u32: descriptors completed with an error */
+#define DMA_REG_SCRATCH  0x020u /* rw u64: holds what was written */
+#define DMA_REG_IRQS     0x028u /* ro u64: interrupts raised since reset, latched ones included */
+#define DMA_REG_CHAIN    0x030u /* ro u64: hash chain over all completions (see device) */
+#define DMA_ID           0x414d4456u /* "VDMA" */
+#define DMA_CTRL_ENABLE  1u
+#define DMA_MSIX_TABLE   0x8000u  /* in the BAR: 16 bytes a vector */
+#define DMA_MSIX_PBA     0x9000u
+#define DMA_SRAM         0x10000u /* 64 KiB of internal state, rw at 1, 2, 4, 8 bytes */
+#define DMA_SRAM_SIZE    0x10000u
+#define DMA_MAX_LENGTH   (1u << 20) /* bytes of one descriptor */
+
+enum dma_op {
+    DMA_OP_NOP = 0,
+    DMA_OP_COPY = 1,       /* dst[0..length) = src[0..length) */
+    DMA_OP_FILL = 2,       /* dst as 8-byte words: word i = pattern + i */
+    DMA_OP_CRC = 3,        /* result = CRC-32C of src */
+    DMA_OP_SRAM_LOAD = 4,  /* SRAM at dst (offset) = src */
+    DMA_OP_SRAM_STORE = 5, /* memory at dst = SRAM at src (offset) */
+};
+
+#define DMA_FLAG_IRQ        0x1u      /* raise `vector` when done */
+#define DMA_STATUS_DONE     0x80000000u /* low bits: 0 or a positive errno */
+
+/* 64 bytes in guest memory. The device reads it when it starts the operation, and writes
+ * status, result and serial back when it is done, before the interrupt. */
+struct dma_descriptor {
+    uint32_t op;
+    uint32_t flags;
+    uint64_t src;
+    uint64_t dst;
+    uint32_t length;
+    uint32_t vector;
+    uint64_t pattern;
+    uint32_t status;  /* written by the device, last */
+    uint32_t result;
+    uint64_t serial;  /* number of this completion since reset, from 1 */
+    uint64_t cookie;  /* the guest's */
+};
+
+#endif

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* DIRTY TRACKING (RFC): whoever writes guest memory is behind one tracker. */
+#ifndef VFMIG_DIRTY_TRACKER_H
+#define VFMIG_DIRTY_TRACKER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vfmig/error.h"
+#include "vfmig/memory.h"
+
+/* One bitmap over the whole memory map: block after block, each starting at a word. */
+struct vfmig_dirty_map {
+    struct vfmig_memory memory;
+    uint64_t **bitmaps; /* bitmaps[i] covers memory.blocks[i], one bit a page of 4 KiB */
+};
+
+int vfmig_dirty_map_init(struct vfmig_dirty_map *map, const struct vfmig_memory *memory,
+                         struct vfmig_error *reterr);
+void vfmig_dirty_map_done(struct vfmig_dirty_map *map);
+void vfmig_dirty_map_fill(struct vfmig_dirty_map *map); /* all dirty */
+uint64_t vfmig_dirty_map_count(const struct vfmig_dirty_map *map);
+
+struct vfmig_tracker;
+
+struct vfmig_tracker_ops {
+    const char *name;
+    /* Clears the log and starts it (C27). */
+    int (*start)(struct vfmig_tracker *t, const struct vfmig_memory *memory, struct vfmig_error *reterr);
+    /* Reads and clears the log into map, with OR. Atomic against the writers it watches unless
+     * atomic is false in the base. On an error the caller takes everything as dirty. */
+    int (*sync)(struct vfmig_tracker *t, struct vfmig_dirty_map *map, struct vfmig_error *reterr);
+    /* Only once its writers are quiet (C29). */
+    int (*stop)(struct vfmig_tracker *t, struct vfmig_error *reterr);
+    void (*free)(struct vfmig_tracker *t);
+};
+
+/* Base of every tracker; each kind embeds it first. */
+struct vfmig_tracker {
+    const struct vfmig_tracker_ops *ops;
+    bool atomic;
+};
+
+#endif

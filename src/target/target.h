@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A way to reach one device: vfio-user in either dialect, a kernel device, a fake.
+ *
+ * Every operation may block and returns 0 (or a count) or a negative errno with *reterr filled.
+ * The engine calls the migration operations of one target from one thread at a time; region
+ * access, DMA map and interrupts may be called from other threads meanwhile. */
+#ifndef VFMIG_TARGET_TARGET_H
+#define VFMIG_TARGET_TARGET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "vfmig/error.h"
+#include "vfmig/state.h"
+
+enum vfmig_dialect {
+    VFMIG_DIALECT_AUTO = 0, /* feature if the device has it, else region */
+    VFMIG_DIALECT_FEATURE,  /* v2: DEVICE_FEATURE and MIG_DATA_READ/WRITE */
+    VFMIG_DIALECT_REGION,   /* v1: the migration region and DIRTY_PAGES */
+};
+
+/* How quiet N (v2 P2P) makes the device, design section 5. */
+enum vfmig_quiet {
+    VFMIG_QUIET_NONE = 0, /* no NDMA */
+    VFMIG_QUIET_P2P,      /* only peer to peer DMA is known to stop (foreign v2) */
+    VFMIG_QUIET_ALL,      /* all DMA stops (v1 cap 6, ours) */
+};
+
+/* What the device is and can do; constant after connecting. */
+struct vfmig_target_info {
+    char name[64];             /* for messages: socket path or device */
+    enum vfmig_dialect dialect;
+    uint32_t features;         /* VFMIG_FEATURE_* */
+    enum vfmig_quiet quiet;
+    uint16_t pci_vendor, pci_device, pci_subvendor, pci_subdevice;
+    uint8_t pci_revision;
+    uint32_t region_count;
+    uint64_t region_size[16];  /* by PCI region index */
+    uint32_t irq_count[5];     /* by PCI interrupt index */
+    bool dma_log;              /* the device logs its DMA */
+    uint64_t log_page_size;    /* page size of its log, bytes */
+    uint64_t max_data_xfer;    /* bytes in one data message */
+};
+
+struct vfmig_iova_range {
+    uint64_t iova;
+    uint64_t size;
+};
+
+struct vfmig_target;
+
+struct vfmig_target_ops {
+    const char *name;
+
+    /* Device state. set_state returns when the device is there (C60: it may take long; the
+     * caller's thread waits at most timeout_ns, then -ETIMEDOUT and the state must be read).
+     * After a failure the state is the old one, one on the way, or ERROR: read it. */
+    int (*get_state)(struct vfmig_target *t, enum vfmig_state *ret_state, struct vfmig_error *reterr);
+    int (*set_state)(struct vfmig_target *t, enum vfmig_state state, uint64_t timeout_ns,
+                     struct vfmig_error *reterr);
+    int (*reset)(struct vfmig_target *t, struct vfmig_error *reterr);
+
+    /* Device data. save returns bytes read into buf (a whole v1 portion or a piece of the v2
+     * stream); 0 is "nothing now" with R and "end of stream" without. The size of buf is at
+     * least max_data_xfer. load takes what one save returned, whole and in order. */
+    ssize_t (*save)(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr);
+    int (*load)(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr);
+    /* Estimate of the bytes left to save; UINT64_MAX when the device cannot say. */
+    int (*left)(struct vfmig_target *t, uint64_t *ret_bytes, struct vfmig_error *reterr);
+
+    /* DMA log. report ORs into bitmap (bit i = page i of the range) and clears in the device. */
+    int (*log_start)(struct vfmig_target *t, uint64_t page_size,
+                     const struct vfmig_iova_range *ranges, uint32_t range_count,
+                     struct vfmig_error *reterr);
+    int (*log_stop)(struct vfmig_target *t, struct vfmig_error *reterr);
+    int (*log_report)(struct vfmig_target *t, uint64_t iova, uint64_t size, uint64_t page_size,
+                      uint64_t *bitmap, struct vfmig_error *reterr);
+
+    /* Set-up and use, for the VMM. map consumes nothing: fd stays the caller's (-1: by message).
+     * prot: 1 read, 2 write. */
+    int (*dma_map)(struct vfmig_target *t, uint64_t iova, uint64_t size, int fd, uint64_t fd_offset,
+                   uint32_t prot, struct vfmig_error *reterr);
+    int (*dma_unmap)(struct vfmig_target *t, uint64_t iova, uint64_t size, struct vfmig_error *reterr);
+    int (*region_read)(struct vfmig_target *t, uint32_t region, uint64_t offset, void *data,
+                       uint32_t size, struct vfmig_error *reterr);
+    int (*region_write)(struct vfmig_target *t, uint32_t region, uint64_t offset, const void *data,
+                        uint32_t size, bool posted, struct vfmig_error *reterr);
+    /* Attaches eventfds (the caller's) to vectors [start, start + count); fds NULL detaches. */
+    int (*set_irqs)(struct vfmig_target *t, uint32_t index, uint32_t start, uint32_t count,
+                    const int *fds, struct vfmig_error *reterr);
+
+    void (*close)(struct vfmig_target *t);
+};
+
+/* Base of every kind of target; each kind embeds it first. */
+struct vfmig_target {
+    const struct vfmig_target_ops *ops;
+    struct vfmig_target_info info;
+};
+
+#endif
