@@ -1,0 +1,6 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The subcommands of vfmig. Each gets argv[0] = its name and returns an enum tool_exit. */
+#ifndef VFMIG_TOOLS_COMMANDS_H
+#define VFMIG_TOOLS_COMMANDS_H
+
+#endif
