@@ -15,4 +15,18 @@
 #define VFMIG_MAX_IRQS           2048u        /* vectors of one interrupt index */
 #define VFMIG_MAX_JSON           4096u        /* bytes of a vfio-user VERSION text */
 
+/* Migration stream (tables/stream.def). Pages go straight into guest memory; everything else is
+ * received into one buffer a channel, of the largest of these at most. */
+#define VFMIG_MAX_MEMORY_RUNS    512u         /* runs of pages in one MEMORY or ZERO record */
+#define VFMIG_MAX_MEMORY_PAGES   512u         /* pages of bytes in one MEMORY record */
+#define VFMIG_MAX_MEMORY_RECORD  (12u + 16u * VFMIG_MAX_MEMORY_RUNS + 4096u * VFMIG_MAX_MEMORY_PAGES)
+#define VFMIG_MAX_DEVICE_PIECE   (1u << 20)   /* bytes of device state in one record */
+#define VFMIG_MAX_DEVICE_SEGMENT VFMIG_MAX_DATA_XFER_CAP /* bytes of one segment, all its pieces */
+#define VFMIG_MAX_VMSTATE        (1u << 20)   /* bytes of vCPU and VMM state */
+#define VFMIG_MAX_IDENTITY       (1u << 18)   /* bytes of the identity text */
+#define VFMIG_MAX_HANDOVER       256u         /* bytes of a handover message */
+#define VFMIG_MAX_STREAM_TEXT    1024u        /* bytes of a verdict, an error, a progress text */
+#define VFMIG_MAX_SKIPPED        (1u << 20)   /* payload of an unknown optional record */
+#define VFMIG_MAX_CHANNEL_BUFFER ((1u << 20) + 16u) /* receive buffer of one channel */
+
 #endif

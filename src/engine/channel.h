@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* One connection of a migration: records out, records in, straight from and to guest memory.
+ *
+ * Sending is safe from any thread (a record is never interleaved with another); receiving belongs
+ * to one thread at a time. Everything blocks; what unblocks it is the peer, the stall timeout
+ * (-ETIMEDOUT, origin PEER) or vfmig_channel_shutdown from any thread (-ECANCELED, origin LOCAL).
+ * After the first failure of a direction that direction stays failed with the same error. */
+#ifndef VFMIG_ENGINE_CHANNEL_H
+#define VFMIG_ENGINE_CHANNEL_H
+
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "stream/record.h"
+#include "vfmig/error.h"
+#include "vfmig/memory.h"
+
+struct vfmig_channel;
+
+/* A received record; payload points into the channel's buffer until the next receive. */
+struct vfmig_record {
+    enum vfmig_record_tag tag;
+    uint32_t channel;
+    uint32_t length;
+    const uint8_t *payload;
+    uint64_t received_ns; /* CLOCK_MONOTONIC, when its head was read */
+};
+
+struct vfmig_channel_stats {
+    uint64_t bytes_sent, bytes_received; /* heads included */
+    uint64_t pages_sent, pages_received; /* as bytes */
+    uint64_t zero_pages_sent, zero_pages_received;
+};
+
+/* Takes a connected stream socket (unix or TCP), on failure too. side is our own. */
+int vfmig_channel_new(int fd, uint32_t index, enum vfmig_side side,
+                      struct vfmig_channel **ret_channel, struct vfmig_error *reterr);
+void vfmig_channel_free(struct vfmig_channel *channel);
+
+uint32_t vfmig_channel_index(const struct vfmig_channel *channel);
+int vfmig_channel_fd(const struct vfmig_channel *channel); /* for poll; stays the channel's */
+
+/* A send or receive in which no byte moves for this long fails; 0 is for ever. */
+int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
+                            struct vfmig_error *reterr);
+
+/* Where MEMORY and ZERO records go; without it they are refused. Kept by reference. */
+void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_memory *memory);
+
+/* Ends both directions at once; whoever is inside returns -ECANCELED. Any thread. */
+void vfmig_channel_shutdown(struct vfmig_channel *channel);
+
+/* One record from parts, payload at most the table's maximum. */
+int vfmig_channel_send(struct vfmig_channel *channel, enum vfmig_record_tag tag, const void *data,
+                       size_t size, struct vfmig_error *reterr);
+int vfmig_channel_sendv(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                        const struct iovec *parts, int part_count, struct vfmig_error *reterr);
+
+/* A segment of device state in as many DEVDATA records as it needs. */
+int vfmig_channel_send_segment(struct vfmig_channel *channel, uint32_t device, uint64_t segment,
+                               const void *data, size_t size, struct vfmig_error *reterr);
+
+/* The next record that is not memory: MEMORY and ZERO are applied on the way, unknown optional
+ * ones are skipped. 0, or a negative errno: -ECONNRESET when the peer closed (origin PEER between
+ * records, STREAM inside one), -EBADMSG and the others of record.h. */
+int vfmig_channel_recv(struct vfmig_channel *channel, struct vfmig_record *ret_record,
+                       struct vfmig_error *reterr);
+
+/* Waits until something can be received: 0, or -ETIMEDOUT. UINT64_MAX waits for ever. */
+int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
+                       struct vfmig_error *reterr);
+
+/* Any thread, any time. */
+void vfmig_channel_stats(const struct vfmig_channel *channel, struct vfmig_channel_stats *ret_stats);
+
+/* The HELLO exchange over count connected sockets, all from the same source to the same
+ * destination; fds are consumed, on failure too, and set to -1. The source connects all its
+ * sockets first, then calls open. */
+int vfmig_channels_open(int *fds, uint32_t count, const uint8_t migration_id[16],
+                        uint64_t stall_ns, struct vfmig_channel **ret_channels,
+                        struct vfmig_error *reterr);
+
+/* The destination's half: next_fd returns one more connection at a time (blocking), a negative
+ * errno ends the attempt. The first connection to say HELLO is channel 0 and says how many follow;
+ * a connection without the right token is closed and another one awaited, at most
+ * VFMIG_MAX_CHANNELS times. ret_channels has room for VFMIG_MAX_CHANNELS. */
+typedef int (*vfmig_next_fd)(void *user, struct vfmig_error *reterr);
+int vfmig_channels_accept(vfmig_next_fd next_fd, void *user, uint64_t stall_ns,
+                          uint8_t ret_migration_id[16], struct vfmig_channel **ret_channels,
+                          uint32_t *ret_count, struct vfmig_error *reterr);
+
+/* Round trip and clock offset by one PING on a channel that nobody else receives from and whose
+ * peer runs a receiver (engine/memory_mover.h); no other record may be on its way. */
+int vfmig_channel_ping(struct vfmig_channel *channel, uint64_t id, struct vfmig_clock_offset *clock,
+                       struct vfmig_error *reterr);
+
+/* Answers a received PING at once. The receiver does it by itself. */
+int vfmig_channel_pong(struct vfmig_channel *channel, const struct vfmig_record *ping,
+                       struct vfmig_error *reterr);
+
+#endif
