@@ -14,6 +14,10 @@
 #define VFMIG_MAX_REGIONS        16u          /* regions of one device */
 #define VFMIG_MAX_IRQS           2048u        /* vectors of one interrupt index */
 #define VFMIG_MAX_JSON           4096u        /* bytes of a vfio-user VERSION text */
+#define VFMIG_MAX_QMP_CLIENTS    8u           /* connections of one control socket */
+#define VFMIG_MAX_QMP_INPUT      65536u       /* bytes of one QMP request */
+#define VFMIG_MAX_QMP_OUTPUT     (1u << 20)   /* bytes queued for a client that does not read */
+#define VFMIG_MAX_QMP_DEPTH      16           /* nesting of one QMP request */
 
 /* Migration stream (tables/stream.def). Pages go straight into guest memory; everything else is
  * received into one buffer a channel, of the largest of these at most. */
