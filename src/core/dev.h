@@ -114,22 +114,22 @@ struct vfmig_dev {
     uint64_t write_id;
     uint64_t reset_ids[VFMIG_DEV_MAX_RESETS];
     uint32_t reset_count;
-    uint32_t features; /* VFMIG_FEATURE_* */
-    uint32_t token;    /* of the awaited action */
-    int32_t err;       /* why the steps are being undone */
-    uint16_t done;     /* sub-steps of this plan that are done, bit per enum vfmig_dev_substep */
-    uint8_t bits;      /* what is true now */
-    uint8_t shown;     /* what a read of device_state gives: the old value while a write is open */
-    uint8_t from;      /* bits where the plan started */
-    uint8_t to;        /* bits where the plan ends */
-    uint8_t final;     /* bits (v1) or state (v2) that the write asked for */
-    uint8_t substep;   /* the one under way */
-    uint8_t phase;     /* enum vfmig_dev_phase */
-    uint8_t v2;        /* the open write is of the feature dialect */
-    uint8_t gate;      /* enum vfmig_dev_gate */
-    uint8_t running;   /* the device itself runs: MMIO reaches it */
-    uint8_t stream;    /* enum vfmig_dev_stream */
-    uint8_t failed;    /* ERROR */
+    uint32_t features;  /* VFMIG_FEATURE_* */
+    uint32_t token;     /* of the awaited action */
+    int32_t err;        /* why the steps are being undone */
+    uint16_t done;      /* sub-steps of this plan that are done, bit per enum vfmig_dev_substep */
+    uint8_t bits;       /* what is true now */
+    uint8_t shown;      /* what a read of device_state gives: the old value while a write is open */
+    uint8_t from;       /* bits where the plan started */
+    uint8_t to;         /* bits where the plan ends */
+    uint8_t final;      /* bits (v1) or state (v2) that the write asked for */
+    uint8_t substep;    /* the one under way */
+    uint8_t phase;      /* enum vfmig_dev_phase */
+    uint8_t v2;         /* the open write is of the feature dialect */
+    uint8_t gate;       /* enum vfmig_dev_gate */
+    uint8_t running;    /* the device itself runs: MMIO reaches it */
+    uint8_t stream;     /* enum vfmig_dev_stream */
+    uint8_t failed;     /* ERROR */
     uint8_t write_open; /* write_id waits for an answer */
     uint8_t owner_gone; /* nobody is to be answered */
 };
@@ -206,10 +206,11 @@ static inline bool vfmig_dev_loading(const struct vfmig_dev *dev)
     return dev->stream == VFMIG_DEV_STREAM_LOAD;
 }
 
-/* Saving with R: an empty stream means "nothing now"; without R it means the end (A16). */
+/* Saving with R: an empty stream means "nothing now"; without R it means the end (A16). Until a
+ * write to S is answered, the stream may still grow. */
 static inline bool vfmig_dev_precopying(const struct vfmig_dev *dev)
 {
-    return dev->stream == VFMIG_DEV_STREAM_SAVE && (dev->bits & VFMIG_V1_RUNNING);
+    return dev->stream == VFMIG_DEV_STREAM_SAVE && (dev->shown & VFMIG_V1_RUNNING);
 }
 
 #endif
