@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""make bench: runs every benchmark of a release build and writes bench.json.
+
+    bench.py BUILD [NAME ...]
+
+Each benchmark measures ours and the physical limit (or a peer) in the same run and prints a JSON
+list of rows {name, unit, ours, limit, ratio, floor or ceiling}. A row that is expected and does
+not come is a failure; a row beyond its bound is reported and fails too.
+"""
+import json
+import pathlib
+import subprocess
+import sys
+
+BENCHMARKS = {
+    "memory_bench": ["memory-tcp-1", "memory-tcp-2", "memory-tcp-4"],
+    "region_bench": ["region-read-one-core", "region-write-one-core",
+                     "region-read-unpinned", "region-write-unpinned"],
+    "downtime_bench.py": ["downtime-stateless"],
+}
+
+
+def verdict(row):
+    if "floor" in row:
+        return row["ratio"] >= row["floor"], f"floor {row['floor']}"
+    if "ceiling" in row:
+        return row["ratio"] <= row["ceiling"], f"ceiling {row['ceiling']}"
+    return True, "shown"
+
+
+def run(build, name):
+    source = pathlib.Path(__file__).resolve().parent.parent / "tests" / "bench" / name
+    program = [sys.executable, str(source), str(build)] if name.endswith(".py") \
+        else [str(build / "tests" / "bench" / name)]
+    result = subprocess.run(program, stdout=subprocess.PIPE, timeout=600, check=False)
+    if result.returncode:
+        return None, f"{name} exited with {result.returncode}"
+    try:
+        return json.loads(result.stdout), None
+    except json.JSONDecodeError as error:
+        return None, f"{name} printed no JSON: {error}"
+
+
+def main(argv):
+    if len(argv) < 2:
+        sys.exit(__doc__)
+    build = pathlib.Path(argv[1]).resolve()
+    rows, troubles = [], []
+    for name, expected in BENCHMARKS.items():
+        if argv[2:] and name not in argv[2:]:
+            continue
+        print(f"bench: {name} ...", file=sys.stderr, flush=True)
+        found, trouble = run(build, name)
+        if trouble:
+            troubles.append(trouble)
+            continue
+        rows += found
+        missing = set(expected) - {row["name"] for row in found}
+        troubles += [f"{name}: no row {row}" for row in sorted(missing)]
+    for row in rows:
+        good, bound = verdict(row)
+        print(f"{row['name']:<26} {row['ours']:>10.4g} {row['unit']:<7} limit {row['limit']:>10.4g}"
+              f"  ratio {row['ratio']:.3f}  {bound}{'' if good else '  MISSED'}")
+        if not good:
+            troubles.append(f"{row['name']}: ratio {row['ratio']:.3f}, {bound}")
+    target = build.parent / "bench.json"
+    target.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"bench: {len(rows)} rows in {target}")
+    for trouble in troubles:
+        print(f"bench: {trouble}", file=sys.stderr)
+    return 1 if troubles else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
