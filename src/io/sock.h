@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Stream sockets, unix and TCP, with descriptors: the one place that connects, listens, sends and
+ * receives. Addresses are "unix:PATH" and "tcp:HOST:PORT" ("tcp:[::1]:PORT" for IPv6); text
+ * without a prefix is a unix path when it contains a slash.
+ *
+ * Deadlines are CLOCK_MONOTONIC nanoseconds, VFMIG_NEVER for none; past it -ETIMEDOUT. For
+ * vfmig_sock_send and _recv they need vfmig_sock_set_tick once. Every descriptor is close-on-exec and every send spares the process SIGPIPE. */
+#ifndef VFMIG_IO_SOCK_H
+#define VFMIG_IO_SOCK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "base/fds.h"
+#include "vfmig/error.h"
+
+#define VFMIG_NEVER UINT64_MAX
+
+/* CLOCK_MONOTONIC in nanoseconds. */
+uint64_t vfmig_now_ns(void);
+
+/* now + timeout; VFMIG_NEVER when that does not fit or timeout is VFMIG_NEVER. */
+uint64_t vfmig_deadline_ns(uint64_t timeout_ns);
+
+/* A listening socket. A stale unix path (nobody answers there) is replaced. Port 0 picks one. */
+int vfmig_sock_listen(const char *address, int *ret_fd, struct vfmig_error *reterr);
+
+/* The listener's own address, with the port that was picked. -ENOSPC when it does not fit. */
+int vfmig_sock_address(int fd, char *buf, size_t size, struct vfmig_error *reterr);
+
+/* Connected sockets are in blocking mode; TCP ones have TCP_NODELAY. */
+int vfmig_sock_connect(const char *address, uint64_t deadline_ns, int *ret_fd,
+                       struct vfmig_error *reterr);
+int vfmig_sock_accept(int listener, uint64_t deadline_ns, int *ret_fd, struct vfmig_error *reterr);
+int vfmig_sock_pair(int ret_fds[2], struct vfmig_error *reterr);
+
+/* Waits for POLLIN or POLLOUT: 0, -ETIMEDOUT. A hang-up counts as ready. */
+int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_error *reterr);
+
+/* Lets blocking calls on fd return now and then, so that vfmig_sock_send and _recv keep a deadline
+ * and yet cost one system call. Sets SO_RCVTIMEO and SO_SNDTIMEO. */
+int vfmig_sock_set_tick(int fd, struct vfmig_error *reterr);
+
+/* Sends everything, with fds (may be NULL; they stay the caller's) on the first byte. One sendmsg
+ * unless the socket takes less. iov is used up. *ret_sent (may be NULL) tells how much went out: a
+ * failure in the middle of a message leaves the stream broken. Origin PEER when the other end is
+ * gone (-ECONNRESET or -EPIPE) or does not read (-ETIMEDOUT). */
+int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig_fds *fds,
+                    uint64_t deadline_ns, size_t *ret_sent, struct vfmig_error *reterr);
+
+/* Receives what is there, at least one byte: the count, or 0 at the end of the stream, or a
+ * negative errno. ret_fds (NULL: descriptors are closed and refused) must be empty; more
+ * descriptors than it holds are -EPROTO, nothing leaks. */
+ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
+                        uint64_t deadline_ns, struct vfmig_error *reterr);
+
+/* Exactly size bytes; an earlier end is -ECONNRESET, origin PEER. */
+int vfmig_sock_recv_all(int fd, void *buf, size_t size, uint64_t deadline_ns,
+                        struct vfmig_error *reterr);
+
+#endif

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "io/sock.h"
+
+static char dir[] = "/tmp/vfmig-sock-XXXXXX";
+
+static int setup(void **state)
+{
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    return rmdir(dir);
+}
+
+static int open_fds(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < 256; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+static void exchange(int a, int b)
+{
+    char out[] = "twelve bytes", in[sizeof(out)];
+    struct iovec iov[2] = {{out, 4}, {out + 4, sizeof(out) - 4}};
+    size_t sent;
+
+    assert_int_equal(vfmig_sock_send(a, iov, 2, NULL, VFMIG_NEVER, &sent, NULL), 0);
+    assert_int_equal(sent, sizeof(out));
+    assert_int_equal(vfmig_sock_recv_all(b, in, sizeof(in), VFMIG_NEVER, NULL), 0);
+    assert_string_equal(in, out);
+}
+
+static void connect_all(const char *address)
+{
+    struct vfmig_error err = {0};
+    char name[200];
+    int listener, client, server;
+
+    assert_int_equal(vfmig_sock_listen(address, &listener, &err), 0);
+    assert_int_equal(vfmig_sock_address(listener, name, sizeof(name), &err), 0);
+    assert_int_equal(vfmig_sock_connect(name, vfmig_deadline_ns(1000000000), &client, &err), 0);
+    assert_int_equal(vfmig_sock_accept(listener, VFMIG_NEVER, &server, &err), 0);
+    assert_true(fcntl(client, F_GETFD) & FD_CLOEXEC);
+    assert_true(fcntl(server, F_GETFD) & FD_CLOEXEC);
+    exchange(client, server);
+    exchange(server, client);
+    close(client);
+    char byte;
+    assert_int_equal(vfmig_sock_recv(server, &byte, 1, NULL, VFMIG_NEVER, &err), 0);
+    assert_int_equal(vfmig_sock_recv_all(server, &byte, 1, VFMIG_NEVER, &err), -ECONNRESET);
+    assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
+    close(server);
+    close(listener);
+}
+
+static void addresses(void **state)
+{
+    char address[200];
+    struct vfmig_error err;
+    int fd;
+
+    connect_all("tcp:127.0.0.1:0");
+    snprintf(address, sizeof(address), "unix:%s/a", dir);
+    connect_all(address);
+    connect_all(address); /* the path left behind is stale: taken over */
+    assert_int_equal(vfmig_sock_connect(address, VFMIG_NEVER, &fd, &err), -ECONNREFUSED);
+    assert_int_equal(err.origin, VFMIG_ORIGIN_KERNEL);
+    int listener;
+    assert_int_equal(vfmig_sock_listen(address, &listener, &err), 0);
+    assert_int_equal(vfmig_sock_listen(address, &fd, &err), -EADDRINUSE); /* alive: kept */
+    close(listener);
+    unlink(address + 5);
+    assert_int_equal(vfmig_sock_connect(address, VFMIG_NEVER, &fd, &err), -ENOENT);
+
+    static const char *const wrong[] = {"",          "here",   "unix:",         "tcp:",
+                                        "tcp:host",  "tcp::1", "tcp:127.0.0.1:", "tcp:127.0.0.1:x",
+                                        "udp:h:1"};
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        assert_int_equal(vfmig_sock_connect(wrong[i], VFMIG_NEVER, &fd, &err), -EINVAL);
+        assert_int_equal(err.origin, VFMIG_ORIGIN_LOCAL);
+    }
+    char longer[300] = "unix:/";
+    memset(longer + 6, 'x', 200);
+    assert_int_equal(vfmig_sock_listen(longer, &fd, &err), -EINVAL);
+}
+
+/* Descriptors arrive once, close-on-exec; too many or unexpected ones are refused, none leaks. */
+static void descriptors(void **state)
+{
+    int before = open_fds(), pair[2];
+    struct vfmig_fds fds = {.count = 2, .fd = {0, 1}}, got = {0};
+    struct vfmig_error err;
+    char out[4] = "abc", in[8];
+    struct iovec iov = {out, 4};
+
+    assert_int_equal(vfmig_sock_pair(pair, NULL), 0);
+    assert_int_equal(vfmig_sock_send(pair[0], &iov, 1, &fds, VFMIG_NEVER, NULL, NULL), 0);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 1, &got, VFMIG_NEVER, NULL), 1);
+    assert_int_equal(got.count, 2);
+    assert_true(fcntl(got.fd[0], F_GETFD) & FD_CLOEXEC);
+    vfmig_fds_close(&got);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, &got, VFMIG_NEVER, NULL), 3);
+    assert_int_equal(got.count, 0);
+
+    iov = (struct iovec){out, 4};
+    assert_int_equal(vfmig_sock_send(pair[0], &iov, 1, &fds, VFMIG_NEVER, NULL, NULL), 0);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, NULL, VFMIG_NEVER, &err), -EPROTO);
+    assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
+
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * 40)] = {0};
+    iov = (struct iovec){out, 4};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+                         .msg_controllen = sizeof(control)};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int) * 40);
+    assert_int_equal(sendmsg(pair[0], &msg, 0), 4);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, &got, VFMIG_NEVER, &err), -EPROTO);
+    assert_int_equal(got.count, 0);
+    close(pair[0]);
+    close(pair[1]);
+    assert_int_equal(open_fds(), before);
+}
+
+static void *drain(void *arg)
+{
+    char buf[4096];
+    uint64_t total = 0;
+    ssize_t n;
+
+    while ((n = vfmig_sock_recv(*(int *)arg, buf, sizeof(buf), NULL, VFMIG_NEVER, NULL)) > 0)
+        total += (uint64_t)n;
+    return (void *)(uintptr_t)total;
+}
+
+/* A message above the socket buffer is sent whole while the other side reads piece by piece. */
+static void large(void **state)
+{
+    size_t size = 8u << 20, sent;
+    char *data = calloc(1, size);
+    struct iovec iov[3] = {{data, 16}, {NULL, 0}, {data, size}};
+    pthread_t thread;
+    void *total;
+    int pair[2];
+
+    assert_non_null(data);
+    assert_int_equal(vfmig_sock_pair(pair, NULL), 0);
+    pthread_create(&thread, NULL, drain, &pair[1]);
+    assert_int_equal(vfmig_sock_set_tick(pair[0], NULL), 0);
+    assert_int_equal(vfmig_sock_send(pair[0], iov, 3, NULL, VFMIG_NEVER, &sent, NULL), 0);
+    assert_int_equal(sent, size + 16);
+    close(pair[0]);
+    pthread_join(thread, &total);
+    assert_int_equal((uintptr_t)total, size + 16);
+    close(pair[1]);
+    free(data);
+}
+
+static void deadlines(void **state)
+{
+    struct vfmig_error err;
+    char byte, *data = calloc(1, 8u << 20);
+    struct iovec iov = {data, 8u << 20};
+    int pair[2], listener, fd;
+    size_t sent;
+
+    assert_non_null(data);
+    assert_int_equal(vfmig_sock_pair(pair, NULL), 0);
+    for (int ticked = 0; ticked < 2; ticked++) {
+        assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, 0, &err), -ETIMEDOUT);
+        assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
+        assert_int_equal(vfmig_sock_set_tick(pair[0], NULL), 0);
+        assert_int_equal(
+            vfmig_sock_recv(pair[0], &byte, 1, NULL, vfmig_deadline_ns(60000000), &err), -ETIMEDOUT);
+    }
+    int r = vfmig_sock_send(pair[0], &iov, 1, NULL, vfmig_deadline_ns(60000000), &sent, &err);
+    assert_int_equal(r, -ETIMEDOUT);
+    assert_true(sent > 0 && sent < (8u << 20));
+    close(pair[1]);
+    iov = (struct iovec){data, 1};
+    assert_int_equal(vfmig_sock_send(pair[0], &iov, 1, NULL, VFMIG_NEVER, NULL, &err), -EPIPE);
+    assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
+    close(pair[0]);
+    assert_int_equal(vfmig_sock_listen("tcp:127.0.0.1:0", &listener, &err), 0);
+    assert_int_equal(vfmig_sock_accept(listener, vfmig_deadline_ns(1), &fd, &err), -ETIMEDOUT);
+    close(listener);
+    assert_int_equal(vfmig_deadline_ns(VFMIG_NEVER), VFMIG_NEVER);
+    assert_int_equal(vfmig_deadline_ns(VFMIG_NEVER - 1), VFMIG_NEVER);
+    free(data);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(addresses),
+        cmocka_unit_test(descriptors),
+        cmocka_unit_test(large),
+        cmocka_unit_test(deadlines),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
