@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The migration engine for a VMM: give it devices, memory, trackers and a few callbacks; it runs
+ * the RFC's save and resume flows over all of them and hands the guest over safely.
+ *
+ * One object is one side of one attempt. The engine's control thread calls the VM's callbacks, or
+ * one thread that it runs for that purpose; never two at a time. A VMM leaves the devices' states,
+ * the vCPUs' run state and the trackers alone from start (source) or listen (destination) until
+ * the end; everything else of the guest's life (MMIO, interrupts, DMA service) goes on. */
+#ifndef VFMIG_MIGRATE_H
+#define VFMIG_MIGRATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vfmig/error.h"
+#include "vfmig/memory.h"
+#include "vfmig/state.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct vfmig_buffer;  /* grows; vfmig_buffer_append(), vfmig_buffer_printf() */
+struct vfmig_target;  /* a device */
+struct vfmig_tracker; /* somebody who logs writes to guest memory */
+
+#define VFMIG_MIGRATION_ID_BYTES 16u
+#define VFMIG_PROGRESS_DEVICES   32u /* devices shown one by one in a struct vfmig_progress */
+
+/* Steps of the RFC's flows, as reports name them; tables/flow.def says what each is. */
+enum vfmig_step {
+    VFMIG_STEP_IDLE = 0, /* "idle": not begun, S0 or R0 */
+    VFMIG_STEP_CONNECT,  /* connection, identity, journal */
+    VFMIG_STEP_S1,
+    VFMIG_STEP_S2,
+    VFMIG_STEP_S3,
+    VFMIG_STEP_S4,
+    VFMIG_STEP_S5,
+    VFMIG_STEP_HANDOVER, /* everything was sent: READY, GRANT, RUNNING */
+    VFMIG_STEP_S6,
+    VFMIG_STEP_UNWIND, /* back to S0 */
+    VFMIG_STEP_R0,
+    VFMIG_STEP_R1,
+    VFMIG_STEP_R2,
+    VFMIG_STEP_LOADED, /* Z left for {}: loaded and validated, waits for the grant */
+    VFMIG_STEP_R3,
+    VFMIG_STEP_R4,
+    VFMIG_STEP_DROP, /* destination gave up: devices reset */
+    VFMIG_STEP_END,
+    VFMIG_STEP_COUNT
+};
+
+/* "S1" ...; "unknown" for anything else. */
+const char *vfmig_step_name(unsigned step);
+
+/* What the VMM knows about the guest at a moment; what it does not know stays 0. */
+struct vfmig_vm_sample {
+    uint64_t guest_progress;     /* grows while the guest runs */
+    uint64_t dma_in_flight;      /* DMAs that devices have begun and not finished */
+    uint64_t interrupts_latched; /* raised by quiet devices and not delivered */
+};
+
+/* Callbacks return 0 or a negative errno with *reterr filled. */
+struct vfmig_vm_ops {
+    size_t size;      /* sizeof(struct vfmig_vm_ops) */
+    uint32_t version; /* VFMIG_VM_OPS_VERSION */
+
+    /* Returns when every vCPU is parked: no instruction, no MMIO from then on (C39). Stopping
+     * stopped ones is fine. */
+    int (*vcpus_stop)(void *opaque, struct vfmig_error *reterr);
+    int (*vcpus_start)(void *opaque, struct vfmig_error *reterr);
+
+    /* NULL: there is no vIOMMU. Devices that have NDMA are quiet, vCPUs run: no new page request
+     * can come; returns when every open one is answered and the vIOMMU's queues are idle (C10),
+     * or -ETIMEDOUT. A device's N is asked for while page requests are still served: the VMM
+     * goes on serving them from its own threads at any time before. */
+    int (*viommu_idle)(void *opaque, uint64_t timeout_ns, struct vfmig_error *reterr);
+
+    /* vCPUs, interrupt controllers, clock; vCPUs are parked and every device is !R. At most
+     * VFMIG_MAX_VMSTATE bytes are appended. load: vCPUs parked, guest memory complete, devices
+     * halted; nothing may run yet. */
+    int (*state_save)(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr);
+    int (*state_load)(void *opaque, const void *data, size_t size, struct vfmig_error *reterr);
+
+    /* NULL: nothing. External state of all devices (C46-C49): config space, SET_IRQS wiring,
+     * MSI-X tables. Saved and sent when the migration begins, and again, final, with the vCPUs
+     * parked. load is called with the first copy between reset and Z (every device is in {}), and
+     * again with the final one while the devices are in Z; both may be refused. */
+    int (*external_save)(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr);
+    int (*external_load)(void *opaque, const void *data, size_t size, struct vfmig_error *reterr);
+
+    /* Appends lines "key=value\n": what both sides must have in common (vCPU count, CPUID, TSC
+     * kHz ...). A key that starts with "info." is shown and not compared. Memory and devices are
+     * the engine's. */
+    int (*identity)(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr);
+
+    /* NULL: nothing known. Any thread of the engine, any time; must be quick and touch no device
+     * in a !R state. */
+    void (*sample)(void *opaque, struct vfmig_vm_sample *ret_sample);
+
+    /* NULL: nobody cares. The source after RUNNING is confirmed and journalled: the guest is
+     * elsewhere, its memory may be freed once the attempt has ended. */
+    void (*released)(void *opaque);
+
+    /* NULL: nobody cares. One line of JSON without newline per event: {"t_ns":..., "ev":"..."}.
+     * Any thread of the engine, one call at a time. */
+    void (*trace)(void *opaque, const char *json);
+};
+#define VFMIG_VM_OPS_VERSION 1u
+
+/* What migrates. Everything is the VMM's and must outlive the attempt. */
+struct vfmig_vm {
+    const struct vfmig_vm_ops *ops;
+    void *opaque;
+    struct vfmig_memory memory;
+    struct vfmig_target *const *devices; /* connected, in R */
+    const char *const *device_ids;       /* the same names in the same order on both sides */
+    uint32_t device_count;
+    struct vfmig_tracker *const *trackers; /* together they see every writer of memory */
+    uint32_t tracker_count;
+    bool peer_mappings; /* devices can reach each other's BARs: refused unless all have NDMA (C70) */
+    bool page_faults;   /* DMA may wait for the guest to page in: the same (C63) */
+};
+
+enum vfmig_on_deadline {
+    VFMIG_ON_DEADLINE_FAIL = 0, /* unwind, the guest runs on */
+    VFMIG_ON_DEADLINE_FORCE,    /* switch over whatever the downtime */
+};
+
+/* Zero means the default given. */
+struct vfmig_migrate_options {
+    uint64_t downtime_limit_ns; /* of the predicted downtime; 300 ms */
+    uint64_t deadline_ns;       /* for the way to the switchover, from the start; none */
+    enum vfmig_on_deadline on_deadline;
+    uint64_t max_bandwidth;     /* bytes per second over all channels, before vCPUs stop; no limit */
+    uint32_t channels;          /* 2 */
+    uint64_t device_timeout_ns; /* for one state change or reset of one device; 10 s */
+    uint64_t viommu_timeout_ns; /* for the vIOMMU to become idle; 10 s */
+    uint64_t stall_ns;          /* a connection on which no byte moves for so long is lost; 10 s */
+    uint64_t reconnect_ns;      /* how long the source tries again once the link is lost and the
+                                   outcome open, before it reports it undecided; 10 s */
+    const char *journal_dir;    /* directory of the journal; required */
+    uint8_t migration_id[VFMIG_MIGRATION_ID_BYTES]; /* all zero: a random one */
+};
+
+enum vfmig_migrate_state {
+    VFMIG_MIGRATE_NONE = 0,  /* not started */
+    VFMIG_MIGRATE_ACTIVE,    /* under way */
+    VFMIG_MIGRATE_COMPLETED, /* the guest runs at the destination */
+    VFMIG_MIGRATE_FAILED,    /* unwound: the guest runs (ran on) at the source */
+    VFMIG_MIGRATE_CANCELLED, /* the same, because the user wished it */
+    VFMIG_MIGRATE_UNDECIDED, /* grant sent, no answer: the guest stands still, `vfmig status` */
+    VFMIG_MIGRATE_PAUSED,    /* destination: the guest is here and could not be started */
+    VFMIG_MIGRATE_STATE_COUNT
+};
+const char *vfmig_migrate_state_name(unsigned state);
+
+/* A step as it happened. On the clock of its own side (CLOCK_MONOTONIC). */
+struct vfmig_step_report {
+    uint64_t start_ns, end_ns; /* 0: did not happen; end 0: under way */
+    struct vfmig_vm_sample at_start, at_end;
+    bool vcpus_ran; /* for the whole of the step */
+};
+
+/* The downtime in parts, each from its own two timestamps. Source clock; 0 when it was not seen.
+ * Parts overlap only where said; unaccounted is total minus the sum of the parts. */
+struct vfmig_downtime {
+    uint64_t total_ns;         /* vCPUs asked to stop .. vCPUs run at the destination, converted */
+    uint64_t vcpus_stop_ns;    /* asked .. all parked */
+    uint64_t snapshot_ns;      /* S4: log read in SNR */
+    uint64_t devices_stop_ns;  /* S5 begins .. last device is in S */
+    uint64_t vm_state_ns;      /* vCPU and external state saved and sent */
+    uint64_t final_log_ns;     /* the log read with everything quiet */
+    uint64_t final_data_ns;    /* from then until the last byte of memory and devices is sent */
+    uint64_t ready_ns;         /* SEAL sent .. READY received */
+    uint64_t grant_journal_ns; /* GRANT-SENT on disk */
+    uint64_t grant_ns;         /* GRANT sent .. received, converted; wants the destination's report */
+    uint64_t resume_ns;        /* destination: GRANT received .. vCPUs run */
+    uint64_t unaccounted_ns;
+    /* Not parts: shares of the parts above. */
+    uint64_t journal_ns;        /* all fsyncs of both sides inside the downtime */
+    uint64_t device_load_ns;    /* destination: Z left .. last device in {} */
+    uint64_t state_load_ns;     /* destination: vCPU state */
+    uint64_t clock_error_ns;    /* of what was converted between the clocks */
+};
+
+/* A snapshot of either side, and its final report. */
+struct vfmig_progress {
+    enum vfmig_migrate_state state;
+    enum vfmig_step step;
+    struct vfmig_error error; /* code 0: none. Why it failed, or what went wrong and was survived */
+    uint8_t migration_id[VFMIG_MIGRATION_ID_BYTES];
+    uint32_t epoch;
+
+    uint32_t device_count;
+    uint8_t device_state[VFMIG_PROGRESS_DEVICES]; /* enum vfmig_state, of the first ones */
+    uint32_t devices_lost; /* could not be brought back to R, not even by reset */
+
+    uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC */
+    uint64_t memory_bytes;         /* size of the guest's memory */
+    uint32_t rounds;               /* passes over memory while vCPUs ran; the first is everything */
+    uint64_t remaining_bytes;      /* of the round under way, or known dirty */
+    uint64_t rate_bytes;           /* per second, sent */
+    uint64_t dirty_bytes;          /* per second, as the trackers see it */
+    uint64_t predicted_downtime_ns;
+    uint64_t downtime_limit_ns;
+    uint64_t sent_running_bytes;   /* on all channels while vCPUs ran */
+    uint64_t sent_stopped_bytes;   /* after */
+    uint64_t memory_running_bytes; /* guest memory (zero pages as pages) moved while vCPUs ran */
+    uint64_t memory_stopped_bytes;
+    uint64_t pages, zero_pages;    /* sent in all rounds */
+    uint64_t device_bytes;         /* device data */
+    uint64_t working_set_pages;    /* distinct pages that the trackers saw dirty */
+    uint64_t dma_in_flight;        /* when N was asked for */
+    uint64_t interrupts_latched;   /* while everything was quiet */
+    uint64_t final_log_pages;      /* found by the snapshot with everything quiet */
+
+    int64_t clock_offset_ns; /* the peer's clock reads ours + offset */
+    uint64_t clock_error_ns, rtt_ns;
+
+    struct vfmig_step_report steps[VFMIG_STEP_COUNT];
+    struct vfmig_downtime downtime;
+    uint64_t journal_total_ns; /* all fsyncs of this side */
+    uint32_t journal_writes;
+};
+
+/* --- Source --- */
+
+struct vfmig_source;
+
+/* Checks vm and options (copied), opens the journal; -EINVAL, or what the journal said. */
+int vfmig_source_new(const struct vfmig_vm *vm, const struct vfmig_migrate_options *options,
+                     struct vfmig_source **ret_source, struct vfmig_error *reterr);
+/* "tcp:HOST:PORT" or "unix:PATH". Returns at once; everything else is told by status. Once only. */
+int vfmig_source_start(struct vfmig_source *source, const char *uri, struct vfmig_error *reterr);
+/* Unwinds unless the grant is already on its way; status tells. Any thread, any time. */
+void vfmig_source_cancel(struct vfmig_source *source);
+/* Any thread, any time. */
+void vfmig_source_status(struct vfmig_source *source, struct vfmig_progress *ret_progress);
+/* Until the state is no longer ACTIVE: 0, or the code of progress.error when it is not COMPLETED;
+ * -ETIMEDOUT. UINT64_MAX waits for ever. */
+int vfmig_source_wait(struct vfmig_source *source, uint64_t timeout_ns, struct vfmig_error *reterr);
+/* Cancels what can be cancelled, joins all threads. NULL is fine. The guest is left as it is. */
+void vfmig_source_free(struct vfmig_source *source);
+
+/* --- Destination --- */
+
+struct vfmig_destination;
+
+/* vm has the same memory map, empty, devices in R, vCPUs parked. Listens on uri; one attempt at a
+ * time, and after a refused or failed one the next is awaited with fresh devices. */
+int vfmig_destination_new(const struct vfmig_vm *vm, const struct vfmig_migrate_options *options,
+                          struct vfmig_destination **ret_destination, struct vfmig_error *reterr);
+int vfmig_destination_listen(struct vfmig_destination *destination, const char *uri,
+                             struct vfmig_error *reterr);
+void vfmig_destination_status(struct vfmig_destination *destination,
+                              struct vfmig_progress *ret_progress);
+/* Until a guest was taken over (0), could not be started (PAUSED), or the wait for one was
+ * cancelled (-ECANCELED); failed attempts are survived and seen in status. -ETIMEDOUT. */
+int vfmig_destination_wait(struct vfmig_destination *destination, uint64_t timeout_ns,
+                           struct vfmig_error *reterr);
+/* Refuses what can be refused and stops listening. */
+void vfmig_destination_cancel(struct vfmig_destination *destination);
+/* The bound TCP port, for "tcp:HOST:0"; 0 for a unix socket. */
+uint16_t vfmig_destination_port(const struct vfmig_destination *destination);
+/* Keeps answering a source that asks for the outcome until then. NULL is fine. */
+void vfmig_destination_free(struct vfmig_destination *destination);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
