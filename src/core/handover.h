@@ -9,6 +9,7 @@
  *  - If actions.journal is not NONE, nothing else is asked: write that record durably (write, fsync),
  *    then step JOURNAL_DONE or JOURNAL_FAILED. The actions that depend on it come from that step.
  *  - Otherwise do actions.flags first, in the order of their bits, then send actions.send.
+ *  - After DROP_LOAD or RELEASE step no late answer (LOADED, PREPARED ...) of the work before it.
  *  - Every message may be lost, doubled or late: step RETRY now and then (a second is fine) while
  *    vfmig_handover_waits() is true, and LINK_UP whenever a connection to the peer exists again. */
 #ifndef VFMIG_CORE_HANDOVER_H
@@ -86,7 +87,7 @@ struct vfmig_ho_msg {
     uint8_t kind;   /* enum vfmig_ho_msg_kind */
     uint8_t record; /* sender's last journalled record, in every message */
     uint8_t memory; /* 1: the sender still has the guest's memory, in every message */
-    uint8_t reserved;
+    uint8_t reserved; /* 0 */
 };
 
 enum vfmig_ho_event_kind {
@@ -142,6 +143,7 @@ enum vfmig_ho_outcome {
     VFMIG_HO_OUTCOME_REFUSED,               /* destination: not here, the source has it */
     VFMIG_HO_OUTCOME_DIED_AT_SOURCE,        /* source died, destination had no complete copy */
     VFMIG_HO_OUTCOME_DIED_AT_DESTINATION,   /* it ran at the destination and died with it */
+    VFMIG_HO_OUTCOME_CONFLICT,              /* an operator vouched wrongly for a source that runs */
     VFMIG_HO_OUTCOME_COUNT
 };
 
@@ -162,21 +164,26 @@ struct vfmig_handover {
     uint8_t record;   /* last durable record */
     uint8_t pending;  /* record being written, NONE otherwise */
     uint8_t memory;   /* this side has guest memory (source) or a complete image (destination) */
-    uint8_t link;     /* a connection exists */
-    uint8_t abort;    /* ABORT came while a record was being written */
+    uint8_t abort;    /* source: a user wants out; destination: the same, while a record is written */
     uint8_t sealed;   /* destination: SEAL received */
     uint8_t loaded;   /* destination: LOADED seen */
     uint8_t prepared; /* destination: PREPARED seen */
     uint8_t failed;   /* destination: PREPARE or RUN failed */
     uint8_t outcome;  /* last one reported */
+    uint8_t acked;    /* destination: RELEASED received, nothing is left to say */
+    uint8_t kept;     /* outcome to report when the pending record is durable */
+    uint8_t reserved[3];
 };
 
-_Static_assert(sizeof(struct vfmig_handover) == VFMIG_HO_ID_BYTES + 4 + 12, "no padding");
+_Static_assert(sizeof(struct vfmig_handover) == VFMIG_HO_ID_BYTES + 4 + 16, "no padding");
 _Static_assert(sizeof(struct vfmig_ho_msg) == VFMIG_HO_ID_BYTES + 8, "no padding");
 
-/* A new attempt of a source: record NONE, memory true, an epoch above every earlier one of this id.
- * A destination that waits for whoever comes: id NULL, epoch 0, record NONE, memory false.
- * Continuing a journal after a crash: what the journal says, memory false.
+/* A new attempt of a source: record NONE, memory true. A new epoch (one above the last) of a known id
+ * only if its last record is RESUMED; while it is ABORTED take a new id, so that the old journal
+ * stays open until the old destination has refused.
+ * A destination that waits for whoever comes: id NULL, epoch 0, record NONE, memory false. If a
+ * journal exists for the id of the first message, init from that journal before stepping it.
+ * Continuing a journal after a crash: what the journal says, memory false. Step START first.
  * Returns 0, or -EINVAL for a record that is not of this role. */
 int vfmig_handover_init(struct vfmig_handover *h, enum vfmig_ho_role role, const uint8_t *id,
                         uint32_t epoch, enum vfmig_ho_record record, bool memory);
