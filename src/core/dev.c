@@ -278,12 +278,14 @@ static void substep_failed(struct vfmig_dev *dev, struct vfmig_dev_actions *out,
             return;
         }
     }
+    if (dev->substep == SUB_CLEAR_R)
+        dev->running = 1; /* a device that could not be stopped runs on */
     undo(dev, out);
 }
 
 static uint64_t later(uint64_t now_ns, uint64_t delay_ns)
 {
-    return now_ns > UINT64_MAX - 1 - delay_ns ? UINT64_MAX - 1 : now_ns + delay_ns;
+    return delay_ns < UINT64_MAX - now_ns ? now_ns + delay_ns : UINT64_MAX - 1;
 }
 
 /* The DMA gate comes first: R falling implies N (C34), and nothing is lost yet if the drain fails
