@@ -44,6 +44,9 @@ int vfmig_channel_fd(const struct vfmig_channel *channel); /* for poll; stays th
 int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
                             struct vfmig_error *reterr);
 
+/* Ends sending only, so that the peer reads to the end of what was sent. */
+void vfmig_channel_end_sending(struct vfmig_channel *channel);
+
 /* Where MEMORY and ZERO records go; without it they are refused. Kept by reference. */
 void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_memory *memory);
 
@@ -56,6 +59,15 @@ int vfmig_channel_send(struct vfmig_channel *channel, enum vfmig_record_tag tag,
 int vfmig_channel_sendv(struct vfmig_channel *channel, enum vfmig_record_tag tag,
                         const struct iovec *parts, int part_count, struct vfmig_error *reterr);
 
+/* MEMORY (pages points to copies of the runs' pages, so that their CRC stays true) or ZERO (pages
+ * is NULL). */
+int vfmig_channel_send_runs(struct vfmig_channel *channel, const struct vfmig_page_run *runs,
+                            uint32_t run_count, const void *pages, struct vfmig_error *reterr);
+
+/* A ROUND mark with this channel's counts. */
+int vfmig_channel_send_round(struct vfmig_channel *channel, uint64_t round,
+                             struct vfmig_error *reterr);
+
 /* A segment of device state in as many DEVDATA records as it needs. */
 int vfmig_channel_send_segment(struct vfmig_channel *channel, uint32_t device, uint64_t segment,
                                const void *data, size_t size, struct vfmig_error *reterr);
@@ -66,6 +78,9 @@ int vfmig_channel_send_segment(struct vfmig_channel *channel, uint32_t device, u
 int vfmig_channel_recv(struct vfmig_channel *channel, struct vfmig_record *ret_record,
                        struct vfmig_error *reterr);
 
+/* Reads and drops everything until the peer closes, the stall limit or a shutdown. */
+void vfmig_channel_drain(struct vfmig_channel *channel);
+
 /* Waits until something can be received: 0, or -ETIMEDOUT. UINT64_MAX waits for ever. */
 int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
                        struct vfmig_error *reterr);
@@ -73,18 +88,20 @@ int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
 /* Any thread, any time. */
 void vfmig_channel_stats(const struct vfmig_channel *channel, struct vfmig_channel_stats *ret_stats);
 
-/* The HELLO exchange over count connected sockets, all from the same source to the same
- * destination; fds are consumed, on failure too, and set to -1. The source connects all its
- * sockets first, then calls open. */
-int vfmig_channels_open(int *fds, uint32_t count, const uint8_t migration_id[16],
-                        uint64_t stall_ns, struct vfmig_channel **ret_channels,
-                        struct vfmig_error *reterr);
-
-/* The destination's half: next_fd returns one more connection at a time (blocking), a negative
- * errno ends the attempt. The first connection to say HELLO is channel 0 and says how many follow;
- * a connection without the right token is closed and another one awaited, at most
- * VFMIG_MAX_CHANNELS times. ret_channels has room for VFMIG_MAX_CHANNELS. */
+/* The HELLO exchange, which binds several connections to one migration. next_fd returns one more
+ * connected socket at a time: the source connects it, the destination accepts it; it may block, a
+ * negative errno ends the attempt. The source asks for the next one only when the one before was
+ * answered, so that the order of connections cannot be confused.
+ *
+ * On failure everything is closed. ret_channels has room for count channels. */
 typedef int (*vfmig_next_fd)(void *user, struct vfmig_error *reterr);
+int vfmig_channels_open(vfmig_next_fd next_fd, void *user, uint32_t count,
+                        const uint8_t migration_id[16], uint64_t stall_ns,
+                        struct vfmig_channel **ret_channels, struct vfmig_error *reterr);
+
+/* The destination's half. The first connection says how many follow; one that does not know the
+ * token is closed and another one awaited, VFMIG_MAX_CHANNELS times in all. ret_channels has room
+ * for VFMIG_MAX_CHANNELS. */
 int vfmig_channels_accept(vfmig_next_fd next_fd, void *user, uint64_t stall_ns,
                           uint8_t ret_migration_id[16], struct vfmig_channel **ret_channels,
                           uint32_t *ret_count, struct vfmig_error *reterr);

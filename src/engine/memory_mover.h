@@ -58,8 +58,9 @@ int vfmig_mover_fd(const struct vfmig_mover *mover);
 
 void vfmig_mover_progress(struct vfmig_mover *mover, struct vfmig_mover_progress *ret_progress);
 
-/* Ends the round with -ECANCELED and shuts the channels down: a half-sent record has no use.
- * Any thread. */
+/* Ends the running round with -ECANCELED, between two records, so that an ERROR or BYE can still be
+ * sent; no further round can be started. A peer that takes nothing holds it up until the stall limit
+ * or vfmig_channel_shutdown. Any thread. */
 void vfmig_mover_cancel(struct vfmig_mover *mover);
 
 /* --- Destination (and the source's control channel, with memory NULL) --- */
@@ -79,7 +80,10 @@ int vfmig_receiver_new(struct vfmig_channel *const *channels, uint32_t channel_c
  * inside the callback. */
 void vfmig_receiver_free(struct vfmig_receiver *receiver);
 
-/* Until every channel is past the mark of this round: 0, -ETIMEDOUT, or the first error of any
+/* The first failure also ends the stream for the peer: it is told by an ERROR record (unless an ERROR
+ * was what failed), all channels but 0 are closed, and channel 0 is read until the peer closes it.
+ *
+ * Until every channel is past the mark of this round: 0, -ETIMEDOUT, or the first error of any
  * channel. UINT64_MAX waits for ever. May be called inside the callback of channel 0 only for a
  * round whose mark on channel 0 has passed. */
 int vfmig_receiver_wait_round(struct vfmig_receiver *receiver, uint64_t round, uint64_t timeout_ns,

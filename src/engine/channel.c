@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A connection: its life and its sending half. The receiving half is channel_recv.c. */
+#include "engine/channel.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/crc32c.h"
+#include "base/sabotage.h"
+#include "engine/channel_private.h"
+
+#define MAX_PARTS 4
+
+uint64_t vfmig_channel_now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+int vfmig_channel_new(int fd, uint32_t index, enum vfmig_side side,
+                      struct vfmig_channel **ret_channel, struct vfmig_error *reterr)
+{
+    struct vfmig_channel *channel = calloc(1, sizeof(*channel));
+    int on = 1;
+
+    if (!channel) {
+        close(fd);
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
+                               "no memory for migration channel %u", index);
+    }
+    channel->fd = fd;
+    channel->index = index;
+    channel->side = side;
+    pthread_mutex_init(&channel->send_lock, NULL);
+    /* Control records are small and awaited; a unix socket says no, which is fine. */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    *ret_channel = channel;
+    return 0;
+}
+
+void vfmig_channel_free(struct vfmig_channel *channel)
+{
+    if (!channel)
+        return;
+    close(channel->fd);
+    pthread_mutex_destroy(&channel->send_lock);
+    free(channel->buffer);
+    free(channel);
+}
+
+uint32_t vfmig_channel_index(const struct vfmig_channel *channel)
+{
+    return channel->index;
+}
+
+int vfmig_channel_fd(const struct vfmig_channel *channel)
+{
+    return channel->fd;
+}
+
+int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
+                            struct vfmig_error *reterr)
+{
+    struct timeval timeout = {
+        .tv_sec = (time_t)(timeout_ns / 1000000000u),
+        .tv_usec = (suseconds_t)(timeout_ns % 1000000000u / 1000u),
+    };
+
+    if (timeout_ns && !timeout.tv_sec && !timeout.tv_usec)
+        timeout.tv_usec = 1; /* 0 would mean for ever */
+    if (setsockopt(channel->fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)) < 0 ||
+        setsockopt(channel->fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) < 0)
+        return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
+                               "channel %u takes no timeout: %s", channel->index, strerror(errno));
+    return 0;
+}
+
+void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_memory *memory)
+{
+    channel->memory = memory;
+}
+
+void vfmig_channel_shutdown(struct vfmig_channel *channel)
+{
+    atomic_store(&channel->cancelled, true);
+    shutdown(channel->fd, SHUT_RDWR);
+}
+
+void vfmig_channel_end_sending(struct vfmig_channel *channel)
+{
+    shutdown(channel->fd, SHUT_WR);
+}
+
+static int send_error(struct vfmig_channel *channel, int code, struct vfmig_error *reterr)
+{
+    if (atomic_load(&channel->cancelled))
+        return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
+                               "sending on channel %u was cancelled", channel->index);
+    if (code == -EAGAIN || code == -EWOULDBLOCK)
+        return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
+                               "the peer took no byte of channel %u within the time limit",
+                               channel->index);
+    if (code == -EPIPE || code == -ECONNRESET)
+        return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
+                               "the peer closed channel %u", channel->index);
+    return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0, "sending on channel %u failed: %s",
+                           channel->index, strerror(-code));
+}
+
+/* Sends all of iov; what it points to is consumed. */
+static int send_all(struct vfmig_channel *channel, struct iovec *iov, size_t count,
+                    struct vfmig_error *reterr)
+{
+    while (count) {
+        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
+        ssize_t sent = sendmsg(channel->fd, &msg, MSG_NOSIGNAL);
+        if (sent < 0) {
+            int code = -errno;
+            if (code == -EINTR)
+                continue;
+            return send_error(channel, code, reterr);
+        }
+        atomic_fetch_add_explicit(&channel->bytes_sent, (uint64_t)sent, memory_order_relaxed);
+        for (size_t left = (size_t)sent; count && left >= iov->iov_len; iov++, count--, sent = (ssize_t)left)
+            left -= iov->iov_len;
+        if (count) {
+            iov->iov_base = (uint8_t *)iov->iov_base + sent;
+            iov->iov_len -= (size_t)sent;
+        }
+    }
+    return 0;
+}
+
+/* Head and parts as one record; the payload's CRC is known. */
+static int send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                       const struct iovec *parts, size_t part_count, uint32_t length, uint32_t crc,
+                       struct vfmig_error *reterr)
+{
+    uint8_t head[VFMIG_RECORD_HEAD_BYTES];
+    struct iovec iov[1 + MAX_PARTS];
+    int rc;
+
+    memcpy(iov + 1, parts, part_count * sizeof(*parts));
+    pthread_mutex_lock(&channel->send_lock);
+    if (channel->send_failed.code) {
+        if (reterr)
+            *reterr = channel->send_failed;
+        rc = channel->send_failed.code;
+    } else {
+        vfmig_record_head_encode(head, tag, channel->index, channel->send_sequence++, length, crc);
+        iov[0] = (struct iovec){head, sizeof(head)};
+        rc = send_all(channel, iov, 1 + part_count, &channel->send_failed);
+        if (rc < 0 && reterr)
+            *reterr = channel->send_failed;
+    }
+    pthread_mutex_unlock(&channel->send_lock);
+    return rc;
+}
+
+int vfmig_channel_sendv(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                        const struct iovec *parts, int part_count, struct vfmig_error *reterr)
+{
+    const struct vfmig_record_info *info = vfmig_record_info(tag);
+    struct iovec used[MAX_PARTS];
+    size_t used_count = 0, size = 0;
+    uint32_t crc = 0;
+
+    for (int i = 0; i < part_count; i++) {
+        if (parts[i].iov_len == 0)
+            continue;
+        if (used_count == MAX_PARTS)
+            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                                   "a record is sent from at most %d parts", MAX_PARTS);
+        used[used_count++] = parts[i];
+        size += parts[i].iov_len;
+        crc = vfmig_crc32c(crc, parts[i].iov_base, parts[i].iov_len);
+    }
+    if (!info || size < info->min_bytes || size > info->max_bytes)
+        return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_LOCAL, 0,
+                               "%zu bytes are no payload of a record %s", size,
+                               info ? info->name : "of this version");
+    return send_record(channel, tag, used, used_count, (uint32_t)size, crc, reterr);
+}
+
+int vfmig_channel_send(struct vfmig_channel *channel, enum vfmig_record_tag tag, const void *data,
+                       size_t size, struct vfmig_error *reterr)
+{
+    struct iovec part = {(void *)(uintptr_t)data, size};
+
+    return vfmig_channel_sendv(channel, tag, &part, 1, reterr);
+}
+
+int vfmig_channel_send_runs(struct vfmig_channel *channel, const struct vfmig_page_run *runs,
+                            uint32_t run_count, const void *pages, struct vfmig_error *reterr)
+{
+    uint8_t table[VFMIG_RUNS_PREFIX_BYTES + VFMIG_RUN_BYTES * VFMIG_MAX_MEMORY_RUNS];
+    uint64_t page_count = 0;
+
+    for (uint32_t i = 0; i < run_count; i++)
+        page_count += runs[i].page_count;
+    if (run_count == 0 || run_count > VFMIG_MAX_MEMORY_RUNS || page_count > UINT32_MAX ||
+        (pages && page_count > VFMIG_MAX_MEMORY_PAGES))
+        return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_LOCAL, 0,
+                               "%u runs of %" PRIu64 " pages do not fit one record", run_count,
+                               page_count);
+    vfmig_runs_encode(table, runs, run_count);
+    struct iovec parts[2] = {
+        {table, vfmig_runs_bytes(run_count)},
+        {(void *)(uintptr_t)pages, pages ? page_count * VFMIG_PAGE_SIZE : 0},
+    };
+    uint32_t crc = vfmig_crc32c(0, table, parts[0].iov_len);
+    if (pages)
+        crc = vfmig_crc32c(crc, pages, parts[1].iov_len);
+    if (pages && vfmig_sabotage("alter-page"))
+        ((uint8_t *)parts[1].iov_base)[page_count * VFMIG_PAGE_SIZE / 2] ^= 1;
+    int rc = send_record(channel, pages ? VFMIG_RECORD_MEMORY : VFMIG_RECORD_ZERO, parts,
+                         pages ? 2 : 1, (uint32_t)(parts[0].iov_len + parts[1].iov_len), crc,
+                         reterr);
+    if (rc == 0)
+        atomic_fetch_add_explicit(pages ? &channel->pages_sent : &channel->zero_pages_sent,
+                                  page_count, memory_order_relaxed);
+    return rc;
+}
+
+int vfmig_channel_send_round(struct vfmig_channel *channel, uint64_t round,
+                             struct vfmig_error *reterr)
+{
+    uint8_t out[VFMIG_ROUND_BYTES];
+
+    vfmig_round_encode(out, &(struct vfmig_round){
+                                .round = round,
+                                .pages = atomic_load(&channel->pages_sent),
+                                .zero_pages = atomic_load(&channel->zero_pages_sent),
+                            });
+    return vfmig_channel_send(channel, VFMIG_RECORD_ROUND, out, sizeof(out), reterr);
+}
+
+int vfmig_channel_send_segment(struct vfmig_channel *channel, uint32_t device, uint64_t segment,
+                               const void *data, size_t size, struct vfmig_error *reterr)
+{
+    const uint8_t *at = data;
+    int rc;
+
+    if (size == 0 || size > VFMIG_MAX_DEVICE_SEGMENT)
+        return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_LOCAL, 0,
+                               "%zu bytes are no segment of a device's state", size);
+    do {
+        uint8_t prefix[VFMIG_DEVICE_PIECE_BYTES];
+        size_t piece = size < VFMIG_MAX_DEVICE_PIECE ? size : VFMIG_MAX_DEVICE_PIECE;
+        vfmig_device_piece_encode(prefix, &(struct vfmig_device_piece){
+                                              .device = device,
+                                              .more = size > piece,
+                                              .segment = segment,
+                                          });
+        struct iovec parts[2] = {{prefix, sizeof(prefix)}, {(void *)(uintptr_t)at, piece}};
+        rc = vfmig_channel_sendv(channel, VFMIG_RECORD_DEVDATA, parts, 2, reterr);
+        at += piece;
+        size -= piece;
+    } while (rc == 0 && size);
+    return rc;
+}
+
+int vfmig_channel_pong(struct vfmig_channel *channel, const struct vfmig_record *record,
+                       struct vfmig_error *reterr)
+{
+    uint8_t out[VFMIG_PONG_BYTES];
+    struct vfmig_ping ping;
+    int rc = vfmig_ping_decode(record->payload, record->length, &ping, reterr);
+
+    if (rc < 0)
+        return rc;
+    vfmig_pong_encode(out, &(struct vfmig_pong){
+                               .id = ping.id,
+                               .sent_ns = ping.sent_ns,
+                               .received_ns = record->received_ns,
+                               .answered_ns = vfmig_channel_now_ns(),
+                           });
+    return vfmig_channel_send(channel, VFMIG_RECORD_PONG, out, sizeof(out), reterr);
+}
+
+void vfmig_channel_stats(const struct vfmig_channel *channel, struct vfmig_channel_stats *ret_stats)
+{
+    *ret_stats = (struct vfmig_channel_stats){
+        .bytes_sent = atomic_load(&channel->bytes_sent),
+        .bytes_received = atomic_load(&channel->bytes_received),
+        .pages_sent = atomic_load(&channel->pages_sent),
+        .pages_received = atomic_load(&channel->pages_received),
+        .zero_pages_sent = atomic_load(&channel->zero_pages_sent),
+        .zero_pages_received = atomic_load(&channel->zero_pages_received),
+    };
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the files of one channel share. */
+#ifndef VFMIG_ENGINE_CHANNEL_PRIVATE_H
+#define VFMIG_ENGINE_CHANNEL_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "engine/channel.h"
+
+/* Read ahead of the record that is being received: enough for the next head, the prefix of its
+ * table and a few runs, so that a record of contiguous pages costs one system call. */
+#define AHEAD_BYTES 128u
+
+struct vfmig_channel {
+    int fd;
+    uint32_t index;
+    enum vfmig_side side;
+    atomic_bool cancelled;
+    const struct vfmig_memory *memory;
+
+    pthread_mutex_t send_lock;
+    uint64_t send_sequence;         /* under send_lock */
+    struct vfmig_error send_failed; /* under send_lock; code 0 while all is well */
+
+    /* Receiving thread only. */
+    uint64_t recv_sequence;
+    uint64_t head_ns;
+    struct vfmig_error recv_failed;
+    uint8_t ahead[AHEAD_BYTES];
+    size_t ahead_at, ahead_end;
+    uint8_t *buffer; /* grows to the largest record met, at most VFMIG_MAX_CHANNEL_BUFFER */
+    size_t buffer_bytes;
+    uint8_t table[VFMIG_RUNS_PREFIX_BYTES + VFMIG_RUN_BYTES * VFMIG_MAX_MEMORY_RUNS];
+    struct vfmig_page_run runs[VFMIG_MAX_MEMORY_RUNS];
+    struct iovec iov[VFMIG_MAX_MEMORY_RUNS + 1];
+
+    _Atomic uint64_t bytes_sent, bytes_received;
+    _Atomic uint64_t pages_sent, pages_received;
+    _Atomic uint64_t zero_pages_sent, zero_pages_received;
+};
+
+/* Makes the pages of a run zero, touching none that already is. */
+void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, uint64_t page_count);
+
+uint64_t vfmig_channel_now_ns(void);
+
+#endif

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The receiving half of a channel. */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/crc32c.h"
+#include "base/zero.h"
+#include "engine/channel_private.h"
+
+static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool inside,
+                      struct vfmig_error *reterr)
+{
+    if (atomic_load(&channel->cancelled))
+        return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
+                               "receiving on channel %u was cancelled", channel->index);
+    if (got == 0 || code == -ECONNRESET)
+        return vfmig_error_set(reterr, -ECONNRESET,
+                               inside ? VFMIG_ORIGIN_STREAM : VFMIG_ORIGIN_PEER, 0,
+                               inside ? "the peer closed channel %u in the middle of a record"
+                                      : "the peer closed channel %u without a BYE",
+                               channel->index);
+    if (code == -EAGAIN || code == -EWOULDBLOCK)
+        return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
+                               "the peer sent no byte on channel %u within the time limit",
+                               channel->index);
+    return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0,
+                           "receiving on channel %u failed: %s", channel->index, strerror(-code));
+}
+
+/* One recvmsg; the last element of iov is the read-ahead buffer, which is empty. inside says
+ * whether the end of the connection would cut a record. Returns the bytes read. */
+static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, size_t count,
+                            bool inside, struct vfmig_error *reterr)
+{
+    for (;;) {
+        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
+        ssize_t got = recvmsg(channel->fd, &msg, MSG_CMSG_CLOEXEC);
+        int code = got < 0 ? -errno : 0;
+        if (got > 0) {
+            atomic_fetch_add_explicit(&channel->bytes_received, (uint64_t)got,
+                                      memory_order_relaxed);
+            return got;
+        }
+        if (code != -EINTR)
+            return recv_error(channel, got, code, inside, reterr);
+    }
+}
+
+/* Drops size bytes from the front of iov; returns how many elements are used up. */
+static size_t advance(struct iovec *iov, size_t count, size_t size)
+{
+    size_t used = 0;
+
+    while (used < count && size >= iov[used].iov_len)
+        size -= iov[used++].iov_len;
+    if (used < count) {
+        iov[used].iov_base = (uint8_t *)iov[used].iov_base + size;
+        iov[used].iov_len -= size;
+    }
+    return used;
+}
+
+/* Moves what was read ahead to the front of iov; returns how many elements are used up. */
+static size_t take_ahead(struct vfmig_channel *channel, struct iovec *iov, size_t count)
+{
+    size_t used = 0;
+
+    while (used < count && channel->ahead_at < channel->ahead_end) {
+        size_t size = channel->ahead_end - channel->ahead_at;
+        if (size > iov[used].iov_len)
+            size = iov[used].iov_len;
+        memcpy(iov[used].iov_base, channel->ahead + channel->ahead_at, size);
+        channel->ahead_at += size;
+        used += advance(iov + used, 1, size);
+    }
+    return used;
+}
+
+/* Fills iov[0..count) whole; iov has room for one more element. The array is consumed. */
+static int receive_all(struct vfmig_channel *channel, struct iovec *iov, size_t count, bool inside,
+                       struct vfmig_error *reterr)
+{
+    size_t used = take_ahead(channel, iov, count);
+    size_t left = 0;
+
+    iov += used;
+    count -= used;
+    for (size_t i = 0; i < count; i++)
+        left += iov[i].iov_len;
+    while (left) {
+        iov[count] = (struct iovec){channel->ahead, AHEAD_BYTES};
+        ssize_t got = receive_some(channel, iov, count + 1, inside, reterr);
+        if (got < 0)
+            return (int)got;
+        inside = true;
+        channel->ahead_at = 0;
+        channel->ahead_end = (size_t)got > left ? (size_t)got - left : 0;
+        left -= (size_t)got - channel->ahead_end;
+        used = advance(iov, count, (size_t)got - channel->ahead_end);
+        iov += used;
+        count -= used;
+    }
+    return 0;
+}
+
+static int receive_bytes(struct vfmig_channel *channel, void *data, size_t size, bool inside,
+                         struct vfmig_error *reterr)
+{
+    struct iovec iov[2] = {{data, size}};
+
+    return receive_all(channel, iov, size ? 1 : 0, inside, reterr);
+}
+
+static int grow_buffer(struct vfmig_channel *channel, size_t size, struct vfmig_error *reterr)
+{
+    if (size <= channel->buffer_bytes)
+        return 0;
+    uint8_t *buffer = realloc(channel->buffer, size);
+    if (!buffer)
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
+                               "no memory for a record of %zu bytes", size);
+    channel->buffer = buffer;
+    channel->buffer_bytes = size;
+    return 0;
+}
+
+/* The whole payload into the channel's buffer; the head's check has bounded it. */
+static int receive_payload(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                           struct vfmig_error *reterr)
+{
+    int rc = grow_buffer(channel, head->length, reterr);
+
+    if (rc == 0)
+        rc = receive_bytes(channel, channel->buffer, head->length, /* inside= */ true, reterr);
+    if (rc == 0)
+        rc = vfmig_record_payload_check(head, vfmig_crc32c(0, channel->buffer, head->length),
+                                        reterr);
+    return rc;
+}
+
+static void *page_address(const struct vfmig_memory *memory, const struct vfmig_page_run *run)
+{
+    uint8_t *host = memory->blocks[run->block].host;
+
+    return host + run->first_page * VFMIG_PAGE_SIZE;
+}
+
+static int need_memory(const struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                       struct vfmig_error *reterr)
+{
+    if (channel->memory)
+        return 0;
+    return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, head->tag,
+                           "record %s arrived on channel %u before the memory map was agreed",
+                           head->name, channel->index);
+}
+
+/* Table first, so that it is known where the pages go; then the pages into their places. */
+static int receive_memory(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                          struct vfmig_error *reterr)
+{
+    const size_t prefix = VFMIG_RUNS_PREFIX_BYTES;
+    uint32_t run_count = 0;
+    int rc = need_memory(channel, head, reterr);
+
+    if (rc == 0)
+        rc = receive_bytes(channel, channel->table, prefix, /* inside= */ true, reterr);
+    if (rc == 0)
+        rc = vfmig_runs_prefix_decode(channel->table, head, &run_count, reterr);
+    if (rc == 0)
+        rc = receive_bytes(channel, channel->table + prefix, vfmig_runs_bytes(run_count) - prefix,
+                           /* inside= */ true, reterr);
+    if (rc == 0)
+        rc = vfmig_runs_decode(channel->table, head, channel->memory, run_count, channel->runs,
+                               reterr);
+    if (rc < 0)
+        return rc;
+    for (uint32_t i = 0; i < run_count; i++)
+        channel->iov[i] = (struct iovec){page_address(channel->memory, &channel->runs[i]),
+                                         (size_t)channel->runs[i].page_count * VFMIG_PAGE_SIZE};
+    rc = receive_all(channel, channel->iov, run_count, /* inside= */ true, reterr);
+    if (rc < 0)
+        return rc;
+    uint32_t crc = vfmig_crc32c(0, channel->table, vfmig_runs_bytes(run_count));
+    uint64_t pages = 0;
+    for (uint32_t i = 0; i < run_count; i++) {
+        crc = vfmig_crc32c(crc, page_address(channel->memory, &channel->runs[i]),
+                           (size_t)channel->runs[i].page_count * VFMIG_PAGE_SIZE);
+        pages += channel->runs[i].page_count;
+    }
+    atomic_fetch_add_explicit(&channel->pages_received, pages, memory_order_relaxed);
+    return vfmig_record_payload_check(head, crc, reterr);
+}
+
+void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, uint64_t page_count)
+{
+    uint64_t at = first_page * VFMIG_PAGE_SIZE, end = at + page_count * VFMIG_PAGE_SIZE;
+
+    while (at < end) {
+        /* A page that the file does not have yet is zero; reading it would make the file have
+         * it. Not mincore: a page that is swapped out is not in core, and need not be zero. */
+        if (block->fd >= 0) {
+            off_t data = lseek(block->fd, (off_t)(block->fd_offset + at), SEEK_DATA);
+            if (data < 0 && errno == ENXIO)
+                return; /* nothing but a hole to the end of the file */
+            if (data >= 0 && (uint64_t)data - block->fd_offset > at)
+                at = ((uint64_t)data - block->fd_offset) & ~(uint64_t)(VFMIG_PAGE_SIZE - 1);
+        }
+        for (unsigned i = 0; i < 64 && at < end; i++, at += VFMIG_PAGE_SIZE) {
+            uint8_t *page = (uint8_t *)block->host + at;
+            if (!vfmig_is_zero(page, VFMIG_PAGE_SIZE))
+                memset(page, 0, VFMIG_PAGE_SIZE);
+        }
+    }
+}
+
+static int receive_zero(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                        struct vfmig_error *reterr)
+{
+    uint32_t run_count = 0;
+    int rc = need_memory(channel, head, reterr);
+
+    if (rc == 0)
+        rc = receive_bytes(channel, channel->table, head->length, /* inside= */ true, reterr);
+    if (rc == 0)
+        rc = vfmig_record_payload_check(head, vfmig_crc32c(0, channel->table, head->length), reterr);
+    if (rc == 0)
+        rc = vfmig_runs_prefix_decode(channel->table, head, &run_count, reterr);
+    if (rc == 0)
+        rc = vfmig_runs_decode(channel->table, head, channel->memory, run_count, channel->runs,
+                               reterr);
+    for (uint32_t i = 0; rc == 0 && i < run_count; i++) {
+        const struct vfmig_page_run *run = &channel->runs[i];
+        vfmig_zero_apply(&channel->memory->blocks[run->block], run->first_page, run->page_count);
+        atomic_fetch_add_explicit(&channel->zero_pages_received, run->page_count,
+                                  memory_order_relaxed);
+    }
+    return rc;
+}
+
+/* A mark counts what was before it, so that a reader that lost pages without noticing says so. */
+static int check_round(struct vfmig_channel *channel, struct vfmig_error *reterr)
+{
+    struct vfmig_round round;
+    int rc = vfmig_round_decode(channel->buffer, VFMIG_ROUND_BYTES, &round, reterr);
+
+    if (rc == 0 && (round.pages != atomic_load(&channel->pages_received) ||
+                    round.zero_pages != atomic_load(&channel->zero_pages_received)))
+        rc = vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_ROUND,
+                             "channel %u: pages were lost before the end of the round",
+                             channel->index);
+    return rc;
+}
+
+/* 1 when a record for the caller is in *ret_record, 0 when it was dealt with here. */
+static int receive_record(struct vfmig_channel *channel, struct vfmig_record *ret_record,
+                          struct vfmig_error *reterr)
+{
+    const struct vfmig_record_expect expect = {
+        .sender = channel->side == VFMIG_SIDE_SOURCE ? VFMIG_SIDE_DEST : VFMIG_SIDE_SOURCE,
+        .channel = channel->index,
+        .sequence = channel->recv_sequence,
+    };
+    uint8_t bytes[VFMIG_RECORD_HEAD_BYTES];
+    struct vfmig_record_head head;
+    int rc = receive_bytes(channel, bytes, sizeof(bytes), channel->ahead_at < channel->ahead_end,
+                           reterr);
+    if (rc < 0)
+        return rc;
+    channel->head_ns = vfmig_channel_now_ns();
+    int known = vfmig_record_head_decode(bytes, &expect, &head, reterr);
+    if (known < 0)
+        return known;
+    channel->recv_sequence++;
+    if (known && head.tag == VFMIG_RECORD_MEMORY)
+        return receive_memory(channel, &head, reterr);
+    if (known && head.tag == VFMIG_RECORD_ZERO)
+        return receive_zero(channel, &head, reterr);
+    rc = receive_payload(channel, &head, reterr);
+    if (rc == 0 && known && head.tag == VFMIG_RECORD_ROUND)
+        rc = check_round(channel, reterr);
+    if (rc < 0 || !known)
+        return rc;
+    *ret_record = (struct vfmig_record){
+        .tag = (enum vfmig_record_tag)head.tag,
+        .channel = channel->index,
+        .length = head.length,
+        .payload = channel->buffer,
+        .received_ns = channel->head_ns,
+    };
+    return 1;
+}
+
+int vfmig_channel_recv(struct vfmig_channel *channel, struct vfmig_record *ret_record,
+                       struct vfmig_error *reterr)
+{
+    struct vfmig_error error = channel->recv_failed;
+    int rc = error.code;
+
+    while (rc == 0)
+        rc = receive_record(channel, ret_record, &error);
+    if (rc > 0)
+        return 0;
+    channel->recv_failed = error;
+    if (reterr)
+        *reterr = error;
+    return rc;
+}
+
+void vfmig_channel_drain(struct vfmig_channel *channel)
+{
+    uint8_t dropped[4096];
+    ssize_t got;
+
+    do {
+        got = recv(channel->fd, dropped, sizeof(dropped), 0);
+    } while (got > 0 || (got < 0 && errno == EINTR));
+}
+
+int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
+                       struct vfmig_error *reterr)
+{
+    struct pollfd poll_fd = {.fd = channel->fd, .events = POLLIN};
+    uint64_t begin_ns = vfmig_channel_now_ns();
+
+    if (channel->ahead_at < channel->ahead_end)
+        return 0;
+    for (;;) {
+        uint64_t passed_ns = vfmig_channel_now_ns() - begin_ns;
+        uint64_t left_ns = passed_ns < timeout_ns ? timeout_ns - passed_ns : 0;
+        struct timespec left = {.tv_sec = (time_t)(left_ns / 1000000000u),
+                                .tv_nsec = (long)(left_ns % 1000000000u)};
+        int ready = ppoll(&poll_fd, 1, timeout_ns == UINT64_MAX ? NULL : &left, NULL);
+        int code = ready < 0 ? -errno : 0;
+        if (ready > 0)
+            return 0;
+        if (ready == 0)
+            return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
+                                   "the peer sent nothing on channel %u within the time limit",
+                                   channel->index);
+        if (code != -EINTR)
+            return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0,
+                                   "waiting on channel %u failed: %s", channel->index,
+                                   strerror(-code));
+    }
+}
+
+int vfmig_channel_ping(struct vfmig_channel *channel, uint64_t id, struct vfmig_clock_offset *clock,
+                       struct vfmig_error *reterr)
+{
+    uint8_t out[VFMIG_PING_BYTES];
+    struct vfmig_ping ping = {.id = id, .sent_ns = vfmig_channel_now_ns()};
+    struct vfmig_record record;
+    struct vfmig_pong pong;
+
+    vfmig_ping_encode(out, &ping);
+    int rc = vfmig_channel_send(channel, VFMIG_RECORD_PING, out, sizeof(out), reterr);
+    if (rc == 0)
+        rc = vfmig_channel_recv(channel, &record, reterr);
+    if (rc == 0 && record.tag != VFMIG_RECORD_PONG)
+        rc = vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record.tag,
+                             "the peer answered a PING with %s", vfmig_record_info(record.tag)->name);
+    if (rc == 0)
+        rc = vfmig_pong_decode(record.payload, record.length, &pong, reterr);
+    if (rc == 0 && (pong.id != ping.id || pong.sent_ns != ping.sent_ns))
+        rc = vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record.tag,
+                             "the peer answered another PING than the one sent");
+    if (rc == 0)
+        vfmig_clock_offset_add(clock, &pong, record.received_ns);
+    return rc;
+}
