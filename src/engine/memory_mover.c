@@ -353,6 +353,16 @@ void vfmig_mover_set_bandwidth(struct vfmig_mover *mover, uint64_t bytes_per_sec
     atomic_store(&mover->bytes_per_second, bytes_per_second);
 }
 
+/* For the progress only: others may be setting bits, so every word is read atomically. */
+static uint64_t count_bits(const uint64_t *bitmap, uint64_t bits)
+{
+    uint64_t count = 0;
+
+    for (size_t word = 0; word < vfmig_bitmap_words(bits); word++)
+        count += (uint64_t)__builtin_popcountll(__atomic_load_n(&bitmap[word], __ATOMIC_RELAXED));
+    return count;
+}
+
 int vfmig_mover_start(struct vfmig_mover *mover, struct vfmig_dirty_map *map, uint64_t round,
                       struct vfmig_error *reterr)
 {
@@ -360,7 +370,7 @@ int vfmig_mover_start(struct vfmig_mover *mover, struct vfmig_dirty_map *map, ui
     int rc = 0;
 
     for (uint32_t i = 0; i < map->memory.block_count; i++)
-        total += vfmig_bitmap_count(map->bitmaps[i], map->memory.blocks[i].size / VFMIG_PAGE_SIZE);
+        total += count_bits(map->bitmaps[i], map->memory.blocks[i].size / VFMIG_PAGE_SIZE);
     pthread_mutex_lock(&mover->lock);
     if (mover->failed.code) {
         if (reterr)

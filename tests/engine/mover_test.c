@@ -1,0 +1,603 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Guest memory through channels: complete, in order, refused when altered, never stuck. */
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
+
+#include "mover_rig.h"
+
+struct seen {
+    atomic_uint records, byes, errors;
+    struct vfmig_error error;
+};
+
+static int note_record(void *user, const struct vfmig_record *record, struct vfmig_error *reterr)
+{
+    struct seen *seen = user;
+
+    if (record->tag == VFMIG_RECORD_BYE)
+        seen->byes++;
+    else if (record->tag == VFMIG_RECORD_ERROR) {
+        int rc = vfmig_stream_error_decode(record->payload, record->length, &seen->error, reterr);
+        seen->errors++;
+        if (rc == 0 && reterr)
+            *reterr = seen->error;
+        return rc < 0 ? rc : seen->error.code;
+    } else
+        seen->records++;
+    return 0;
+}
+
+struct writer {
+    struct rig_memory *memory;
+    struct rig_map *dirty;
+    atomic_bool stop;
+    uint64_t writes;
+};
+
+/* A guest: writes pages, then says so, as a tracker would. */
+static void *write_pages(void *argument)
+{
+    struct writer *w = argument;
+    uint64_t seed = 0x1234567;
+
+    while (!atomic_load(&w->stop) || w->writes < 500) {
+        const struct vfmig_ram_block *block = &w->memory->blocks[rig_random(&seed) % RIG_BLOCKS];
+        uint64_t page = rig_random(&seed) % (block->size / VFMIG_PAGE_SIZE);
+        uint8_t *at = (uint8_t *)block->host + page * VFMIG_PAGE_SIZE;
+        for (int i = 0; i < 16; i++) {
+            uint64_t *word = (uint64_t *)(void *)at + rig_random(&seed) % 512;
+            __atomic_store_n(word, rig_random(&seed) % 3 ? seed : 0, __ATOMIC_RELAXED);
+        }
+        vfmig_bitmap_set_range_atomic(w->dirty->bitmaps[block - w->memory->blocks], page, 1);
+        w->writes++;
+    }
+    return NULL;
+}
+
+static void move(uint32_t channels, bool tcp, bool with_writer)
+{
+    const uint64_t pages[RIG_BLOCKS] = {2 * VFMIG_STRIPE_PAGES + 77, VFMIG_STRIPE_PAGES + 1};
+    struct rig_memory from, to;
+    struct rig_channels c;
+    struct rig_map map;
+    struct seen seen = {0};
+    struct vfmig_mover *mover;
+    struct vfmig_receiver *receiver;
+    uint64_t seed = 42, round = 0, total = pages[0] + pages[1];
+    struct vfmig_error error = {0};
+
+    rig_memory_init(&from, pages);
+    rig_memory_init(&to, pages);
+    rig_memory_randomise(&from, &seed);
+    memset(to.blocks[0].host, 0xee, to.blocks[0].size); /* what must become zero is not yet */
+    rig_channels_init(&c, channels, tcp);
+    rig_map_init(&map, &from.memory);
+    rig_map_fill(&map);
+    assert_int_equal(vfmig_receiver_new(c.dest, channels, &to.memory, note_record, &seen,
+                                        &receiver, &error), 0);
+    assert_int_equal(vfmig_mover_new(c.source, channels, &from.memory, &mover, &error), 0);
+
+    struct writer writer = {.memory = &from, .dirty = &map};
+    pthread_t thread;
+    if (with_writer)
+        assert_int_equal(pthread_create(&thread, NULL, write_pages, &writer), 0);
+    while (round < (with_writer ? 4 : 1))
+        assert_int_equal(vfmig_mover_send(mover, &map.map, round++, &error), 0);
+    if (with_writer) {
+        atomic_store(&writer.stop, true);
+        pthread_join(thread, NULL);
+        assert_int_equal(vfmig_mover_send(mover, &map.map, round++, &error), 0);
+    }
+    assert_int_equal(rig_map_count(&map), 0);
+    assert_int_equal(vfmig_receiver_wait_round(receiver, round - 1, UINT64_MAX, &error), 0);
+    assert_true(rig_memory_equal(&from, &to));
+
+    struct vfmig_mover_progress progress;
+    vfmig_mover_progress(mover, &progress);
+    assert_false(progress.running);
+    assert_int_equal(progress.pages_done, progress.pages_total);
+    if (!with_writer)
+        assert_true(progress.zero_pages > total / 6);
+    assert_true(progress.pages_sent + progress.zero_pages >= total);
+    assert_true(progress.bytes_sent > progress.pages_sent * VFMIG_PAGE_SIZE);
+
+    for (uint32_t i = 0; i < channels; i++)
+        assert_int_equal(vfmig_channel_send(c.source[i], VFMIG_RECORD_BYE, NULL, 0, &error), 0);
+    assert_int_equal(vfmig_receiver_wait_end(receiver, &error), 0);
+    assert_int_equal(seen.byes, channels);
+    assert_int_equal(seen.records, 0);
+    vfmig_mover_free(mover);
+    vfmig_receiver_free(receiver);
+    rig_map_done(&map);
+    rig_channels_done(&c);
+    rig_memory_done(&from);
+    rig_memory_done(&to);
+}
+
+static void memory_arrives_over_1_2_and_4_channels(void **state)
+{
+    for (uint32_t channels = 1; channels <= 4; channels *= 2) {
+        move(channels, /* tcp= */ false, /* with_writer= */ false);
+        move(channels, /* tcp= */ true, /* with_writer= */ false);
+    }
+}
+
+static void memory_arrives_while_it_is_written(void **state)
+{
+    for (uint32_t channels = 1; channels <= 4; channels *= 2) {
+        move(channels, /* tcp= */ false, /* with_writer= */ true);
+        move(channels, /* tcp= */ true, /* with_writer= */ true);
+    }
+}
+
+static void holes_stay_holes_on_both_sides(void **state)
+{
+    const uint64_t pages[RIG_BLOCKS] = {4 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
+    struct rig_memory from, to;
+    struct rig_channels c;
+    struct rig_map map;
+    struct seen seen = {0};
+    struct vfmig_mover *mover;
+    struct vfmig_receiver *receiver;
+    struct stat before, after;
+
+    rig_memory_init(&from, pages);
+    rig_memory_init(&to, pages);
+    memset((uint8_t *)from.blocks[0].host + 700 * VFMIG_PAGE_SIZE, 7, 3 * VFMIG_PAGE_SIZE);
+    rig_channels_init(&c, 2, /* tcp= */ false);
+    rig_map_init(&map, &from.memory);
+    rig_map_fill(&map);
+    assert_int_equal(fstat(from.blocks[0].fd, &before), 0);
+    assert_int_equal(vfmig_receiver_new(c.dest, 2, &to.memory, note_record, &seen, &receiver, NULL),
+                     0);
+    assert_int_equal(vfmig_mover_new(c.source, 2, &from.memory, &mover, NULL), 0);
+    assert_int_equal(vfmig_mover_send(mover, &map.map, 1, NULL), 0);
+    assert_int_equal(vfmig_receiver_wait_round(receiver, 1, UINT64_MAX, NULL), 0);
+    vfmig_mover_free(mover);
+    vfmig_receiver_free(receiver);
+
+    assert_int_equal(fstat(from.blocks[0].fd, &after), 0);
+    assert_true(after.st_blocks <= before.st_blocks + 64 * 8); /* one group of 64 pages */
+    assert_int_equal(fstat(to.blocks[0].fd, &after), 0);
+    assert_true(after.st_blocks <= before.st_blocks + 64 * 8);
+    assert_int_equal(fstat(to.blocks[1].fd, &after), 0);
+    assert_int_equal(after.st_blocks, 0);
+    assert_true(rig_memory_equal(&from, &to));
+    rig_map_done(&map);
+    rig_channels_done(&c);
+    rig_memory_done(&from);
+    rig_memory_done(&to);
+}
+
+/* --- One recorded channel, replayed with faults --- */
+
+struct recording {
+    const uint64_t pages[RIG_BLOCKS];
+    struct rig_memory memory;
+    uint8_t *bytes;
+    size_t size;
+};
+
+/* What a source sends for 6 pages of bytes, some zero pages, a mark, a segment, and BYE. */
+static void record_stream(struct recording *r)
+{
+    struct rig_channels c;
+    struct rig_map map;
+    struct vfmig_mover *mover;
+    uint64_t seed = 7;
+    const size_t room = 256 * 1024;
+
+    rig_memory_init(&r->memory, r->pages);
+    for (int i = 0; i < 6; i++)
+        rig_fill_page((uint8_t *)r->memory.blocks[0].host + (size_t)i / 2 * 3 * VFMIG_PAGE_SIZE +
+                          (size_t)(i % 2) * VFMIG_PAGE_SIZE, &seed);
+    rig_channels_init(&c, 1, /* tcp= */ false);
+    rig_map_init(&map, &r->memory.memory);
+    rig_map_fill(&map);
+    assert_int_equal(vfmig_mover_new(c.source, 1, &r->memory.memory, &mover, NULL), 0);
+    assert_int_equal(vfmig_mover_send(mover, &map.map, 1, NULL), 0);
+    vfmig_mover_free(mover);
+    assert_int_equal(vfmig_channel_send_segment(c.source[0], 3, 0, "device", 6, NULL), 0);
+    assert_int_equal(vfmig_channel_send(c.source[0], VFMIG_RECORD_BYE, NULL, 0, NULL), 0);
+    vfmig_channel_shutdown(c.source[0]);
+    r->bytes = malloc(room);
+    assert_non_null(r->bytes);
+    r->size = 0;
+    for (ssize_t got = 1; got > 0; r->size += (size_t)got)
+        got = read(vfmig_channel_fd(c.dest[0]), r->bytes + r->size, room - r->size);
+    rig_map_done(&map);
+    rig_channels_done(&c);
+}
+
+/* Plays bytes to a fresh destination; returns how it ended: 0 when BYE was reached. */
+static int play(const struct recording *r, const uint8_t *bytes, size_t size,
+                struct rig_memory *to, struct vfmig_error *reterr)
+{
+    int fds[2], rc, big = 1 << 20;
+    struct vfmig_channel *channel;
+    struct vfmig_record record = {0};
+
+    rig_pair(/* tcp= */ false, fds);
+    assert_int_equal(setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &big, sizeof(big)), 0);
+    assert_int_equal(vfmig_channel_new(fds[1], 0, VFMIG_SIDE_DEST, &channel, NULL), 0);
+    vfmig_channel_set_memory(channel, &to->memory);
+    assert_int_equal(send(fds[0], bytes, size, MSG_DONTWAIT), (ssize_t)size);
+    close(fds[0]);
+    do {
+        rc = vfmig_channel_recv(channel, &record, reterr);
+    } while (rc == 0 && record.tag != VFMIG_RECORD_BYE);
+    vfmig_channel_free(channel);
+    return rc;
+}
+
+/* Heads and tables at every byte, pages now and then. */
+static size_t next_position(size_t at)
+{
+    return at < 600 ? at + 1 : at + 89;
+}
+
+static void a_stream_cut_anywhere_is_an_error(void **state)
+{
+    struct recording r = {.pages = {20, 3}};
+    struct rig_memory to;
+    struct vfmig_error error;
+
+    record_stream(&r);
+    rig_memory_init(&to, r.pages);
+    assert_int_equal(play(&r, r.bytes, r.size, &to, &error), 0);
+    assert_true(rig_memory_equal(&r.memory, &to));
+    for (size_t cut = 0; cut < r.size; cut = cut + 400 > r.size ? cut + 1 : next_position(cut)) {
+        assert_int_equal(play(&r, r.bytes, cut, &to, &error), -ECONNRESET);
+        assert_true(error.origin == VFMIG_ORIGIN_PEER || error.origin == VFMIG_ORIGIN_STREAM);
+    }
+    free(r.bytes);
+    rig_memory_done(&r.memory);
+    rig_memory_done(&to);
+}
+
+static void a_stream_altered_anywhere_is_an_error_of_the_stream(void **state)
+{
+    struct recording r = {.pages = {20, 3}};
+    struct rig_memory to;
+    struct vfmig_error error;
+
+    record_stream(&r);
+    rig_memory_init(&to, r.pages);
+    for (size_t at = 0; at < r.size; at = at + 400 > r.size ? at + 1 : next_position(at)) {
+        r.bytes[at] ^= (uint8_t)(1u << at % 8);
+        assert_true(play(&r, r.bytes, r.size, &to, &error) < 0);
+        assert_int_equal(error.origin, VFMIG_ORIGIN_STREAM);
+        r.bytes[at] ^= (uint8_t)(1u << at % 8);
+    }
+    free(r.bytes);
+    rig_memory_done(&r.memory);
+    rig_memory_done(&to);
+}
+
+/* --- Threads: a fault on one channel ends all, and the source learns why --- */
+
+struct live {
+    struct rig_memory from, to;
+    struct rig_channels c;
+    struct rig_map map;
+    struct seen dest_seen, source_seen;
+    struct vfmig_mover *mover;
+    struct vfmig_receiver *dest, *source;
+};
+
+static void live_init(struct live *l, uint32_t channels, bool tcp)
+{
+    const uint64_t pages[RIG_BLOCKS] = {6 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
+    uint64_t seed = 11;
+
+    memset(l, 0, sizeof(*l));
+    rig_memory_init(&l->from, pages);
+    rig_memory_init(&l->to, pages);
+    rig_memory_randomise(&l->from, &seed);
+    rig_channels_init(&l->c, channels, tcp);
+    rig_map_init(&l->map, &l->from.memory);
+    rig_map_fill(&l->map);
+    assert_int_equal(vfmig_mover_new(l->c.source, channels, &l->from.memory, &l->mover, NULL), 0);
+}
+
+static void live_receive(struct live *l)
+{
+    assert_int_equal(vfmig_receiver_new(l->c.dest, l->c.count, &l->to.memory, note_record,
+                                        &l->dest_seen, &l->dest, NULL), 0);
+    assert_int_equal(vfmig_receiver_new(l->c.source, 1, NULL, note_record, &l->source_seen,
+                                        &l->source, NULL), 0);
+}
+
+static void live_done(struct live *l)
+{
+    vfmig_mover_free(l->mover);
+    vfmig_receiver_free(l->source);
+    for (uint32_t i = 0; i < l->c.count; i++)
+        vfmig_channel_shutdown(l->c.source[i]);
+    vfmig_receiver_free(l->dest);
+    rig_map_done(&l->map);
+    rig_channels_done(&l->c);
+    rig_memory_done(&l->from);
+    rig_memory_done(&l->to);
+}
+
+static void a_fault_on_one_channel_reaches_the_source_as_a_sentence(void **state)
+{
+    for (int tcp = 0; tcp < 2; tcp++) {
+        struct live l;
+        struct vfmig_error error = {0};
+        const uint8_t rubbish[VFMIG_RECORD_HEAD_BYTES] = {0};
+
+        live_init(&l, 2, tcp);
+        assert_int_equal(write(vfmig_channel_fd(l.c.source[1]), rubbish, sizeof(rubbish)),
+                         sizeof(rubbish));
+        live_receive(&l);
+        int rc = vfmig_mover_send(l.mover, &l.map.map, 1, &error);
+        assert_true(rc == 0 || rc == -ECONNRESET);
+        assert_int_equal(vfmig_receiver_wait_round(l.dest, 1, UINT64_MAX, &error), -EBADMSG);
+        assert_int_equal(error.origin, VFMIG_ORIGIN_STREAM);
+        assert_int_equal(vfmig_receiver_wait_end(l.source, &error), -EBADMSG);
+        assert_int_equal(l.source_seen.errors, 1);
+        assert_non_null(strstr(error.text, "magic"));
+        live_done(&l);
+    }
+}
+
+static void a_peer_that_goes_away_is_an_error(void **state)
+{
+    for (int tcp = 0; tcp < 2; tcp++) {
+        struct live l;
+        struct vfmig_error error = {0};
+
+        live_init(&l, 2, tcp);
+        vfmig_channel_shutdown(l.c.dest[1]);
+        l.dest = l.source = NULL;
+        /* Nobody receives on channel 0: the failure of the other one must end it, too. */
+        assert_int_equal(vfmig_mover_send(l.mover, &l.map.map, 1, &error), -ECONNRESET);
+        assert_int_equal(error.origin, VFMIG_ORIGIN_PEER);
+        assert_int_equal(vfmig_mover_send(l.mover, &l.map.map, 2, &error), -ECONNRESET);
+        live_done(&l);
+    }
+}
+
+static void a_peer_that_takes_nothing_is_an_error(void **state)
+{
+    struct live l;
+    struct vfmig_error error = {0};
+
+    live_init(&l, 1, /* tcp= */ false);
+    assert_int_equal(vfmig_channel_set_stall(l.c.source[0], 1000000, NULL), 0);
+    assert_int_equal(vfmig_mover_send(l.mover, &l.map.map, 1, &error), -ETIMEDOUT);
+    assert_int_equal(error.origin, VFMIG_ORIGIN_PEER);
+    assert_int_equal(vfmig_channel_set_stall(l.c.dest[0], 1000000, NULL), 0);
+    struct vfmig_record record;
+    vfmig_channel_set_memory(l.c.dest[0], &l.to.memory);
+    assert_true(vfmig_channel_recv(l.c.dest[0], &record, &error) < 0);
+    live_done(&l);
+}
+
+static void cancelling_ends_a_round_between_records(void **state)
+{
+    struct live l;
+    struct vfmig_error error = {0};
+
+    live_init(&l, 2, /* tcp= */ false);
+    live_receive(&l);
+    vfmig_mover_set_bandwidth(l.mover, 1000000); /* 20 s for all of it */
+    assert_int_equal(vfmig_mover_start(l.mover, &l.map.map, 1, &error), 0);
+    assert_int_equal(vfmig_mover_start(l.mover, &l.map.map, 1, &error), -EBUSY);
+    vfmig_mover_cancel(l.mover);
+    assert_int_equal(vfmig_mover_wait(l.mover, &error), -ECANCELED);
+    assert_int_equal(error.origin, VFMIG_ORIGIN_LOCAL);
+    assert_int_equal(vfmig_mover_send(l.mover, &l.map.map, 2, &error), -ECANCELED);
+    /* The stream is still whole: the destination can be told. */
+    uint8_t out[VFMIG_STREAM_ERROR_BYTES_MAX];
+    size_t size = vfmig_stream_error_encode(out, &error);
+    assert_int_equal(vfmig_channel_send(l.c.source[0], VFMIG_RECORD_ERROR, out, size, NULL), 0);
+    assert_int_equal(vfmig_receiver_wait_end(l.dest, &error), -ECANCELED);
+    assert_int_equal(l.dest_seen.errors, 1);
+    live_done(&l);
+}
+
+static void freeing_a_running_mover_ends_it(void **state)
+{
+    struct live l;
+
+    live_init(&l, 2, /* tcp= */ true);
+    assert_int_equal(vfmig_mover_start(l.mover, &l.map.map, 1, NULL), 0);
+    l.dest = l.source = NULL; /* nobody takes a byte */
+    live_done(&l);
+}
+
+static void memory_before_the_map_is_agreed_is_refused(void **state)
+{
+    struct rig_channels c;
+    uint8_t page[VFMIG_PAGE_SIZE] = {1};
+    struct vfmig_record record;
+    struct vfmig_error error;
+
+    rig_channels_init(&c, 1, /* tcp= */ false);
+    const struct vfmig_page_run run = {.page_count = 1};
+    assert_int_equal(vfmig_channel_send_runs(c.source[0], &run, 1, page, NULL), 0);
+    assert_int_equal(vfmig_channel_recv(c.dest[0], &record, &error), -EPROTO);
+    assert_int_equal(error.origin, VFMIG_ORIGIN_STREAM);
+    rig_channels_done(&c);
+}
+
+/* --- HELLO --- */
+
+struct sockets {
+    int fds[VFMIG_MAX_CHANNELS];
+    uint32_t next;
+};
+
+static int next_socket(void *user, struct vfmig_error *reterr)
+{
+    struct sockets *s = user;
+
+    if (s->next == VFMIG_MAX_CHANNELS || s->fds[s->next] < 0)
+        return vfmig_error_set(reterr, -ENOTCONN, VFMIG_ORIGIN_LOCAL, 0, "no more sockets");
+    return s->fds[s->next++];
+}
+
+struct accepting {
+    struct sockets sockets;
+    uint8_t id[16];
+    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
+    uint32_t count;
+    int rc;
+    struct vfmig_error error;
+};
+
+static void *accept_all(void *argument)
+{
+    struct accepting *a = argument;
+
+    a->rc = vfmig_channels_accept(next_socket, &a->sockets, 5000000000u, a->id, a->channels,
+                                  &a->count, &a->error);
+    return NULL;
+}
+
+/* stranger: a connection among them that belongs to nobody. */
+static void open_channels(int stranger)
+{
+    struct accepting a = {.count = 0};
+    struct sockets source = {.next = 0};
+    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
+    const uint8_t id[16] = {1, 2, 3};
+    struct vfmig_error error = {0};
+    struct vfmig_clock_offset clock = {0};
+    pthread_t thread;
+    int other = -1;
+
+    for (int i = 0, n = 0; i < (int)VFMIG_MAX_CHANNELS; i++) {
+        int fds[2] = {-1, -1};
+        if (i < 3 + (stranger >= 0))
+            rig_pair(/* tcp= */ false, fds);
+        a.sockets.fds[i] = fds[1];
+        if (i == stranger)
+            other = fds[0];
+        else
+            source.fds[n++] = fds[0];
+        if (n < (int)VFMIG_MAX_CHANNELS)
+            source.fds[n] = -1;
+    }
+    if (other >= 0)
+        close(other);
+    assert_int_equal(pthread_create(&thread, NULL, accept_all, &a), 0);
+    assert_int_equal(vfmig_channels_open(next_socket, &source, 3, id, 5000000000u, channels,
+                                         &error), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(a.rc, 0);
+    assert_int_equal(a.count, 3);
+    assert_memory_equal(a.id, id, 16);
+
+    struct seen seen = {0};
+    struct vfmig_receiver *receiver;
+    assert_int_equal(vfmig_receiver_new(a.channels, 3, NULL, note_record, &seen, &receiver, NULL),
+                     0);
+    for (uint64_t i = 0; i < 5; i++)
+        assert_int_equal(vfmig_channel_ping(channels[0], i, &clock, &error), 0);
+    assert_int_equal(clock.samples, 5);
+    /* One clock on both sides: the true offset is 0 and must be inside the error. */
+    assert_true((uint64_t)llabs(clock.offset_ns) <= clock.error_ns);
+    for (uint32_t i = 0; i < 3; i++)
+        vfmig_channel_free(channels[i]);
+    assert_int_equal(vfmig_receiver_wait_end(receiver, &error), -ECONNRESET);
+    vfmig_receiver_free(receiver);
+    for (uint32_t i = 0; i < 3; i++)
+        vfmig_channel_free(a.channels[i]);
+}
+
+static void hello_binds_channels(void **state)
+{
+    open_channels(/* stranger= */ -1);
+}
+
+static void hello_turns_strangers_away(void **state)
+{
+    open_channels(/* stranger= */ 1);
+    open_channels(/* stranger= */ 2);
+}
+
+struct sending {
+    struct vfmig_channel *channel;
+    const uint8_t *data;
+    size_t size;
+    int rc;
+};
+
+static void *send_segment(void *argument)
+{
+    struct sending *s = argument;
+
+    s->rc = vfmig_channel_send_segment(s->channel, 9, 4, s->data, s->size, NULL);
+    return NULL;
+}
+
+static void segments_keep_their_boundaries(void **state)
+{
+    const size_t size = VFMIG_MAX_DEVICE_PIECE * 2 + 5;
+    struct rig_channels c;
+    struct vfmig_record record;
+    struct vfmig_device_piece piece;
+    uint8_t *data = malloc(size), *got = malloc(size);
+    size_t at = 0;
+    uint64_t seed = 3;
+    pthread_t thread;
+    struct vfmig_error error = {0};
+
+    assert_true(data && got);
+    for (size_t i = 0; i < size; i++)
+        data[i] = (uint8_t)rig_random(&seed);
+    rig_channels_init(&c, 1, /* tcp= */ false);
+    struct sending sending = {.channel = c.source[0], .data = data, .size = size};
+    assert_int_equal(pthread_create(&thread, NULL, send_segment, &sending), 0);
+    do {
+        assert_int_equal(vfmig_channel_recv(c.dest[0], &record, &error), 0);
+        assert_int_equal(record.tag, VFMIG_RECORD_DEVDATA);
+        assert_int_equal(vfmig_device_piece_decode(record.payload, record.length, &piece, &error),
+                         0);
+        assert_int_equal(piece.device, 9);
+        assert_int_equal(piece.segment, 4);
+        size_t bytes = record.length - VFMIG_DEVICE_PIECE_BYTES;
+        assert_true(at + bytes <= size);
+        memcpy(got + at, record.payload + VFMIG_DEVICE_PIECE_BYTES, bytes);
+        at += bytes;
+    } while (piece.more);
+    pthread_join(thread, NULL);
+    assert_int_equal(sending.rc, 0);
+    assert_int_equal(at, size);
+    assert_memory_equal(got, data, size);
+    free(data);
+    free(got);
+    rig_channels_done(&c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(memory_arrives_over_1_2_and_4_channels),
+        cmocka_unit_test(memory_arrives_while_it_is_written),
+        cmocka_unit_test(holes_stay_holes_on_both_sides),
+        cmocka_unit_test(a_stream_cut_anywhere_is_an_error),
+        cmocka_unit_test(a_stream_altered_anywhere_is_an_error_of_the_stream),
+        cmocka_unit_test(a_fault_on_one_channel_reaches_the_source_as_a_sentence),
+        cmocka_unit_test(a_peer_that_goes_away_is_an_error),
+        cmocka_unit_test(a_peer_that_takes_nothing_is_an_error),
+        cmocka_unit_test(cancelling_ends_a_round_between_records),
+        cmocka_unit_test(freeing_a_running_mover_ends_it),
+        cmocka_unit_test(memory_before_the_map_is_agreed_is_refused),
+        cmocka_unit_test(hello_binds_channels),
+        cmocka_unit_test(hello_turns_strangers_away),
+        cmocka_unit_test(segments_keep_their_boundaries),
+    };
+    return cmocka_run_group_tests_name("mover", tests, NULL, NULL);
+}
