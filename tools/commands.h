@@ -3,4 +3,6 @@
 #ifndef VFMIG_TOOLS_COMMANDS_H
 #define VFMIG_TOOLS_COMMANDS_H
 
+int cmd_migrate(int argc, char **argv);
+
 #endif

@@ -14,6 +14,7 @@ struct command {
 };
 
 static const struct command commands[] = {
+    {"migrate", cmd_migrate, "move a guest to another VMM"},
     {NULL, NULL, NULL},
 };
 

@@ -101,22 +101,29 @@ static void client_error(struct vfmig_qmp *qmp, struct client *client, struct js
     client_send(qmp, client, reply);
 }
 
-static void client_greet(struct vfmig_qmp *qmp, struct client *client)
+struct json_object *vfmig_qmp_version(void)
 {
     int numbers[3] = {0};
-    sscanf(VFMIG_VERSION, "%d.%d.%d", &numbers[0], &numbers[1], &numbers[2]);
+    static const char *const names[3] = {"major", "minor", "micro"};
     struct json_object *number = json_object_new_object();
-    json_object_object_add(number, "major", json_object_new_int(numbers[0]));
-    json_object_object_add(number, "minor", json_object_new_int(numbers[1]));
-    json_object_object_add(number, "micro", json_object_new_int(numbers[2]));
     struct json_object *version = json_object_new_object();
-    json_object_object_add(version, "qemu", number);
+
+    sscanf(VFMIG_VERSION, "%d.%d.%d", &numbers[0], &numbers[1], &numbers[2]);
+    for (unsigned i = 0; i < 3; i++)
+        json_object_object_add(number, names[i], json_object_new_int(numbers[i]));
+    json_object_object_add(version, "qemu", number); /* the key that clients look for */
     json_object_object_add(version, "package", json_object_new_string("vfmig " VFMIG_VERSION));
-    struct json_object *qmp_object = json_object_new_object();
-    json_object_object_add(qmp_object, "version", version);
-    json_object_object_add(qmp_object, "capabilities", json_object_new_array());
+    return version;
+}
+
+static void client_greet(struct vfmig_qmp *qmp, struct client *client)
+{
     struct json_object *greeting = json_object_new_object();
-    json_object_object_add(greeting, "QMP", qmp_object);
+    struct json_object *content = json_object_new_object();
+
+    json_object_object_add(content, "version", vfmig_qmp_version());
+    json_object_object_add(content, "capabilities", json_object_new_array());
+    json_object_object_add(greeting, "QMP", content);
     client_send(qmp, client, greeting);
 }
 

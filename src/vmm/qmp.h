@@ -30,6 +30,9 @@ int vfmig_qmp_start(const char *path, const struct vfmig_qmp_command *commands, 
  * From any thread. */
 void vfmig_qmp_event(struct vfmig_qmp *qmp, const char *name, struct json_object *data);
 
+/* What query-version answers, and part of the greeting. */
+struct json_object *vfmig_qmp_version(void);
+
 /* Sends what is still queued if the clients take it, closes everything, removes the socket. */
 void vfmig_qmp_stop(struct vfmig_qmp *qmp);
 

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every mistake on a command line gets one sentence on stderr and the documented exit code."""
 import os
+import pathlib
+import re
+import socket
 import subprocess
+import threading
 
 import pytest
 
 VFMIG = os.environ["VFMIG"]
+MAN = pathlib.Path(__file__).resolve().parents[2] / "man"
 USAGE = 2
 
 
@@ -40,6 +45,66 @@ def test_version():
 ])
 def test_mistakes_before_the_command(args, words):
     assert_sentence(run(*args), USAGE, *words)
+
+
+COMMANDS = ("migrate",)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_matches_its_man_page(command):
+    result = run(command, "--help")
+    assert result.returncode == 0 and result.stderr == ""
+    helped = set(re.findall(r"^  --([a-z-]+)", result.stdout, re.M))
+    page = (MAN / f"vfmig-{command}.1").read_text()
+    documented = set()
+    for line in re.findall(r"^\.TP\n(\.BI? .*)$", page, re.M):
+        documented |= set(re.findall(r"--([a-z-]+)", line.replace("\\-", "-")))
+    assert helped == documented
+
+
+def test_the_main_page_names_every_command():
+    commands = re.findall(r"^  ([a-z]+) ", run("--help").stdout, re.M)
+    page = (MAN / "vfmig.1").read_text()
+    for command in commands:
+        assert f"\n.B {command}\n" in page
+
+
+@pytest.mark.parametrize("args, words", [
+    (("migrate",), ("--qmp is missing",)),
+    (("migrate", "--qmp", "/x"), ("URI is missing",)),
+    (("migrate", "--qmp", "/x", "http://x"), ("neither tcp:HOST:PORT nor unix:PATH",)),
+    (("migrate", "--qmp", "/x", "tcp:a:1", "tcp:b:1"), ("unexpected argument 'tcp:b:1'",)),
+    (("migrate", "--channels", "17", "--qmp", "/x", "tcp:a:1"), ("1 to 16",)),
+])
+def test_mistakes(args, words):
+    assert_sentence(run(*args), USAGE, *words)
+
+
+@pytest.mark.parametrize("args, words", [
+    (("migrate", "--qmp", "/nonexistent/qmp", "tcp:127.0.0.1:1"), ("/nonexistent/qmp",)),
+    (("migrate", "--qmp", "/" + "x" * 200, "tcp:127.0.0.1:1"), ("too long",)),
+])
+def test_what_is_not_there_is_named(args, words):
+    assert_sentence(run(*args), 1, *words)
+
+
+def test_a_socket_that_does_not_speak_qmp(tmp_path):
+    path = str(tmp_path / "sock")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+
+    def serve():
+        connection, _ = server.accept()
+        connection.sendall(b"220 mail.example.org ESMTP\r\n")
+        connection.recv(100)
+        connection.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert_sentence(run("migrate", "--qmp", path, "tcp:127.0.0.1:1"), 1, "does not speak QMP")
+    thread.join()
+    server.close()
 
 
 def test_output_that_cannot_be_written_is_a_failure():

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "vmm/vm_priv.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "dirty/trackers.h"
+#include "target/user.h"
+
+#define HIGH_RAM 0x100000000u /* RAM that does not fit below the PCI windows goes above 4 GiB */
+
+const char *vmm_run_state_name(enum vmm_run_state state)
+{
+    static const char *const names[VMM_RUN_STATES] = {
+        [VMM_PRELAUNCH] = "prelaunch",
+        [VMM_RUNNING] = "running",
+        [VMM_PAUSED] = "paused",
+        [VMM_INMIGRATE] = "inmigrate",
+        [VMM_FINISH_MIGRATE] = "finish-migrate",
+        [VMM_POSTMIGRATE] = "postmigrate",
+        [VMM_INTERNAL_ERROR] = "internal-error",
+    };
+    return names[state];
+}
+
+/* --- memory --- */
+
+static int map_block(struct vfmig_vmm *vmm, uint64_t gpa, uint64_t size, struct vfmig_error *reterr)
+{
+    struct vfmig_ram_block *block = &vmm->blocks[vmm->memory.block_count];
+
+    /* Sealed: neither a device nor we can cut it short under somebody's mapping (SIGBUS). */
+    int fd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
+                               "cannot create guest memory: %s", strerror(errno));
+    int ret = 0;
+    void *host = MAP_FAILED;
+    if (ftruncate(fd, (off_t)size) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
+        ret = -errno;
+    else
+        host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (!ret && host == MAP_FAILED)
+        ret = -errno;
+    if (ret) {
+        close(fd);
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0,
+                               "cannot map %llu bytes of guest memory: %s",
+                               (unsigned long long)size, strerror(-ret));
+    }
+    /* Dirt is counted in pages of 4 KiB; and a core dump is no place for a guest. Advice only. */
+    madvise(host, size, MADV_NOHUGEPAGE);
+    madvise(host, size, MADV_DONTDUMP);
+    *block = (struct vfmig_ram_block){.gpa = gpa, .size = size, .host = host, .fd = fd};
+    vmm->memory.block_count++;
+    return 0;
+}
+
+static int map_memory(struct vfmig_vmm *vmm, uint64_t size, struct vfmig_error *reterr)
+{
+    vmm->memory.blocks = vmm->blocks;
+    if (size % VFMIG_PAGE_SIZE || size < GUEST_MIN_MEMORY)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "guest memory must be whole pages, at least %u MiB",
+                               GUEST_MIN_MEMORY >> 20);
+    uint64_t low = size < VFMIG_PCI_WINDOW ? size : VFMIG_PCI_WINDOW;
+    int ret = map_block(vmm, 0, low, reterr);
+    if (!ret && size > low)
+        ret = map_block(vmm, HIGH_RAM, size - low, reterr);
+    return ret;
+}
+
+static void unmap_memory(struct vfmig_vmm *vmm)
+{
+    for (uint32_t i = 0; i < vmm->memory.block_count; i++) {
+        munmap(vmm->blocks[i].host, vmm->blocks[i].size);
+        close(vmm->blocks[i].fd);
+    }
+}
+
+/* --- accesses by the guest and by devices --- */
+
+static struct vfmig_pci *find_bar(struct vfmig_vmm *vmm, uint64_t gpa, uint32_t size,
+                                  const struct vfmig_pci_bar **ret_bar)
+{
+    for (uint32_t i = 0; i < vmm->device_count; i++) {
+        *ret_bar = vfmig_pci_find(&vmm->pci[i], gpa, size);
+        if (*ret_bar)
+            return &vmm->pci[i];
+    }
+    return NULL;
+}
+
+/* As on a bus: a read that nobody answers gives ones, a write is lost. */
+static void on_mmio(void *opaque, uint32_t vcpu, uint64_t gpa, bool is_write, void *data,
+                    uint32_t size)
+{
+    const struct vfmig_pci_bar *bar;
+    struct vfmig_pci *pci = find_bar(opaque, gpa, size, &bar);
+
+    if (pci)
+        vfmig_pci_access(pci, bar, gpa, is_write, data, size);
+    else if (!is_write)
+        memset(data, 0xff, size);
+}
+
+static void on_own_write(void *opaque, uint64_t gpa, uint64_t size)
+{
+    struct vfmig_vmm *vmm = opaque;
+    vfmig_own_mark(vmm->own, gpa, size);
+}
+
+static void *ram_at(struct vfmig_vmm *vmm, uint64_t gpa, uint64_t size)
+{
+    for (uint32_t i = 0; i < vmm->memory.block_count; i++) {
+        const struct vfmig_ram_block *block = &vmm->blocks[i];
+        if (size <= block->size && gpa >= block->gpa && gpa - block->gpa <= block->size - size)
+            return (char *)block->host + (gpa - block->gpa);
+    }
+    return NULL;
+}
+
+int vmm_dma(struct vfmig_vmm *vmm, uint64_t gpa, bool is_write, void *data, uint64_t size,
+            struct vfmig_error *reterr)
+{
+    char *host = ram_at(vmm, gpa, size);
+
+    if (host) {
+        if (is_write) {
+            memcpy(host, data, size);
+            vfmig_own_mark(vmm->own, gpa, size); /* before anybody is told of it */
+        } else {
+            memcpy(data, host, size);
+        }
+        return 0;
+    }
+    /* Peer to peer: in pieces as a bus would make them. */
+    for (uint64_t done = 0; done < size;) {
+        const struct vfmig_pci_bar *bar;
+        uint64_t at = gpa + done;
+        uint32_t piece = 8;
+        while (piece > size - done || at % piece)
+            piece /= 2;
+        struct vfmig_pci *pci = find_bar(vmm, at, piece, &bar);
+        if (!pci)
+            return vfmig_error_set(reterr, -EFAULT, VFMIG_ORIGIN_DEVICE, 0,
+                                   "a device accessed 0x%llx, where nothing is",
+                                   (unsigned long long)at);
+        vfmig_pci_access(pci, bar, at, is_write, (char *)data + done, piece);
+        done += piece;
+    }
+    return 0;
+}
+
+static int on_dma_read(void *opaque, uint64_t iova, void *data, uint32_t size)
+{
+    return vmm_dma(opaque, iova, false, data, size, NULL);
+}
+
+static int on_dma_write(void *opaque, uint64_t iova, const void *data, uint32_t size)
+{
+    return vmm_dma(opaque, iova, true, (void *)data, size, NULL);
+}
+
+/* --- devices --- */
+
+static int attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_config *config,
+                         uint64_t *window, struct vfmig_error *reterr)
+{
+    struct vfmig_target *target;
+    uint32_t index = vmm->device_count;
+    char id[64];
+
+    snprintf(id, sizeof(id), "dev%u", index);
+    const char *name = config->id ? config->id : id;
+    for (uint32_t i = 0; i < index; i++)
+        if (!strcmp(vmm->pci[i].id, name))
+            return vfmig_error_set(reterr, -EEXIST, VFMIG_ORIGIN_LOCAL, 0,
+                                   "two devices have the id %s", name);
+    const struct vfmig_user_options options = {
+        .dialect = config->dialect,
+        .dma = {.opaque = vmm, .read = on_dma_read, .write = on_dma_write},
+    };
+    int ret = vfmig_user_open(config->path, &options, &target, reterr);
+    if (ret)
+        return ret;
+    ret = vfmig_pci_init(&vmm->pci[index], index, name, target, window, reterr);
+    if (ret)
+        target->ops->close(target);
+    else
+        vmm->device_count++;
+    return ret;
+}
+
+/* Every device reaches all of RAM by descriptor, and its peers' BARs by message, so that a peer
+ * can count, refuse and log what comes (design section 4, BARs and P2P). */
+static int map_for_device(struct vfmig_vmm *vmm, struct vfmig_pci *pci, struct vfmig_error *reterr)
+{
+    int ret = 0;
+
+    for (uint32_t i = 0; !ret && i < vmm->memory.block_count; i++) {
+        const struct vfmig_ram_block *block = &vmm->blocks[i];
+        ret = pci->target->ops->dma_map(pci->target, block->gpa, block->size, block->fd,
+                                        block->fd_offset, 3, reterr);
+    }
+    for (uint32_t i = 0; i < vmm->device_count; i++) {
+        for (unsigned bar = 0; !ret && bar < VFMIG_PCI_BARS; bar++) {
+            const struct vfmig_pci_bar *peer = &vmm->pci[i].bars[bar];
+            if (&vmm->pci[i] != pci && peer->size)
+                ret = pci->target->ops->dma_map(pci->target, peer->gpa, peer->size, -1, 0, 3, reterr);
+        }
+    }
+    return ret;
+}
+
+static int attach_devices(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
+                          struct vfmig_error *reterr)
+{
+    uint64_t window = VFMIG_PCI_WINDOW;
+    int ret = 0;
+
+    for (uint32_t i = 0; !ret && i < config->device_count; i++)
+        ret = attach_device(vmm, &config->devices[i], &window, reterr);
+    for (uint32_t i = 0; !ret && i < vmm->device_count; i++)
+        ret = map_for_device(vmm, &vmm->pci[i], reterr);
+    for (uint32_t i = 0; !ret && i < vmm->device_count; i++)
+        ret = vfmig_pci_start(&vmm->pci[i], vmm->machine, reterr);
+    return ret;
+}
+
+/* --- running --- */
+
+void vmm_emit(struct vfmig_vmm *vmm, const char *event, struct json_object *data)
+{
+    if (vmm->qmp)
+        vfmig_qmp_event(vmm->qmp, event, data);
+    else
+        json_object_put(data);
+}
+
+int vmm_stop(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    int ret = 0;
+
+    pthread_mutex_lock(&vmm->lock);
+    vmm->run_wanted = false;
+    if (vmm->run_state == VMM_RUNNING) {
+        ret = vfmig_machine_stop(vmm->machine, reterr);
+        if (!ret) {
+            vmm->run_state = VMM_PAUSED;
+            vmm_emit(vmm, "STOP", NULL);
+        }
+    }
+    pthread_mutex_unlock(&vmm->lock);
+    return ret;
+}
+
+int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    int ret = 0;
+
+    pthread_mutex_lock(&vmm->lock);
+    switch (vmm->run_state) {
+    case VMM_PRELAUNCH:
+    case VMM_PAUSED:
+        ret = vfmig_machine_start(vmm->machine, reterr);
+        if (!ret) {
+            vmm->run_state = VMM_RUNNING;
+            vmm_emit(vmm, "RESUME", NULL);
+        }
+        break;
+    case VMM_RUNNING:
+        break;
+    case VMM_INMIGRATE:
+    case VMM_FINISH_MIGRATE:
+        vmm->run_wanted = true; /* once the migration lets it */
+        break;
+    default:
+        ret = vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0,
+                              vmm->run_state == VMM_POSTMIGRATE
+                                  ? "the guest was migrated away; it must not run here"
+                                  : "the guest cannot run: it failed");
+    }
+    pthread_mutex_unlock(&vmm->lock);
+    return ret;
+}
+
+/* --- life --- */
+
+static int create_machine(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
+                          struct vfmig_error *reterr)
+{
+    const struct vfmig_machine_config machine = {
+        .accel = config->accel,
+        .vcpu_count = config->vcpu_count,
+        .memory = vmm->memory,
+        .mmio = on_mmio,
+        .own_write = on_own_write,
+        .opaque = vmm,
+    };
+
+    return vfmig_machine_create(&machine, &vmm->machine, reterr);
+}
+
+static int load_guest(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
+                      struct vfmig_error *reterr)
+{
+    struct vfmig_guest_config guest = config->guest;
+
+    guest.device_count = 0;
+    for (uint32_t i = 0; i < vmm->device_count; i++)
+        if (vmm->pci[i].bars[0].size)
+            guest.device_bar[guest.device_count++] = vmm->pci[i].bars[0].gpa;
+    return vfmig_machine_load_guest(vmm->machine, &guest, reterr);
+}
+
+int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **ret_vmm,
+                     struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = calloc(1, sizeof(*vmm));
+
+    if (!vmm)
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for the VMM");
+    snprintf(vmm->name, sizeof(vmm->name), "%s", config->name ? config->name : "guest");
+    pthread_mutex_init(&vmm->lock, NULL);
+    vmm->run_state = config->incoming ? VMM_INMIGRATE : VMM_PRELAUNCH;
+    vmm->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int ret = vmm->quit_fd < 0 ? vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
+                                                 "cannot create an eventfd: %s", strerror(errno))
+                               : 0;
+    if (!ret && config->device_count > GUEST_MAX_DEVICES)
+        ret = vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "more than %u devices",
+                              GUEST_MAX_DEVICES);
+    if (!ret)
+        ret = map_memory(vmm, config->memory_bytes, reterr);
+    if (!ret)
+        ret = vfmig_tracker_own_new(&vmm->own, reterr);
+    if (!ret)
+        ret = create_machine(vmm, config, reterr);
+    if (!ret)
+        ret = attach_devices(vmm, config, reterr);
+    if (!ret && !config->incoming)
+        ret = load_guest(vmm, config, reterr);
+    if (!ret)
+        ret = vmm_migration_init(vmm, config, reterr);
+    struct vfmig_qmp *qmp = NULL;
+    if (!ret && config->qmp_path)
+        ret = vfmig_qmp_start(config->qmp_path, vmm_qmp_commands, vmm, &qmp, reterr);
+    vmm->qmp = qmp;
+    if (!ret && !config->incoming && !config->paused)
+        ret = vmm_cont(vmm, reterr);
+    if (ret) {
+        vfmig_vmm_free(vmm);
+        return ret;
+    }
+    *ret_vmm = vmm;
+    return 0;
+}
+
+void vfmig_vmm_free(struct vfmig_vmm *vmm)
+{
+    if (!vmm)
+        return;
+    vmm_emit(vmm, "SHUTDOWN", NULL);
+    vmm_migration_done(vmm);
+    vfmig_qmp_stop(vmm->qmp);
+    vfmig_machine_free(vmm->machine);
+    for (uint32_t i = 0; i < vmm->device_count; i++)
+        vfmig_pci_done(&vmm->pci[i]);
+    if (vmm->own)
+        vmm->own->ops->free(vmm->own);
+    unmap_memory(vmm);
+    if (vmm->quit_fd >= 0)
+        close(vmm->quit_fd);
+    pthread_mutex_destroy(&vmm->lock);
+    free(vmm);
+}
+
+/* A vCPU that died cannot be helped; the VMM stays to be asked about it. */
+static void check_health(struct vfmig_vmm *vmm)
+{
+    struct vfmig_error err = {0};
+
+    pthread_mutex_lock(&vmm->lock);
+    if (vmm->run_state == VMM_RUNNING && vfmig_machine_failed(vmm->machine, &err)) {
+        fprintf(stderr, "vfmig vm: the guest stopped: %s\n", err.text);
+        vfmig_machine_stop(vmm->machine, NULL);
+        vmm->run_state = VMM_INTERNAL_ERROR;
+        vmm_emit(vmm, "STOP", NULL);
+    }
+    pthread_mutex_unlock(&vmm->lock);
+}
+
+int vfmig_vmm_run(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    struct pollfd pollfd = {.fd = vmm->quit_fd, .events = POLLIN};
+
+    for (;;) {
+        int ready = poll(&pollfd, 1, 200);
+        if (ready > 0)
+            return 0;
+        if (ready < 0 && errno != EINTR)
+            return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0, "poll: %s",
+                                   strerror(errno));
+        check_health(vmm);
+    }
+}
+
+void vfmig_vmm_quit(struct vfmig_vmm *vmm)
+{
+    uint64_t one = 1;
+    int saved = errno;
+
+    if (write(vmm->quit_fd, &one, sizeof(one)) < 0)
+        errno = saved; /* it is full, so it is readable: that is all we want */
+    errno = saved;
+}

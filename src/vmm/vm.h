@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The reference VMM: guest memory, machine, devices and a control socket put together. */
+#ifndef VFMIG_VMM_VM_H
+#define VFMIG_VMM_VM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "target/target.h"
+#include "vfmig/error.h"
+#include "vmm/machine.h"
+
+struct vfmig_vmm;
+
+struct vfmig_vmm_device_config {
+    const char *id;   /* NULL: "dev" and a number; both sides of a migration use the same */
+    const char *path; /* of the vfio-user socket */
+    enum vfmig_dialect dialect;
+};
+
+struct vfmig_vmm_config {
+    const char *name;
+    enum vfmig_accel accel;
+    uint32_t vcpu_count;
+    uint64_t memory_bytes;
+    const struct vfmig_vmm_device_config *devices;
+    uint32_t device_count;
+    const char *qmp_path;    /* NULL: none */
+    const char *incoming;    /* where a migration comes in, "tcp:HOST:PORT" or "unix:PATH" */
+    const char *journal_dir; /* NULL: none, and then no migration */
+    uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */
+    bool paused;             /* wait for `cont` */
+    struct vfmig_guest_config guest; /* device windows are filled in by the VMM */
+};
+
+/* Connects everything; with incoming the guest stays empty and the socket listens, otherwise it is
+ * loaded, and runs unless paused. */
+int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **ret_vmm,
+                     struct vfmig_error *reterr);
+/* Stops everything and frees it. NULL is fine. */
+void vfmig_vmm_free(struct vfmig_vmm *vmm);
+
+/* Until `quit`, vfmig_vmm_quit() or a failure from which the VMM cannot go on (negative). */
+int vfmig_vmm_run(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
+/* Async-signal-safe. */
+void vfmig_vmm_quit(struct vfmig_vmm *vmm);
+
+#endif

@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The VMM's half of the migration engine's contract (vfmig/migrate.h). */
+#include "vmm/vm_priv.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <json-c/json.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dirty/trackers.h"
+
+/* --- the engine's callbacks --- */
+
+static int on_vcpus_stop(void *opaque, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    int ret = 0;
+
+    pthread_mutex_lock(&vmm->lock);
+    if (vmm->run_state == VMM_RUNNING || vmm->run_state == VMM_PAUSED ||
+        vmm->run_state == VMM_PRELAUNCH) {
+        bool running = vmm->run_state == VMM_RUNNING;
+        ret = vfmig_machine_stop(vmm->machine, reterr);
+        if (!ret) {
+            vmm->run_wanted = running;
+            vmm->run_state = VMM_FINISH_MIGRATE;
+            if (running)
+                vmm_emit(vmm, "STOP", NULL);
+        }
+    }
+    pthread_mutex_unlock(&vmm->lock);
+    return ret;
+}
+
+/* The source after unwinding, or the destination with the grant. A guest that was paused stays so. */
+static int on_vcpus_start(void *opaque, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    int ret = 0;
+
+    pthread_mutex_lock(&vmm->lock);
+    if (vmm->run_state == VMM_FINISH_MIGRATE || vmm->run_state == VMM_INMIGRATE) {
+        if (vmm->run_wanted)
+            ret = vfmig_machine_start(vmm->machine, reterr);
+        if (!ret) {
+            vmm->run_state = vmm->run_wanted ? VMM_RUNNING : VMM_PAUSED;
+            if (vmm->run_wanted)
+                vmm_emit(vmm, "RESUME", NULL);
+        }
+    }
+    pthread_mutex_unlock(&vmm->lock);
+    return ret;
+}
+
+/* In front of the machine's own blob. */
+struct saved_vmm {
+    uint32_t version;
+    uint32_t run_wanted;
+} __attribute__((packed));
+
+#define SAVED_VERSION 1u
+
+static int on_state_save(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    struct saved_vmm saved = {.version = htole32(SAVED_VERSION),
+                              .run_wanted = htole32(vmm->run_wanted)};
+    uint32_t unread;
+
+    /* Devices are !R: whatever they signalled is on its way to the vCPUs, and must arrive before
+     * their state is read. */
+    int ret = vfmig_machine_flush_irqs(vmm->machine, &unread, reterr);
+    if (ret)
+        return ret;
+    ret = vfmig_buffer_append(out, &saved, sizeof(saved));
+    if (ret)
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for the vCPUs' state");
+    return vfmig_machine_save(vmm->machine, out, reterr);
+}
+
+static int on_state_load(void *opaque, const void *data, size_t size, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    struct saved_vmm saved;
+
+    if (size < sizeof(saved))
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0, "the VMM's state is cut short");
+    memcpy(&saved, data, sizeof(saved));
+    if (le32toh(saved.version) != SAVED_VERSION)
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
+                               "the VMM's state has version %u, only %u is known",
+                               le32toh(saved.version), SAVED_VERSION);
+    int ret = vfmig_machine_load(vmm->machine, (const char *)data + sizeof(saved),
+                                 size - sizeof(saved), reterr);
+    if (!ret)
+        vmm->run_wanted = le32toh(saved.run_wanted) != 0;
+    return ret;
+}
+
+/* Each device's part, in order, with its size in front. */
+static int on_external_save(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    uint64_t latched = 0;
+    int ret = 0;
+
+    for (uint32_t i = 0; !ret && i < vmm->device_count; i++) {
+        struct vfmig_buffer part = {.limit = VFMIG_PCI_MAX_SAVED};
+        ret = vfmig_pci_save(&vmm->pci[i], &part, reterr);
+        uint32_t size = htole32((uint32_t)part.size);
+        if (!ret && (vfmig_buffer_append(out, &size, sizeof(size)) ||
+                     vfmig_buffer_append(out, part.data, part.size)))
+            ret = vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
+                                  "no memory for the devices' external state");
+        vfmig_buffer_free(&part);
+        latched += vfmig_pci_pending(&vmm->pci[i]);
+    }
+    vmm->migration.latched = latched;
+    return ret;
+}
+
+static int on_external_load(void *opaque, const void *data, size_t size, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    const uint8_t *at = data;
+    int ret = 0;
+
+    for (uint32_t i = 0; !ret && i < vmm->device_count; i++) {
+        uint32_t part;
+        if (size < sizeof(part))
+            break;
+        memcpy(&part, at, sizeof(part));
+        part = le32toh(part);
+        at += sizeof(part);
+        size -= sizeof(part);
+        if (part > size)
+            return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
+                                   "the devices' external state is cut short");
+        ret = vfmig_pci_load(&vmm->pci[i], at, part, reterr);
+        at += part;
+        size -= part;
+        if (!ret && i + 1 == vmm->device_count && !size)
+            return 0;
+    }
+    if (!ret && (vmm->device_count || size))
+        ret = vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
+                              "the devices' external state is of another set of devices");
+    return ret;
+}
+
+static int on_identity(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+
+    if (vfmig_buffer_printf(out, "info.name=%s\n", vmm->name))
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory");
+    return vfmig_machine_identity(vmm->machine, out, reterr);
+}
+
+static void on_sample(void *opaque, struct vfmig_vm_sample *ret_sample)
+{
+    struct vfmig_vmm *vmm = opaque;
+    const struct guest_scoreboard *board = vfmig_machine_scoreboard(vmm->machine);
+
+    *ret_sample = (struct vfmig_vm_sample){.interrupts_latched = vmm->migration.latched};
+    for (uint32_t i = 0; i < GUEST_MAX_VCPUS; i++)
+        ret_sample->guest_progress += board->cpu[i].heartbeats;
+    for (uint32_t i = 0; i < vmm->device_count; i++)
+        ret_sample->dma_in_flight += board->device[i].queued - board->device[i].completed;
+}
+
+static void on_released(void *opaque)
+{
+    struct vfmig_vmm *vmm = opaque;
+
+    pthread_mutex_lock(&vmm->lock);
+    vmm->run_state = VMM_POSTMIGRATE;
+    pthread_mutex_unlock(&vmm->lock);
+}
+
+static const struct vfmig_vm_ops vm_ops = {
+    .size = sizeof(struct vfmig_vm_ops),
+    .version = VFMIG_VM_OPS_VERSION,
+    .vcpus_stop = on_vcpus_stop,
+    .vcpus_start = on_vcpus_start,
+    .state_save = on_state_save,
+    .state_load = on_state_load,
+    .external_save = on_external_save,
+    .external_load = on_external_load,
+    .identity = on_identity,
+    .sample = on_sample,
+    .released = on_released,
+};
+
+/* --- set-up --- */
+
+/* Who writes guest memory: the vCPUs, this process, and each device. */
+static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    struct vmm_migration *migration = &vmm->migration;
+    uint32_t *count = &migration->owned_trackers;
+    int ret;
+
+    if (vfmig_machine_vm_fd(vmm->machine) >= 0)
+        ret = vfmig_tracker_kvm_new(vfmig_machine_vm_fd(vmm->machine), NULL, vmm->memory.block_count,
+                                    &migration->trackers[*count], reterr);
+    else
+        ret = vfmig_tracker_wp_new(VFMIG_WP_AUTO, &migration->trackers[*count], reterr);
+    if (ret)
+        return ret;
+    ++*count;
+    for (uint32_t i = 0; i < vmm->device_count; i++) {
+        if (!vmm->pci[i].target->info.dma_log)
+            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                                   "device %s cannot log its DMA", vmm->pci[i].id);
+        ret = vfmig_tracker_device_new(vmm->pci[i].target, NULL, 0, &migration->trackers[*count], reterr);
+        if (ret)
+            return ret;
+        ++*count;
+    }
+    migration->trackers[*count] = vmm->own;
+    migration->vm.tracker_count = *count + 1;
+    return 0;
+}
+
+static void *watch_destination(void *arg)
+{
+    struct vfmig_vmm *vmm = arg;
+    struct vfmig_error err = {0};
+    int ret = vfmig_destination_wait(vmm->migration.destination, UINT64_MAX, &err);
+
+    if (ret && ret != -ECANCELED)
+        fprintf(stderr, "vfmig vm: %s\n", err.text);
+    struct json_object *data = json_object_new_object();
+    json_object_object_add(data, "status", json_object_new_string(ret ? "failed" : "completed"));
+    vmm_emit(vmm, "MIGRATION", data);
+    return NULL;
+}
+
+static int listen_for_guest(struct vfmig_vmm *vmm, const char *uri, struct vfmig_error *reterr)
+{
+    struct vmm_migration *migration = &vmm->migration;
+    int ret = vfmig_destination_new(&migration->vm, &migration->options, &migration->destination, reterr);
+
+    if (!ret)
+        ret = vfmig_destination_listen(migration->destination, uri, reterr);
+    if (!ret)
+        ret = -pthread_create(&migration->watcher, NULL, watch_destination, vmm);
+    migration->watching = !ret;
+    return ret;
+}
+
+int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
+                       struct vfmig_error *reterr)
+{
+    struct vmm_migration *migration = &vmm->migration;
+
+    pthread_mutex_init(&migration->lock, NULL);
+    for (uint32_t i = 0; i < vmm->device_count; i++) {
+        migration->devices[i] = vmm->pci[i].target;
+        migration->device_ids[i] = vmm->pci[i].id;
+    }
+    migration->options.channels = config->channels;
+    if (config->journal_dir) {
+        if (strlen(config->journal_dir) >= sizeof(migration->journal_dir))
+            return vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0,
+                                   "the path of the journal is too long");
+        strcpy(migration->journal_dir, config->journal_dir);
+        migration->options.journal_dir = migration->journal_dir;
+    }
+    migration->vm = (struct vfmig_vm){
+        .ops = &vm_ops,
+        .opaque = vmm,
+        .memory = vmm->memory,
+        .devices = migration->devices,
+        .device_ids = migration->device_ids,
+        .device_count = vmm->device_count,
+        .trackers = migration->trackers,
+        .peer_mappings = vmm->device_count > 1,
+    };
+    int ret = make_trackers(vmm, reterr);
+    return ret || !config->incoming ? ret : listen_for_guest(vmm, config->incoming, reterr);
+}
+
+void vmm_migration_done(struct vfmig_vmm *vmm)
+{
+    struct vmm_migration *migration = &vmm->migration;
+
+    if (!migration->vm.ops)
+        return;
+    if (migration->source)
+        vfmig_source_cancel(migration->source);
+    if (migration->destination)
+        vfmig_destination_cancel(migration->destination);
+    if (migration->watching)
+        pthread_join(migration->watcher, NULL);
+    vfmig_source_free(migration->source);
+    vfmig_destination_free(migration->destination);
+    for (uint32_t i = 0; i < migration->owned_trackers; i++)
+        migration->trackers[i]->ops->free(migration->trackers[i]);
+    pthread_mutex_destroy(&migration->lock);
+}
+
+/* --- outgoing --- */
+
+static void *watch_source(void *arg)
+{
+    struct vfmig_vmm *vmm = arg;
+    struct vfmig_progress progress;
+
+    vfmig_source_wait(vmm->migration.source, UINT64_MAX, NULL);
+    vfmig_source_status(vmm->migration.source, &progress);
+    pthread_mutex_lock(&vmm->lock);
+    if (progress.state == VFMIG_MIGRATE_COMPLETED)
+        vmm->run_state = VMM_POSTMIGRATE;
+    pthread_mutex_unlock(&vmm->lock);
+    struct json_object *data = json_object_new_object();
+    json_object_object_add(data, "status",
+                           json_object_new_string(vmm_migration_word(progress.state)));
+    vmm_emit(vmm, "MIGRATION", data);
+    return NULL;
+}
+
+/* Called with the lock held: forgets the last outgoing migration, which has ended. */
+static void forget_source(struct vmm_migration *migration)
+{
+    if (!migration->source)
+        return;
+    pthread_join(migration->watcher, NULL);
+    migration->watching = false;
+    vfmig_source_free(migration->source);
+    migration->source = NULL;
+}
+
+static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    struct vfmig_progress progress;
+    const char *why = NULL;
+
+    if (!vmm->migration.options.journal_dir)
+        why = "the VMM has no journal; start it with --journal DIR";
+    pthread_mutex_lock(&vmm->lock);
+    if (vmm->run_state == VMM_POSTMIGRATE)
+        why = "the guest was migrated away already";
+    else if (vmm->run_state == VMM_INMIGRATE)
+        why = "the guest has not arrived yet";
+    else if (vmm->run_state == VMM_INTERNAL_ERROR)
+        why = "the guest has failed";
+    pthread_mutex_unlock(&vmm->lock);
+    if (!why && vmm->migration.source) {
+        vfmig_source_status(vmm->migration.source, &progress);
+        if (progress.state == VFMIG_MIGRATE_ACTIVE)
+            why = "a migration is under way already";
+        else if (progress.state == VFMIG_MIGRATE_UNDECIDED)
+            why = "the outcome of the last migration is open; see vfmig status";
+    }
+    return why ? vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0, "%s", why) : 0;
+}
+
+int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
+                        uint64_t deadline_ns, struct vfmig_error *reterr)
+{
+    struct vmm_migration *migration = &vmm->migration;
+
+    pthread_mutex_lock(&migration->lock);
+    int ret = check_startable(vmm, reterr);
+    if (!ret) {
+        struct vfmig_migrate_options options = migration->options;
+        options.deadline_ns = deadline_ns;
+        if (channels)
+            options.channels = channels;
+        forget_source(migration);
+        if (migration->destination) {
+            /* The guest arrived by it; a source that asks later reads the journal. */
+            pthread_join(migration->watcher, NULL);
+            migration->watching = false;
+            vfmig_destination_free(migration->destination);
+            migration->destination = NULL;
+        }
+        ret = vfmig_source_new(&migration->vm, &options, &migration->source, reterr);
+        if (!ret)
+            ret = vfmig_source_start(migration->source, uri, reterr);
+        if (!ret && pthread_create(&migration->watcher, NULL, watch_source, vmm))
+            ret = vfmig_error_set(reterr, -EAGAIN, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
+        migration->watching = !ret;
+        if (ret) {
+            vfmig_source_free(migration->source);
+            migration->source = NULL;
+        }
+    }
+    pthread_mutex_unlock(&migration->lock);
+    return ret;
+}
+
+void vmm_migration_cancel(struct vfmig_vmm *vmm)
+{
+    pthread_mutex_lock(&vmm->migration.lock);
+    if (vmm->migration.source)
+        vfmig_source_cancel(vmm->migration.source);
+    pthread_mutex_unlock(&vmm->migration.lock);
+}
+
+void vmm_migration_status(struct vfmig_vmm *vmm, struct vfmig_progress *ret_progress)
+{
+    memset(ret_progress, 0, sizeof(*ret_progress));
+    pthread_mutex_lock(&vmm->migration.lock);
+    if (vmm->migration.source)
+        vfmig_source_status(vmm->migration.source, ret_progress);
+    else if (vmm->migration.destination)
+        vfmig_destination_status(vmm->migration.destination, ret_progress);
+    pthread_mutex_unlock(&vmm->migration.lock);
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Inside the reference VMM; not for others. */
+#ifndef VFMIG_VMM_VM_PRIV_H
+#define VFMIG_VMM_VM_PRIV_H
+
+#include <pthread.h>
+
+#include "dirty/tracker.h"
+#include "vfmig/migrate.h"
+#include "vmm/pci.h"
+#include "vmm/qmp.h"
+#include "vmm/vm.h"
+
+/* As QEMU's RunState, so that clients of QMP know them. */
+enum vmm_run_state {
+    VMM_PRELAUNCH, /* loaded, never ran */
+    VMM_RUNNING,
+    VMM_PAUSED,
+    VMM_INMIGRATE,      /* waits for an incoming migration, or takes it in */
+    VMM_FINISH_MIGRATE, /* stopped by an outgoing migration */
+    VMM_POSTMIGRATE,    /* the guest is elsewhere */
+    VMM_INTERNAL_ERROR,
+    VMM_RUN_STATES
+};
+
+#define VMM_MAX_TRACKERS (GUEST_MAX_DEVICES + 2u) /* every device's log, the vCPUs', our own */
+
+/* Everything about migration; both directions, one at a time. */
+struct vmm_migration {
+    struct vfmig_vm vm;
+    struct vfmig_target *devices[GUEST_MAX_DEVICES];
+    const char *device_ids[GUEST_MAX_DEVICES];
+    struct vfmig_tracker *trackers[VMM_MAX_TRACKERS];
+    uint32_t owned_trackers; /* of them, the first ones are freed with the VMM */
+    struct vfmig_migrate_options options; /* QMP's parameters; journal_dir is ours */
+    char journal_dir[256];
+    atomic_uint_fast64_t latched; /* interrupts pending in quiet devices */
+
+    pthread_mutex_t lock; /* of what follows */
+    struct vfmig_source *source; /* the last outgoing migration, NULL before the first */
+    struct vfmig_destination *destination;
+    bool watching; /* watcher exists and is to be joined */
+    bool ending;   /* the VMM goes away */
+    pthread_t watcher;
+};
+
+struct vfmig_vmm {
+    char name[64];
+    struct vfmig_ram_block blocks[2];
+    struct vfmig_memory memory;
+    struct vfmig_machine *machine;
+    struct vfmig_pci pci[GUEST_MAX_DEVICES];
+    uint32_t device_count;
+    struct vfmig_tracker *own; /* what this process itself writes to guest memory */
+    struct vfmig_qmp *_Atomic qmp; /* starts last, when others already emit events */
+    int quit_fd;
+
+    pthread_mutex_t lock; /* of the machine's control functions and run_state */
+    enum vmm_run_state run_state;
+    bool run_wanted; /* the guest was running when a migration stopped it */
+
+    struct vmm_migration migration;
+};
+
+const char *vmm_run_state_name(enum vmm_run_state state);
+
+/* QMP's stop and cont. */
+int vmm_stop(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
+int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
+
+void vmm_emit(struct vfmig_vmm *vmm, const char *event, struct json_object *data);
+
+/* Trackers and callbacks; listens when the configuration says incoming. */
+int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
+                       struct vfmig_error *reterr);
+/* Cancels what can be cancelled, waits for what cannot. */
+void vmm_migration_done(struct vfmig_vmm *vmm);
+
+/* The last or current migration of either direction; state NONE when there was none. */
+void vmm_migration_status(struct vfmig_vmm *vmm, struct vfmig_progress *ret_progress);
+int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
+                        uint64_t deadline_ns, struct vfmig_error *reterr);
+void vmm_migration_cancel(struct vfmig_vmm *vmm);
+
+/* query-migrate's answer; an empty object when there was no migration. */
+struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_progress *progress);
+
+/* QEMU's MigrationStatus that comes nearest. */
+const char *vmm_migration_word(enum vfmig_migrate_state state);
+
+/* The guest's view of memory, for a device that reaches it by message: RAM, or a peer's BAR. */
+int vmm_dma(struct vfmig_vmm *vmm, uint64_t gpa, bool is_write, void *data, uint64_t size,
+            struct vfmig_error *reterr);
+
+extern const struct vfmig_qmp_command vmm_qmp_commands[];
+
+#endif

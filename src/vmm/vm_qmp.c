@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The VMM's QMP commands. Names and fields are QEMU's where QEMU has them. */
+#include "vmm/vm_priv.h"
+
+#include <errno.h>
+#include <json-c/json.h>
+
+#include "base/bounds.h"
+
+static void add_u64(struct json_object *object, const char *name, uint64_t value)
+{
+    json_object_object_add(object, name, json_object_new_uint64(value));
+}
+
+static int run_query_version(void *opaque, struct json_object *args,
+                             struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    *ret_result = vfmig_qmp_version();
+    return 0;
+}
+
+static int run_query_status(void *opaque, struct json_object *args,
+                            struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    struct json_object *result = json_object_new_object();
+
+    pthread_mutex_lock(&vmm->lock);
+    enum vmm_run_state state = vmm->run_state;
+    pthread_mutex_unlock(&vmm->lock);
+    json_object_object_add(result, "running", json_object_new_boolean(state == VMM_RUNNING));
+    json_object_object_add(result, "status", json_object_new_string(vmm_run_state_name(state)));
+    *ret_result = result;
+    return 0;
+}
+
+static int run_query_name(void *opaque, struct json_object *args, struct json_object **ret_result,
+                          struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+
+    *ret_result = json_object_new_object();
+    json_object_object_add(*ret_result, "name", json_object_new_string(vmm->name));
+    return 0;
+}
+
+static int run_stop(void *opaque, struct json_object *args, struct json_object **ret_result,
+                    struct vfmig_error *reterr)
+{
+    return vmm_stop(opaque, reterr);
+}
+
+static int run_cont(void *opaque, struct json_object *args, struct json_object **ret_result,
+                    struct vfmig_error *reterr)
+{
+    return vmm_cont(opaque, reterr);
+}
+
+static int run_quit(void *opaque, struct json_object *args, struct json_object **ret_result,
+                    struct vfmig_error *reterr)
+{
+    vfmig_vmm_quit(opaque);
+    return 0;
+}
+
+static int run_system_reset(void *opaque, struct json_object *args,
+                            struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    return vfmig_error_set(reterr, -EOPNOTSUPP, VFMIG_ORIGIN_LOCAL, 0,
+                           "this VMM cannot reset its guest; start a new one");
+}
+
+static struct json_object *cpu_score(const struct guest_cpu_score *cpu)
+{
+    struct json_object *object = json_object_new_object();
+
+    add_u64(object, "heartbeats", cpu->heartbeats);
+    add_u64(object, "pages-written", cpu->pages_written);
+    add_u64(object, "pages-verified", cpu->pages_verified);
+    add_u64(object, "cycles", cpu->cycles);
+    add_u64(object, "sleeps", cpu->sleeps);
+    add_u64(object, "ticks", cpu->ticks);
+    add_u64(object, "register-checks", cpu->register_checks);
+    add_u64(object, "pause-max-ns", cpu->pause_max_ns);
+    add_u64(object, "pause-last-ns", cpu->pause_last_ns);
+    add_u64(object, "pause-last-tsc", cpu->pause_last_tsc);
+    add_u64(object, "pauses", cpu->pauses);
+    add_u64(object, "resets", cpu->resets);
+    return object;
+}
+
+static struct json_object *device_score(const struct guest_device_score *device)
+{
+    struct json_object *object = json_object_new_object();
+    struct json_object *irqs = json_object_new_array();
+    struct json_object *asked = json_object_new_array();
+
+    add_u64(object, "queued", device->queued);
+    add_u64(object, "completed", device->completed);
+    add_u64(object, "checked", device->checked);
+    add_u64(object, "targets-rechecked", device->targets_rechecked);
+    add_u64(object, "sram-checks", device->sram_checks);
+    add_u64(object, "doorbells", device->doorbells);
+    for (unsigned i = 0; i < GUEST_VECTORS; i++) {
+        json_object_array_add(irqs, json_object_new_uint64(device->irqs[i]));
+        json_object_array_add(asked, json_object_new_uint64(device->irqs_asked[i]));
+    }
+    json_object_object_add(object, "irqs", irqs);
+    json_object_object_add(object, "irqs-asked", asked);
+    return object;
+}
+
+/* What the guest says about itself. The counters change while they are read. */
+static int run_guest(void *opaque, struct json_object *args, struct json_object **ret_result,
+                     struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    const struct guest_scoreboard *board = vfmig_machine_scoreboard(vmm->machine);
+    struct json_object *result = json_object_new_object();
+    struct json_object *cpus = json_object_new_array();
+    struct json_object *devices = json_object_new_array();
+    struct json_object *details = json_object_new_array();
+
+    json_object_object_add(result, "alive", json_object_new_boolean(board->magic == GUEST_PARAMS_MAGIC));
+    json_object_object_add(result, "accel",
+                           json_object_new_string(vfmig_accel_name(vfmig_machine_accel(vmm->machine))));
+    add_u64(result, "vcpus-started", board->vcpus_started);
+    add_u64(result, "errors", board->errors);
+    add_u64(result, "first-error", board->first_error);
+    add_u64(result, "first-vcpu", board->first_vcpu);
+    for (unsigned i = 0; i < 4; i++)
+        json_object_array_add(details, json_object_new_uint64(board->first_detail[i]));
+    json_object_object_add(result, "first-detail", details);
+    for (uint32_t i = 0; i < board->vcpus_started && i < GUEST_MAX_VCPUS; i++)
+        json_object_array_add(cpus, cpu_score(&board->cpu[i]));
+    json_object_object_add(result, "cpus", cpus);
+    for (uint32_t i = 0; i < vmm->device_count; i++) {
+        struct json_object *device = device_score(&board->device[i]);
+        json_object_object_add(device, "id", json_object_new_string(vmm->pci[i].id));
+        add_u64(device, "mmio-reads", vmm->pci[i].reads);
+        add_u64(device, "mmio-writes", vmm->pci[i].writes);
+        add_u64(device, "mmio-failures", vmm->pci[i].failures);
+        json_object_array_add(devices, device);
+    }
+    json_object_object_add(result, "devices", devices);
+    *ret_result = result;
+    return 0;
+}
+
+static int run_guest_reset_pause(void *opaque, struct json_object *args,
+                                 struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+
+    vfmig_machine_reset_pause(vmm->machine);
+    return 0;
+}
+
+/* --- migration --- */
+
+/* 0 when it is not there. Ranges are checked by the callers. */
+static int64_t get_int(struct json_object *args, const char *name)
+{
+    struct json_object *value;
+    return json_object_object_get_ex(args, name, &value) ? json_object_get_int64(value) : 0;
+}
+
+static int check_range(struct json_object *args, const char *name, int64_t min, int64_t max,
+                       struct vfmig_error *reterr)
+{
+    struct json_object *value;
+
+    if (!json_object_object_get_ex(args, name, &value) ||
+        (json_object_get_int64(value) >= min && json_object_get_int64(value) <= max))
+        return 0;
+    return vfmig_error_set(reterr, -ERANGE, VFMIG_ORIGIN_PEER, 0, "%s must be from %lld to %lld", name,
+                           (long long)min, (long long)max);
+}
+
+static int run_migrate(void *opaque, struct json_object *args, struct json_object **ret_result,
+                       struct vfmig_error *reterr)
+{
+    struct json_object *uri = json_object_object_get(args, "uri");
+    int ret = check_range(args, "x-channels", 1, VFMIG_MAX_CHANNELS, reterr);
+
+    if (!ret)
+        ret = check_range(args, "x-deadline", 1, 1000000, reterr);
+    return ret ? ret
+               : vmm_migration_start(opaque, json_object_get_string(uri),
+                                     (uint32_t)get_int(args, "x-channels"),
+                                     (uint64_t)get_int(args, "x-deadline") * 1000000000u, reterr);
+}
+
+static int run_migrate_cancel(void *opaque, struct json_object *args,
+                              struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    vmm_migration_cancel(opaque);
+    return 0;
+}
+
+static int run_set_parameters(void *opaque, struct json_object *args,
+                              struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    struct vfmig_migrate_options *options = &vmm->migration.options;
+    int ret = check_range(args, "downtime-limit", 1, 2000000, reterr);
+
+    if (!ret)
+        ret = check_range(args, "max-bandwidth", 0, INT64_MAX, reterr);
+    if (!ret)
+        ret = check_range(args, "multifd-channels", 1, VFMIG_MAX_CHANNELS, reterr);
+    if (ret)
+        return ret;
+    pthread_mutex_lock(&vmm->migration.lock);
+    if (json_object_object_get(args, "downtime-limit"))
+        options->downtime_limit_ns = (uint64_t)get_int(args, "downtime-limit") * 1000000u;
+    if (json_object_object_get(args, "max-bandwidth"))
+        options->max_bandwidth = (uint64_t)get_int(args, "max-bandwidth");
+    if (json_object_object_get(args, "multifd-channels"))
+        options->channels = (uint32_t)get_int(args, "multifd-channels");
+    pthread_mutex_unlock(&vmm->migration.lock);
+    return 0;
+}
+
+static int run_query_parameters(void *opaque, struct json_object *args,
+                                struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    struct json_object *result = json_object_new_object();
+
+    pthread_mutex_lock(&vmm->migration.lock);
+    add_u64(result, "downtime-limit", vmm->migration.options.downtime_limit_ns / 1000000u);
+    add_u64(result, "max-bandwidth", vmm->migration.options.max_bandwidth);
+    add_u64(result, "multifd-channels", vmm->migration.options.channels);
+    pthread_mutex_unlock(&vmm->migration.lock);
+    *ret_result = result;
+    return 0;
+}
+
+static int run_query_migrate(void *opaque, struct json_object *args,
+                             struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    struct vfmig_progress progress;
+
+    vmm_migration_status(opaque, &progress);
+    *ret_result = vmm_progress_json(opaque, &progress);
+    return 0;
+}
+
+const struct vfmig_qmp_command vmm_qmp_commands[] = {
+    {"query-version", NULL, run_query_version},
+    {"query-status", NULL, run_query_status},
+    {"query-name", NULL, run_query_name},
+    {"stop", NULL, run_stop},
+    {"cont", NULL, run_cont},
+    {"quit", NULL, run_quit},
+    {"system_reset", NULL, run_system_reset},
+    {"migrate", "uri:s,x-channels:i?,x-deadline:n?", run_migrate},
+    {"migrate_cancel", NULL, run_migrate_cancel},
+    {"migrate-set-parameters",
+     "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?", run_set_parameters},
+    {"query-migrate-parameters", NULL, run_query_parameters},
+    {"query-migrate", NULL, run_query_migrate},
+    {"x-guest", NULL, run_guest},
+    {"x-guest-reset-pause", NULL, run_guest_reset_pause},
+    {NULL, NULL, NULL},
+};

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* vfmig migrate: asks a VMM over QMP to send its guest away, and shows how it goes. */
+#include <errno.h>
+#include <json-c/json.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "commands.h"
+#include "options.h"
+#include "qmp_client.h"
+#include "vfmig/error.h"
+
+static const char *qmp_path;
+static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth;
+static bool json, quiet;
+
+static const struct tool_option options[] = {
+    {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket of the VMM that runs the guest",
+     .required = true},
+    {"channels", TOOL_NUMBER, &channels, "N", "connections to use", .min = 1, .max = 16},
+    {"downtime-limit", TOOL_NUMBER, &downtime_limit, "MS",
+     "switch over only when the predicted downtime is inside", .min = 1, .max = 600000},
+    {"deadline", TOOL_NUMBER, &deadline, "S", "give up, guest unharmed, after this; 0: never",
+     .min = 0, .max = 1000000},
+    {"max-bandwidth", TOOL_SIZE, &bandwidth, "SIZE", "bytes each second at most; 0: no limit"},
+    {"json", TOOL_FLAG, &json, NULL, "print the result as one JSON object"},
+    {"quiet", TOOL_FLAG, &quiet, NULL, "no progress"},
+    {NULL},
+};
+
+static const struct tool_usage usage = {
+    .command = "migrate",
+    .operands = "URI",
+    .about = "Moves the guest of the VMM behind --qmp to the VMM that waits at URI\n"
+             "(tcp:HOST:PORT or unix:PATH). Ctrl-C cancels: the guest goes on where it is.\n"
+             "A second Ctrl-C leaves without waiting for that.",
+    .options = options,
+    .operand_min = 1,
+    .operand_max = 1,
+    .after = "exit status: 0 moved, 1 failed (the guest goes on at the source), 2 wrong command\n"
+             "  line, 4 cancelled, 5 unknown who has the guest: see vfmig status",
+};
+
+static volatile sig_atomic_t interrupts;
+
+static void on_interrupt(int number)
+{
+    interrupts++;
+}
+
+/* --- reading the answers; whatever is missing is 0, "" or NULL --- */
+
+static struct json_object *get(struct json_object *object, const char *name)
+{
+    struct json_object *value = NULL;
+
+    if (json_object_is_type(object, json_type_object))
+        json_object_object_get_ex(object, name, &value);
+    return value;
+}
+
+static double number(struct json_object *object, const char *name)
+{
+    return json_object_get_double(get(object, name));
+}
+
+static const char *text(struct json_object *object, const char *name)
+{
+    struct json_object *value = get(object, name);
+    return value ? json_object_get_string(value) : "";
+}
+
+static size_t length(struct json_object *array)
+{
+    return json_object_is_type(array, json_type_array) ? json_object_array_length(array) : 0;
+}
+
+/* --- progress --- */
+
+/* One line about a migration under way. */
+static void describe(struct json_object *status, char *line, size_t size)
+{
+    struct json_object *ours = get(status, "x-vfmig");
+    struct json_object *devices = get(ours, "devices");
+    struct json_object *ram = get(status, "ram");
+    int used = snprintf(line, size, "%s  ", text(ours, "step"));
+
+    for (size_t i = 0; i < length(devices) && used >= 0 && (size_t)used < size; i++) {
+        struct json_object *device = json_object_array_get_idx(devices, i);
+        used += snprintf(line + used, size - (size_t)used, "%s %s  ", text(device, "id"),
+                         text(device, "state"));
+    }
+    if (used < 0 || (size_t)used >= size)
+        return;
+    used += snprintf(line + used, size - (size_t)used, "%.0f MiB/s  %.0f MiB left",
+                     number(ours, "rate-bytes-s") / (1 << 20), number(ram, "remaining") / (1 << 20));
+    if ((size_t)used < size && get(ours, "predicted-downtime-ns"))
+        snprintf(line + used, size - (size_t)used, "  downtime would be %.0f ms",
+                 number(ours, "predicted-downtime-ns") / 1e6);
+}
+
+static void show_progress(struct json_object *status, bool terminal, unsigned tick)
+{
+    char line[256];
+
+    /* Every other look on a terminal, every 20th (2 s) in a log. */
+    if (tick % (terminal ? 2 : 20))
+        return;
+    describe(status, line, sizeof(line));
+    if (terminal)
+        fprintf(stderr, "\r\033[K%.*s", 100, line);
+    else
+        fprintf(stderr, "vfmig migrate: %s\n", line);
+}
+
+/* --- the report --- */
+
+static void print_steps(struct json_object *steps)
+{
+    if (length(steps))
+        printf("\n%10s %12s  step\n", "at", "took");
+    for (size_t i = 0; i < length(steps); i++) {
+        struct json_object *step = json_object_array_get_idx(steps, i);
+        printf("%8.3f s %9.3f ms  %s\n", number(step, "start-ns") / 1e9, number(step, "ns") / 1e6,
+               text(step, "name"));
+    }
+}
+
+static void print_parts(struct json_object *ours)
+{
+    struct json_object *parts = get(ours, "parts");
+
+    if (length(parts))
+        printf("\ndowntime in parts:\n");
+    for (size_t i = 0; i < length(parts); i++) {
+        struct json_object *part = json_object_array_get_idx(parts, i);
+        printf("%12.3f ms  %s\n", number(part, "ns") / 1e6, text(part, "name"));
+    }
+}
+
+static void print_report(struct json_object *status)
+{
+    struct json_object *ours = get(status, "x-vfmig");
+    struct json_object *ram = get(status, "ram");
+
+    printf("migrated in %.2f s: downtime %.1f ms, %.0f MiB sent, %.0f rounds\n",
+           number(status, "total-time") / 1e3, number(ours, "downtime-ns") / 1e6,
+           number(ram, "transferred") / (1 << 20), number(ram, "dirty-sync-count"));
+    print_steps(get(ours, "steps"));
+    print_parts(ours);
+}
+
+/* The exit code of an ended migration, after its sentence. */
+static int conclude(struct json_object *status)
+{
+    const char *state = text(status, "status");
+    const char *why = text(status, "error-desc");
+
+    if (json)
+        puts(json_object_to_json_string_ext(status, JSON_C_TO_STRING_PRETTY));
+    if (!strcmp(state, "completed")) {
+        if (!json && !quiet)
+            print_report(status);
+        return TOOL_OK;
+    }
+    if (json_object_get_boolean(get(get(status, "x-vfmig"), "unresolved")))
+        return tool_fail(&usage, TOOL_UNRESOLVED, "%s; see vfmig status", why);
+    if (!strcmp(state, "cancelled"))
+        return tool_fail(&usage, TOOL_CANCELLED, "cancelled; the guest runs on at the source");
+    return tool_fail(&usage, TOOL_FAILED, "%s", *why ? why : "the migration failed");
+}
+
+static bool is_over(const char *state)
+{
+    return !strcmp(state, "completed") || !strcmp(state, "failed") || !strcmp(state, "cancelled");
+}
+
+/* Follows the migration to its end. */
+static int follow(struct qmp_client *client, struct vfmig_error *reterr)
+{
+    bool terminal = isatty(STDERR_FILENO) && !quiet;
+    const struct timespec nap = {.tv_nsec = 100000000};
+    sig_atomic_t seen = 0;
+
+    for (unsigned tick = 1;; tick++) {
+        struct json_object *status;
+        if (interrupts > 1) {
+            return tool_fail(&usage, TOOL_UNRESOLVED, "%sleft while the cancellation was under way",
+                             terminal ? "\r\033[K" : "");
+        }
+        if (interrupts > seen) {
+            seen = interrupts;
+            /* Too late to cancel is no failure: what happened is reported below. */
+            int ret = qmp_execute(client, "migrate_cancel", NULL, NULL, reterr);
+            if (ret && ret != -EREMOTEIO)
+                return ret;
+        }
+        int ret = qmp_execute(client, "query-migrate", NULL, &status, reterr);
+        if (ret)
+            return ret;
+        if (is_over(text(status, "status"))) {
+            if (terminal)
+                fputs("\r\033[K", stderr);
+            int code = conclude(status);
+            json_object_put(status);
+            return code;
+        }
+        if (!quiet)
+            show_progress(status, terminal, tick);
+        json_object_put(status);
+        nanosleep(&nap, NULL);
+    }
+}
+
+static int set_parameters(struct qmp_client *client, struct vfmig_error *reterr)
+{
+    struct json_object *args = json_object_new_object();
+
+    json_object_object_add(args, "downtime-limit", json_object_new_uint64(downtime_limit));
+    json_object_object_add(args, "max-bandwidth", json_object_new_uint64(bandwidth));
+    json_object_object_add(args, "multifd-channels", json_object_new_uint64(channels));
+    return qmp_execute(client, "migrate-set-parameters", args, NULL, reterr);
+}
+
+static int start(struct qmp_client *client, const char *uri, struct vfmig_error *reterr)
+{
+    struct json_object *args = json_object_new_object();
+
+    json_object_object_add(args, "uri", json_object_new_string(uri));
+    if (deadline)
+        json_object_object_add(args, "x-deadline", json_object_new_uint64(deadline));
+    return qmp_execute(client, "migrate", args, NULL, reterr);
+}
+
+int cmd_migrate(int argc, char **argv)
+{
+    struct tool_list operands = {.count = 0};
+    struct vfmig_error err = {0};
+    struct qmp_client *client;
+    int code = tool_parse(&usage, argc, argv, &operands);
+
+    if (code >= 0)
+        return code;
+    const char *uri = operands.items[0];
+    if (strncmp(uri, "tcp:", 4) && strncmp(uri, "unix:", 5))
+        return tool_fail(&usage, TOOL_USAGE, "'%s' is neither tcp:HOST:PORT nor unix:PATH", uri);
+    int ret = qmp_connect(qmp_path, &client, &err);
+    if (ret)
+        return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+    struct sigaction action = {.sa_handler = on_interrupt};
+    sigaction(SIGINT, &action, NULL);
+    ret = set_parameters(client, &err);
+    if (!ret)
+        ret = start(client, uri, &err);
+    if (ret) {
+        qmp_close(client);
+        return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+    }
+    ret = follow(client, &err);
+    qmp_close(client);
+    if (ret >= 0)
+        return ret;
+    return tool_fail(&usage, TOOL_UNRESOLVED, "lost sight of the migration: %s; see vfmig status",
+                     err.text);
+}
