@@ -22,3 +22,8 @@ check: deps $(BUILD)/check/build.ninja
 
 clean:
 	rm -rf $(BUILD)
+
+docs: deps $(BUILD)/check/build.ninja
+	ninja -C $(BUILD)/check tools/vfmig-tables
+	$(BUILD)/check/tools/vfmig-tables > docs/states.md
+	python3 tests/clauses/clauses.py write .

@@ -41,16 +41,18 @@ static const struct substep {
     uint8_t set, clear;
     uint8_t call, undo;
     uint8_t no_way_back;
+    const char *skip; /* sabotage: the device is not asked */
 } substeps[SUB_COUNT] = {
-    [SUB_SET_N] = {.set = N},
-    [SUB_CLEAR_S] = {.clear = S, .call = VFMIG_DEV_CALL_END_STREAM, .no_way_back = 1},
-    [SUB_CLEAR_R] = {.clear = R, .call = VFMIG_DEV_CALL_STOP, .undo = VFMIG_DEV_CALL_START},
-    [SUB_CLEAR_Z] = {.clear = Z, .call = VFMIG_DEV_CALL_LOAD, .no_way_back = 1},
-    [SUB_SET_Z] = {.set = Z, .call = VFMIG_DEV_CALL_SELF_RESET, .no_way_back = 1},
-    [SUB_CAPTURE] = {.set = S, .call = VFMIG_DEV_CALL_CAPTURE},
-    [SUB_SET_R] = {.set = R, .call = VFMIG_DEV_CALL_START, .undo = VFMIG_DEV_CALL_STOP},
-    [SUB_PRECOPY] = {.set = S, .call = VFMIG_DEV_CALL_PRECOPY_START},
-    [SUB_CLEAR_N] = {.clear = N},
+    [SUB_SET_N] = {N, 0, VFMIG_DEV_CALL_NONE, VFMIG_DEV_CALL_NONE, 0, ""},
+    [SUB_CLEAR_S] = {0, S, VFMIG_DEV_CALL_END_STREAM, VFMIG_DEV_CALL_NONE, 1, "dev-skip-end"},
+    [SUB_CLEAR_R] = {0, R, VFMIG_DEV_CALL_STOP, VFMIG_DEV_CALL_START, 0, "dev-skip-stop"},
+    [SUB_CLEAR_Z] = {0, Z, VFMIG_DEV_CALL_LOAD, VFMIG_DEV_CALL_NONE, 1, "dev-skip-load"},
+    [SUB_SET_Z] = {Z, 0, VFMIG_DEV_CALL_SELF_RESET, VFMIG_DEV_CALL_NONE, 1, "dev-skip-self-reset"},
+    [SUB_CAPTURE] = {S, 0, VFMIG_DEV_CALL_CAPTURE, VFMIG_DEV_CALL_NONE, 0, "dev-skip-capture"},
+    [SUB_SET_R] = {R, 0, VFMIG_DEV_CALL_START, VFMIG_DEV_CALL_STOP, 0, "dev-skip-start"},
+    [SUB_PRECOPY] = {S, 0, VFMIG_DEV_CALL_PRECOPY_START, VFMIG_DEV_CALL_NONE, 0,
+                     "dev-skip-precopy"},
+    [SUB_CLEAR_N] = {0, N, VFMIG_DEV_CALL_NONE, VFMIG_DEV_CALL_NONE, 0, ""},
 };
 
 static bool needed(const struct vfmig_dev *dev, unsigned sub)
@@ -74,6 +76,8 @@ static enum vfmig_dev_call call_of(const struct vfmig_dev *dev, unsigned sub)
     bool logs = dev->features & VFMIG_FEATURE_PRE_COPY;
 
     if (!logs && (sub == SUB_PRECOPY || (sub == SUB_CLEAR_S && (dev->bits & R))))
+        return VFMIG_DEV_CALL_NONE;
+    if (vfmig_sabotage(substeps[sub].skip))
         return VFMIG_DEV_CALL_NONE;
     return (enum vfmig_dev_call)substeps[sub].call;
 }
@@ -136,8 +140,10 @@ static void set_stream(struct vfmig_dev *dev, struct vfmig_dev_actions *out,
         [VFMIG_DEV_STREAM_LOAD] = VFMIG_DEV_ACT_STREAM_LOAD,
     };
 
-    if (dev->stream == stream)
+    if (dev->stream == stream && !vfmig_sabotage("dev-restart-stream"))
         return; /* SR to S is one stream (A14) */
+    if (stream == VFMIG_DEV_STREAM_NONE && vfmig_sabotage("dev-keep-stream"))
+        return;
     dev->stream = stream;
     add(out, (enum vfmig_dev_action_type)actions[stream]);
 }
@@ -174,7 +180,7 @@ static void fail_write(struct vfmig_dev *dev, struct vfmig_dev_actions *out, int
 static void issue(struct vfmig_dev *dev, struct vfmig_dev_actions *out, enum vfmig_dev_call call,
                   enum vfmig_dev_phase phase)
 {
-    if (call == VFMIG_DEV_CALL_STOP)
+    if (call == VFMIG_DEV_CALL_STOP && !vfmig_sabotage("dev-mmio-while-stopped"))
         dev->running = 0;
     dev->phase = (uint8_t)phase;
     await(dev, out, VFMIG_DEV_ACT_CALL, call);
@@ -189,11 +195,15 @@ static void substep_done(struct vfmig_dev *dev, struct vfmig_dev_actions *out)
     dev->substep++;
     if (sub == SUB_SET_R)
         dev->running = 1;
+    if (sub == SUB_SET_R && vfmig_sabotage("dev-open-gate-early"))
+        open_gate(dev, out);
+    if (sub == SUB_SET_N && vfmig_sabotage("dev-n-stops-mmio"))
+        dev->running = 0;
     if (sub == SUB_CLEAR_S || sub == SUB_CLEAR_Z)
         set_stream(dev, out, VFMIG_DEV_STREAM_NONE);
-    if (sub == SUB_SET_Z)
+    if (sub == SUB_SET_Z && !vfmig_sabotage("dev-no-window-in-z"))
         set_stream(dev, out, VFMIG_DEV_STREAM_LOAD);
-    if (sub == SUB_CAPTURE || sub == SUB_PRECOPY)
+    if (sub == SUB_CAPTURE || (sub == SUB_PRECOPY && !vfmig_sabotage("dev-no-stream-in-sr")))
         set_stream(dev, out, VFMIG_DEV_STREAM_SAVE);
 }
 
@@ -278,6 +288,8 @@ static void substep_failed(struct vfmig_dev *dev, struct vfmig_dev_actions *out,
             return;
         }
     }
+    if (vfmig_sabotage("dev-no-undo"))
+        dev->substep = 0;
     if (dev->substep == SUB_CLEAR_R)
         dev->running = 1; /* a device that could not be stopped runs on */
     undo(dev, out);
@@ -295,11 +307,15 @@ static void begin_write(struct vfmig_dev *dev, struct vfmig_dev_actions *out, ui
 {
     bool quiet = vfmig_bits_quiet(target);
 
+    if (vfmig_sabotage("dev-stop-keeps-dma"))
+        quiet = target & N;
+    if (quiet && vfmig_sabotage("dev-skip-drain"))
+        dev->gate = VFMIG_DEV_GATE_SHUT;
     dev->phase = PHASE_STEP;
     dev->err = 0;
     if ((dev->bits & R) && (!(target & R) || (quiet && !vfmig_bits_quiet(dev->bits))))
         add(out, VFMIG_DEV_ACT_FLUSH);
-    if (!quiet || dev->gate == VFMIG_DEV_GATE_SHUT) {
+    if (!quiet || dev->gate == VFMIG_DEV_GATE_SHUT || vfmig_sabotage("dev-skip-gate")) {
         run(dev, out);
         return;
     }
@@ -321,6 +337,15 @@ static int check_v1(const struct vfmig_dev *dev, uint32_t value)
         return err;
     if ((dev->bits & (S | R)) == S && (value & (S | R)) == (S | R))
         return -EINVAL; /* S to SR would lose the data of S (A15) */
+    if (value == (S | R) && !(dev->features & VFMIG_FEATURE_PRE_COPY) &&
+        vfmig_sabotage("dev-sr-needs-precopy"))
+        return -EINVAL;
+    if (value == R && (dev->bits & S) && vfmig_sabotage("dev-no-abort"))
+        return -EINVAL;
+    if (value == Z && dev->bits == 0 && vfmig_sabotage("dev-z-only-from-r"))
+        return -EINVAL;
+    if (value == dev->bits && vfmig_sabotage("dev-same-state-refused"))
+        return -EINVAL;
     return 0;
 }
 
@@ -364,7 +389,8 @@ static void state_write(struct vfmig_dev *dev, const struct vfmig_dev_event *eve
         reply(out, event->id, -EBUSY);
         return;
     }
-    if (dev->failed) { /* only a reset leads out (C41) */
+    if (dev->failed &&
+        !vfmig_sabotage("dev-write-leaves-error")) { /* only a reset leads out (C41) */
         reply(out, event->id, -EINVAL);
         return;
     }
@@ -381,7 +407,8 @@ static void begin_reset(struct vfmig_dev *dev, struct vfmig_dev_actions *out)
 {
     forget_drain(dev);
     cut_gate(dev, out);
-    set_stream(dev, out, VFMIG_DEV_STREAM_NONE);
+    if (!vfmig_sabotage("dev-reset-keeps-stream"))
+        set_stream(dev, out, VFMIG_DEV_STREAM_NONE);
     dev->running = 0;
     issue(dev, out, VFMIG_DEV_CALL_RESET, PHASE_RESET);
 }
@@ -394,8 +421,9 @@ static void reset_done(struct vfmig_dev *dev, struct vfmig_dev_actions *out, int
     } else {
         dev->failed = 0;
         dev->running = 1;
-        dev->bits = R;
-        dev->shown = R; /* before any answer: the first read says so (X10) */
+        dev->bits = vfmig_sabotage("dev-reset-keeps-state") ? dev->shown : R;
+        if (!vfmig_sabotage("dev-reset-shows-late"))
+            dev->shown = dev->bits; /* before any answer: the first read says so (X10) */
         add(out, VFMIG_DEV_ACT_IRQ_DROP);
         open_gate(dev, out);
     }
@@ -412,7 +440,8 @@ static void reset_done(struct vfmig_dev *dev, struct vfmig_dev_actions *out, int
 
 static void client_reset(struct vfmig_dev *dev, uint64_t id, struct vfmig_dev_actions *out)
 {
-    if (dev->owner_gone || dev->reset_count == VFMIG_DEV_MAX_RESETS) {
+    if (dev->owner_gone || dev->reset_count == VFMIG_DEV_MAX_RESETS ||
+        (dev->failed && vfmig_sabotage("dev-error-refuses-reset"))) {
         reply(out, id, -EBUSY);
         return;
     }
@@ -423,6 +452,8 @@ static void client_reset(struct vfmig_dev *dev, uint64_t id, struct vfmig_dev_ac
 
 static void lose_owner(struct vfmig_dev *dev, struct vfmig_dev_actions *out)
 {
+    if (vfmig_sabotage("dev-owner-gone-keeps-state"))
+        return;
     dev->owner_gone = 1;
     dev->write_open = 0;
     dev->reset_count = 0;
@@ -472,12 +503,12 @@ static void tick(struct vfmig_dev *dev, uint64_t now_ns, struct vfmig_dev_action
 {
     if (dev->phase != PHASE_DRAIN)
         return;
-    if (now_ns >= dev->deadline_ns) {
+    if (now_ns >= dev->deadline_ns && !vfmig_sabotage("dev-drain-no-deadline")) {
         dev->token++; /* the drain may still report: too late */
         finish(dev, out, -ETIMEDOUT);
         return;
     }
-    if (now_ns >= dev->half_ns) {
+    if (now_ns >= dev->half_ns && !vfmig_sabotage("dev-drain-waits-for-faults")) {
         dev->half_ns = UINT64_MAX;
         add(out, VFMIG_DEV_ACT_DRAIN_ABORT);
     }

@@ -64,6 +64,10 @@ int vfmig_window_decode(const struct vfmig_window *win, uint64_t offset, uint64_
             continue;
         if (size != fields[i].size || (write && !fields[i].writable))
             return -EINVAL;
+        if (offset == 4 && vfmig_sabotage("window-reserved-strict"))
+            return -EINVAL;
+        if (offset == 0 && vfmig_sabotage("window-no-state"))
+            return -EINVAL;
         *ret_field = (enum vfmig_window_field)fields[i].field;
         return 0;
     }
@@ -83,7 +87,7 @@ int vfmig_window_read_offset(const struct vfmig_window *win, uint64_t *ret_offse
 {
     if (win->mode == VFMIG_WINDOW_CLOSED)
         return -EINVAL;
-    if (win->mode == VFMIG_WINDOW_SAVE && !win->prepared)
+    if (win->mode == VFMIG_WINDOW_SAVE && (!win->prepared || vfmig_sabotage("window-refill")))
         return -EAGAIN;
     *ret_offset = win->data_offset;
     return 0;
@@ -111,6 +115,8 @@ int vfmig_window_data_read(const struct vfmig_window *win, uint64_t offset, uint
 {
     if (win->mode != VFMIG_WINDOW_SAVE || !inside(offset, size, win->data_offset, win->size))
         return -EINVAL;
+    if (size != 8 && vfmig_sabotage("window-wide-only"))
+        return -EINVAL;
     *ret_at = offset - win->data_offset;
     return 0;
 }
@@ -130,6 +136,6 @@ int vfmig_window_commit(struct vfmig_window *win, uint64_t size)
 {
     if (win->mode != VFMIG_WINDOW_LOAD || size > win->size)
         return -EINVAL;
-    win->size = 0;
+    win->size = vfmig_sabotage("window-stale-data") ? win->size : 0;
     return 0;
 }

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Prints docs/states.md from the tables and from the device machine itself; with --check FILE says
+ * whether FILE is what would be printed. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/dev.h"
+
+static const struct {
+    uint32_t features;
+    const char *title;
+} sets[] = {
+    {7, "every feature"},
+    {5, "pre-copy, no NDMA"},
+    {3, "NDMA, no pre-copy"},
+    {1, "neither"},
+};
+
+static const uint8_t values[] = {0, 1, 2, 3, 4, 8, 9, 10, 11, 12};
+
+static void print_states(FILE *out)
+{
+    fputs("## States\n\n| value | name | bits | register | v2 name | needs | meaning |\n"
+          "|---|---|---|---|---|---|---|\n",
+          out);
+    for (uint32_t s = 0; s < VFMIG_STATE_COUNT; s++) {
+        const struct vfmig_state_info *info = vfmig_state_info(s);
+        fprintf(out, "| %u | %s | ", s, info->name);
+        for (const char *c = info->v1_name; *c; c++)
+            fprintf(out, "%s%c", *c == '|' ? "\\" : "", *c);
+        fprintf(out, " | %u | %s | %s%s | %s |\n", info->bits, info->v2_name,
+                info->features & VFMIG_FEATURE_NDMA ? "NDMA " : "",
+                info->features & VFMIG_FEATURE_PRE_COPY ? "PRE_COPY" : "", info->meaning);
+    }
+}
+
+static void print_next_hops(FILE *out)
+{
+    fputs("\n## Feature dialect: the next state on the way\n\n"
+          "Row: where the device is; column: what was asked for; x: refused with EINVAL.\n",
+          out);
+    for (size_t i = 0; i < sizeof(sets) / sizeof(sets[0]); i++) {
+        fprintf(out, "\nDevice with %s:\n\n|", sets[i].title);
+        for (int line = 0; line < 2; line++) {
+            fputs(line ? "|---|" : " |", out);
+            for (uint32_t s = 1; s < VFMIG_STATE_COUNT; s++)
+                if (vfmig_state_supported(sets[i].features, s))
+                    fprintf(out, line ? "---|" : " %s |", vfmig_state_name(s));
+            fputs("\n", out);
+        }
+        for (uint32_t from = 1; from < VFMIG_STATE_COUNT; from++) {
+            if (!vfmig_state_supported(sets[i].features, from))
+                continue;
+            fprintf(out, "| %s |", vfmig_state_name(from));
+            for (uint32_t to = 1; to < VFMIG_STATE_COUNT; to++) {
+                enum vfmig_state next;
+                if (!vfmig_state_supported(sets[i].features, to))
+                    continue;
+                int err = vfmig_state_next(sets[i].features, from, to, &next);
+                fprintf(out, " %s |", err ? "x" : from == to ? "=" : vfmig_state_name(next));
+            }
+            fputs("\n", out);
+        }
+    }
+}
+
+/* Writes value and lets every step succeed; notes the steps. False: refused. */
+static bool write_value(struct vfmig_dev *dev, uint32_t value, char *notes)
+{
+    static const char calls[] = " epLzcrwX", others[] = " fD  O";
+    struct vfmig_dev_event event = {.type = VFMIG_DEV_EVENT_WRITE_V1, .value = value};
+
+    for (;;) {
+        struct vfmig_dev_actions actions;
+        if (vfmig_dev_step(dev, &event, 0, &actions) != 0)
+            return false;
+        for (uint32_t i = 0; i < actions.count; i++) {
+            const struct vfmig_dev_action *action = &actions.list[i];
+            if (action->type == VFMIG_DEV_ACT_REPLY)
+                return action->err == 0;
+            char note = action->type == VFMIG_DEV_ACT_CALL       ? calls[action->call]
+                        : action->type < VFMIG_DEV_ACT_IRQ_LATCH ? others[action->type]
+                                                                 : ' ';
+            if (note != ' ')
+                *notes++ = note;
+            event =
+                (struct vfmig_dev_event){.type = VFMIG_DEV_EVENT_STEP_DONE, .token = action->token};
+        }
+    }
+}
+
+static void print_writes(FILE *out)
+{
+    fputs(
+        "\n## Region dialect: what one write does\n\n"
+        "Row: the register before; column: the value written; on a device with every feature.\n"
+        "Steps in their order, without the empty ones: f consume posted writes, D shut the DMA\n"
+        "gate and drain, e end the saved stream, p stop, L load, z reset itself and open the\n"
+        "window, c capture, r run, w start pre-copy, O open the gate. = nothing to do, x refused\n"
+        "with EINVAL. 5, 6, 7, 13, 14, 15 and values with unknown bits are refused everywhere.\n\n"
+        "A failure of e, L or z, or after one of them, ends in ERROR; any other is taken back and\n"
+        "the old value stands; if that fails too, ERROR. From ERROR (6) only reset leads out.\n\n|",
+        out);
+    for (int line = 0; line < 2; line++) {
+        fputs(line ? "|---|" : " |", out);
+        for (size_t i = 0; i < sizeof(values); i++)
+            fprintf(out, line ? "---|" : " %u |", values[i]);
+        fputs("\n", out);
+    }
+    for (size_t i = 0; i < sizeof(values); i++) {
+        fprintf(out, "| %u |", values[i]);
+        for (size_t j = 0; j < sizeof(values); j++) {
+            char notes[2][32] = {{0}};
+            struct vfmig_dev dev;
+            if (vfmig_dev_init(&dev, 7, 0) != 0 || !write_value(&dev, values[i], notes[0]))
+                exit(1);
+            bool done = write_value(&dev, values[j], notes[1]);
+            fprintf(out, " %s |", !done ? "x" : notes[1][0] ? notes[1] : "=");
+        }
+        fputs("\n", out);
+    }
+}
+
+static void print_all(FILE *out)
+{
+    fputs("# Device states\n\nPrinted by `make docs` from tables/states.def, tables/next_hop.def "
+          "and the device machine\n(src/core/dev.c). R RUNNING, S SAVING, Z RESUMING, N NDMA. N "
+          "beside !R is accepted and read back as\nwritten; it says nothing new.\n\n",
+          out);
+    print_states(out);
+    print_next_hops(out);
+    print_writes(out);
+}
+
+static int check(const char *path, const char *text, size_t size)
+{
+    FILE *file = fopen(path, "r");
+    char *found = malloc(size + 1);
+    size_t got = file && found ? fread(found, 1, size + 1, file) : 0;
+    bool same = file && found && got == size && memcmp(found, text, size) == 0;
+
+    if (file)
+        fclose(file);
+    free(found);
+    if (!same)
+        fprintf(stderr, "%s is stale: run `make docs`\n", path);
+    return same ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+
+    if (!out || (argc != 1 && (argc != 3 || strcmp(argv[1], "--check") != 0))) {
+        fprintf(stderr, "usage: vfmig-tables [--check FILE]\n");
+        return 2;
+    }
+    print_all(out);
+    fclose(out);
+    int result = argc == 3 ? check(argv[2], text, size) : fputs(text, stdout) < 0;
+    free(text);
+    return result;
+}
