@@ -7,6 +7,9 @@
 
 #include "base/sabotage.h"
 
+/* A REFUSED whose sender has no record of it. It is an answer before the grant, never after. */
+#define VFMIG_HO_MSG_DECLINED VFMIG_HO_MSG_COUNT
+
 /* One number space for everything that can move the machine. */
 enum {
     MSG_BASE = 32,
@@ -34,6 +37,7 @@ enum guard {
     FAILED,      /* PREPARE failed */
     FAILED_PEER_MEM,
     UNACKED,
+    UNRECORDED,  /* refused, but not on record yet */
     DEAD_THERE,  /* the destination said that the guest died there */
 };
 
@@ -102,6 +106,8 @@ static bool guard_holds(const struct vfmig_handover *h, const struct vfmig_ho_ms
         return h->memory && h->failed && msg->memory && msg->record == VFMIG_HO_RECORD_GRANT_SENT;
     case UNACKED:
         return !h->acked;
+    case UNRECORDED:
+        return h->record != VFMIG_HO_RECORD_REFUSED;
     case DEAD_THERE:
         return h->outcome == VFMIG_HO_OUTCOME_DIED_AT_DESTINATION;
     }
@@ -242,6 +248,8 @@ static int adopt_attempt(struct vfmig_handover *h, const struct vfmig_ho_msg *ms
  * grant: that is one message alone. */
 static uint8_t meaning(const struct vfmig_ho_msg *msg)
 {
+    if (msg->kind == VFMIG_HO_MSG_REFUSED && msg->record != VFMIG_HO_RECORD_REFUSED)
+        return VFMIG_HO_MSG_DECLINED;
     if (msg->kind != VFMIG_HO_MSG_OUTCOME)
         return msg->kind;
     switch (msg->record) {

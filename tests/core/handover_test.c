@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "handover_world.h"
+
+/* Breadth first over all reachable worlds. */
+struct explorer {
+    struct limits limits;
+    struct world *worlds;
+    uint32_t *parent;
+    uint32_t *table; /* hash table of index + 1 */
+    uint32_t count, room, slots;
+};
+
+static uint64_t hash_world(const struct world *w)
+{
+    const unsigned char *p = (const unsigned char *)w;
+    uint64_t h = 1469598103934665603u;
+
+    for (size_t i = 0; i + 8 <= sizeof(*w); i += 8) {
+        uint64_t word;
+        memcpy(&word, p + i, 8);
+        h = (h ^ word) * 1099511628211u;
+        h ^= h >> 29;
+    }
+    return h;
+}
+
+static void add_world(struct explorer *x, const struct world *w, uint32_t parent)
+{
+    uint32_t slot = (uint32_t)(hash_world(w) & (x->slots - 1));
+
+    for (; x->table[slot]; slot = (slot + 1) & (x->slots - 1))
+        if (!memcmp(&x->worlds[x->table[slot] - 1], w, sizeof(*w)))
+            return;
+    if (x->count == x->room)
+        fail_msg("more than %u worlds", x->room);
+    x->worlds[x->count] = *w;
+    x->parent[x->count] = parent;
+    x->table[slot] = ++x->count;
+}
+
+static void print_world(const struct world *w)
+{
+    for (unsigned side = 0; side < 2; side++) {
+        const struct side *me = &w->side[side];
+        printf("  %s %-12s rec=%s pend=%s disk=%s e=%u mem=%u run=%u out=%s |",
+               me->alive ? "alive" : "dead ", vfmig_ho_state_name(me->h.state),
+               vfmig_ho_record_name(me->h.record), vfmig_ho_record_name(me->h.pending),
+               vfmig_ho_record_name(me->disk), me->h.epoch, me->h.memory, me->runs,
+               vfmig_ho_outcome_name(me->h.outcome));
+    }
+    printf("\n");
+}
+
+static void print_trail(const struct explorer *x, uint32_t at)
+{
+    if (at)
+        print_trail(x, x->parent[at]);
+    print_world(&x->worlds[at]);
+}
+
+static void explore(struct explorer *x, uint32_t room, const struct limits *limits)
+{
+    struct world start;
+
+    memset(x, 0, sizeof(*x));
+    x->limits = *limits;
+    x->room = room;
+    for (x->slots = 1; x->slots < 2 * room;)
+        x->slots *= 2;
+    x->worlds = calloc(room, sizeof(*x->worlds));
+    x->parent = calloc(room, sizeof(*x->parent));
+    x->table = calloc(x->slots, sizeof(*x->table));
+    world_start(&start, limits);
+    add_world(x, &start, 0);
+    for (uint32_t at = 0; at < x->count; at++) {
+        struct move moves[MOVES_MAX];
+        unsigned count = world_moves(&x->worlds[at], limits, moves);
+        for (unsigned i = 0; i < count; i++) {
+            struct world next = x->worlds[at];
+            const char *broken = world_make(&next, &moves[i]);
+            if (broken) {
+                char text[80];
+                print_trail(x, at);
+                print_world(&next);
+                fail_msg("%s, by %s", broken, move_text(&moves[i], text, sizeof(text)));
+            }
+            add_world(x, &next, at);
+        }
+    }
+}
+
+static void explorer_done(struct explorer *x)
+{
+    free(x->worlds);
+    free(x->parent);
+    free(x->table);
+}
+
+
+static const struct limits faultless = {.epochs = 1};
+
+/* "Two running" and the other rules are checked by world_make at every single step. */
+static void never_two_running_whatever_fails(void **state)
+{
+    static const struct limits bounds[] = {
+        {.crashes = 2, .aborts = 1, .links = 1, .epochs = 1},
+        {.crashes = 1, .failures = 1, .aborts = 1, .links = 1, .epochs = 1},
+        {.crashes = 1, .aborts = 1, .epochs = 2},
+    };
+
+    for (size_t i = 0; i < sizeof(bounds) / sizeof(bounds[0]); i++) {
+        struct explorer x;
+        explore(&x, /* room= */ 400000, &bounds[i]);
+        printf("handover: %u worlds with %u crashes, %u failures, %u attempts\n", x.count,
+               bounds[i].crashes, bounds[i].failures, bounds[i].epochs);
+        explorer_done(&x);
+    }
+}
+
+/* After the last fault the guest runs once, or its memory is kept under a name, or it had died. */
+static const char *settled_badly(const struct world *before, const struct world *after,
+                                 bool asked_for)
+{
+    const struct side *s = &after->side[SRC], *d = &after->side[DST];
+    /* Once the source has ABORTED on record, it may have run: the image counts as stale. */
+    bool image = before->side[DST].h.memory && !before->stale &&
+                 before->side[SRC].disk != VFMIG_HO_RECORD_ABORTED;
+    bool had = before->side[SRC].h.memory || image;
+    bool nameless = (!s->h.outcome && s->disk) ||
+                    (!d->h.outcome && d->h.state != VFMIG_HO_DST_LISTEN);
+
+    if (s->h.pending || d->h.pending)
+        return "still writing";
+    if (s->runs || d->runs)
+        return NULL;
+    if (nameless)
+        return "nobody runs, without a name for it";
+    /* RUNNING on record and dead: nobody can tell whether it ran. The source keeps what it has,
+     * unless an operator has told it to give it up. */
+    if (d->disk == VFMIG_HO_RECORD_RUNNING)
+        return !before->ran_there && before->side[SRC].h.memory && !s->h.memory &&
+                       before->side[SRC].h.pending != VFMIG_HO_RECORD_RELEASED
+                   ? "memory is given up that nobody else has"
+                   : NULL;
+    if (had && !asked_for && !s->h.memory && !d->h.memory)
+        return "memory is lost that was there";
+    if (s->h.memory)
+        return "the source has the guest and does not run it";
+    if (d->h.memory && d->h.outcome != VFMIG_HO_OUTCOME_ONLY_AT_DESTINATION &&
+        d->h.outcome != VFMIG_HO_OUTCOME_PAUSED_AT_DESTINATION)
+        return "the destination keeps the guest under a wrong name";
+    return NULL;
+}
+
+static void settle_all(const struct explorer *x)
+{
+    for (uint32_t i = 0; i < x->count; i++) {
+        const struct world *before = &x->worlds[i];
+        struct world after = *before;
+        /* A destination that failed hands back; no rule helps if the source dies on top of that. */
+        bool two_faults = x->limits.failures && !before->failures && !before->crashes;
+        bool abort_asked = x->limits.aborts && !before->aborts;
+        const char *broken = world_settle(&after, /* returning= */ 3);
+        if (!broken)
+            broken = settled_badly(before, &after, abort_asked || two_faults);
+        if (broken) {
+            print_trail(x, i);
+            print_world(&after);
+            fail_msg("%s", broken);
+        }
+    }
+}
+
+static void every_world_settles_and_nothing_is_lost(void **state)
+{
+    static const struct limits bounds[] = {
+        {.crashes = 2, .links = 1, .epochs = 1},
+        {.crashes = 1, .failures = 1, .aborts = 1, .epochs = 1},
+        {.crashes = 1, .aborts = 1, .epochs = 2},
+    };
+
+    for (size_t i = 0; i < sizeof(bounds) / sizeof(bounds[0]); i++) {
+        struct explorer x;
+        explore(&x, /* room= */ 400000, &bounds[i]);
+        settle_all(&x);
+        explorer_done(&x);
+    }
+}
+
+static void without_faults_exactly_one_runs_at_the_end(void **state)
+{
+    struct explorer x;
+    unsigned ended = 0;
+
+    explore(&x, /* room= */ 10000, &faultless);
+    for (uint32_t i = 0; i < x.count; i++) {
+        struct world after = x.worlds[i];
+        assert_null(world_settle(&after, /* returning= */ 3));
+        assert_int_equal(after.side[SRC].runs + after.side[DST].runs, 1);
+        if (after.side[DST].runs) {
+            assert_int_equal(after.side[SRC].disk, VFMIG_HO_RECORD_RELEASED);
+            assert_int_equal(after.side[DST].h.outcome, VFMIG_HO_OUTCOME_RUNS_AT_DESTINATION);
+            assert_int_equal(after.side[SRC].h.outcome, VFMIG_HO_OUTCOME_RUNS_AT_DESTINATION);
+            assert_true(after.side[DST].h.acked);
+            ended++;
+        }
+    }
+    assert_true(ended > 10);
+    explorer_done(&x);
+}
+
+/* One machine under a script of events: what it journals and sends. */
+static struct vfmig_ho_actions take(struct vfmig_handover *h, uint8_t kind)
+{
+    const struct vfmig_ho_event event = {.kind = kind};
+    struct vfmig_ho_actions acts;
+
+    assert_int_equal(vfmig_handover_step(h, &event, &acts), 0);
+    return acts;
+}
+
+static void saving_leaves_the_source_stopped_until_the_file_is_discarded(void **state)
+{
+    const uint8_t id[VFMIG_HO_ID_BYTES] = "save";
+    struct vfmig_handover h;
+
+    assert_int_equal(vfmig_handover_init(&h, VFMIG_HO_SOURCE, id, 1, VFMIG_HO_RECORD_NONE, true), 0);
+    assert_int_equal(take(&h, VFMIG_HO_EVENT_START).journal, VFMIG_HO_RECORD_OFFERED);
+    take(&h, VFMIG_HO_EVENT_JOURNAL_DONE);
+    take(&h, VFMIG_HO_EVENT_STOPPED);
+    assert_int_equal(take(&h, VFMIG_HO_EVENT_SAVED).journal, VFMIG_HO_RECORD_SAVED);
+    struct vfmig_ho_actions acts = take(&h, VFMIG_HO_EVENT_JOURNAL_DONE);
+    assert_int_equal(acts.flags, VFMIG_HO_ACT_REPORT);
+    assert_int_equal(acts.outcome, VFMIG_HO_OUTCOME_SAVED);
+    assert_false(vfmig_handover_may_run(&h));
+    take(&h, VFMIG_HO_EVENT_ABORT);
+    assert_int_equal(h.state, VFMIG_HO_SRC_SAVED);
+    assert_int_equal(take(&h, VFMIG_HO_EVENT_DISCARD).journal, VFMIG_HO_RECORD_RESUMED);
+    assert_int_equal(take(&h, VFMIG_HO_EVENT_JOURNAL_FAILED).flags, 0);
+    take(&h, VFMIG_HO_EVENT_DISCARD);
+    assert_true(take(&h, VFMIG_HO_EVENT_JOURNAL_DONE).flags & VFMIG_HO_ACT_RESUME);
+    assert_true(vfmig_handover_may_run(&h));
+}
+
+static void messages_that_are_not_ours_change_nothing(void **state)
+{
+    const uint8_t id[VFMIG_HO_ID_BYTES] = "mine";
+    struct vfmig_handover h, before;
+    struct vfmig_ho_actions acts;
+    struct vfmig_ho_event good = {.kind = VFMIG_HO_EVENT_MESSAGE,
+                                  .msg = {.id = "mine", .epoch = 3, .kind = VFMIG_HO_MSG_GRANT,
+                                          .record = VFMIG_HO_RECORD_GRANT_SENT, .memory = 1}};
+    struct vfmig_ho_event bad[7];
+
+    assert_int_equal(vfmig_handover_init(&h, VFMIG_HO_DESTINATION, id, 3, VFMIG_HO_RECORD_READY, true), 0);
+    before = h;
+    for (unsigned i = 0; i < 7; i++)
+        bad[i] = good;
+    bad[0].msg.id[0] ^= 1;
+    bad[1].msg.epoch = 2;
+    bad[2].msg.epoch = 0;
+    bad[3].msg.kind = VFMIG_HO_MSG_RUNNING;
+    bad[4].msg.kind = VFMIG_HO_MSG_COUNT;
+    bad[5].msg.record = VFMIG_HO_RECORD_READY;
+    bad[6].msg.memory = 2;
+    for (unsigned i = 0; i < 7; i++) {
+        int r = vfmig_handover_step(&h, &bad[i], &acts);
+        assert_int_equal(r, i < 2 ? -ESTALE : -EPROTO);
+        assert_memory_equal(&h, &before, sizeof(h));
+        assert_int_equal(acts.journal | acts.flags | acts.send.kind, 0);
+    }
+    assert_int_equal(vfmig_handover_step(&h, &good, &acts), 0);
+    assert_int_equal(acts.journal, VFMIG_HO_RECORD_GRANTED);
+    const struct vfmig_ho_event local[] = {{.kind = VFMIG_HO_EVENT_NONE}, {.kind = VFMIG_HO_EVENT_COUNT},
+                                           {.kind = VFMIG_HO_EVENT_START}, {.kind = VFMIG_HO_EVENT_FENCED}};
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(vfmig_handover_step(&h, &local[i], &acts), -EINVAL);
+}
+
+static void records_are_of_one_role_and_have_names(void **state)
+{
+    struct vfmig_handover h;
+
+    for (unsigned record = 0; record <= VFMIG_HO_RECORD_COUNT; record++) {
+        bool source = record < VFMIG_HO_RECORD_READY;
+        bool destination = !record || (!source && record < VFMIG_HO_RECORD_COUNT);
+        assert_int_equal(vfmig_handover_init(&h, VFMIG_HO_SOURCE, NULL, 1, record, false),
+                         source ? 0 : -EINVAL);
+        assert_int_equal(vfmig_handover_init(&h, VFMIG_HO_DESTINATION, NULL, 1, record, false),
+                         destination ? 0 : -EINVAL);
+        bool named = strcmp(vfmig_ho_record_name(record), "unknown") != 0;
+        assert_int_equal(named, record < VFMIG_HO_RECORD_COUNT);
+    }
+    for (unsigned i = 0; i < VFMIG_HO_STATE_COUNT; i++)
+        assert_string_not_equal(vfmig_ho_state_name(i), "unknown");
+    for (unsigned i = 0; i < VFMIG_HO_MSG_COUNT; i++)
+        assert_string_not_equal(vfmig_ho_msg_name(i), "unknown");
+    for (unsigned i = 0; i < VFMIG_HO_OUTCOME_COUNT; i++)
+        assert_string_not_equal(vfmig_ho_outcome_name(i), "unknown");
+    assert_string_equal(vfmig_ho_state_name(UINT32_MAX), "unknown");
+    assert_string_equal(vfmig_ho_msg_name(VFMIG_HO_MSG_COUNT), "unknown");
+    assert_string_equal(vfmig_ho_outcome_name(VFMIG_HO_OUTCOME_COUNT), "unknown");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(without_faults_exactly_one_runs_at_the_end),
+        cmocka_unit_test(never_two_running_whatever_fails),
+        cmocka_unit_test(every_world_settles_and_nothing_is_lost),
+        cmocka_unit_test(saving_leaves_the_source_stopped_until_the_file_is_discarded),
+        cmocka_unit_test(messages_that_are_not_ours_change_nothing),
+        cmocka_unit_test(records_are_of_one_role_and_have_names),
+    };
+    return cmocka_run_group_tests_name("handover", tests, NULL, NULL);
+}
