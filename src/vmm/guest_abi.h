@@ -29,8 +29,7 @@
 #define GUEST_CTL_COUNT 0x10u /* ro u64: number of reads of this register by this vCPU before */
 
 /* Interrupt vectors. */
-#define GUEST_VECTOR_TIMER  0x30u
-#define GUEST_VECTOR_HALT   0x31u /* software: sleep until the next interrupt */
+#define GUEST_VECTOR_TIMER  0x20u /* + vCPU */
 #define GUEST_VECTOR_DEVICE 0x40u /* + 4 * device + MSI-X vector */
 
 #define GUEST_PARAMS_MAGIC   0x5453455547474d56ull
@@ -56,7 +55,7 @@ struct guest_device_params {
     uint32_t first_vector;
 };
 
-/* One page at GUEST_PARAMS, written before the start and never again, except `commands`. */
+/* One page at GUEST_PARAMS, written before the start and never again. */
 struct guest_params {
     uint64_t magic;
     uint32_t version;

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The reference guest's program, inside. It builds twice: freestanding for KVM (addresses are the
+ * guest's own, MMIO is a plain access) and hosted for the accelerator `none` (memory is somewhere,
+ * MMIO is a call). All state lives in guest memory, so that the program continues on another host
+ * in either form. */
+#ifndef VFMIG_GUEST_GUEST_H
+#define VFMIG_GUEST_GUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vmm/guest_abi.h"
+
+struct guest_env {
+    uint8_t *base; /* hosted: where GPA 0 is mapped */
+    void *opaque;
+    void (*mmio)(void *opaque, uint32_t vcpu, uint64_t gpa, bool is_write, void *data, uint32_t size);
+    uint64_t (*tsc)(void *opaque);
+};
+
+/* One vCPU's place in its work, one page at guest_params.cpu_gpa each. */
+struct guest_cpu {
+    uint32_t index;
+    uint32_t started;
+    uint64_t loops;
+    uint64_t last_tsc;    /* end of the last accounted interval */
+    uint64_t rested_tsc;  /* slept since then */
+    uint64_t credit_tsc;  /* time earned for writing pages */
+    uint64_t share_first; /* pages of the working set that are this vCPU's */
+    uint64_t share_pages;
+    uint64_t share_mask; /* period of the order, less one */
+    uint32_t share_shift;
+    uint64_t order;      /* generator: where in the order */
+    uint64_t steps;      /* of the order done in this cycle */
+    uint64_t cycle;      /* from 1; every page of the share is written once in each */
+    uint64_t reads;      /* GUEST_CTL_COUNT reads done */
+    uint32_t ticks;      /* of the timer, as last seen */
+    uint64_t tick_wait_tsc;
+};
+
+/* A descriptor on its way, or what a vector waits for. */
+enum guest_irq_wait { GUEST_IRQ_IDLE = 0, GUEST_IRQ_QUEUED, GUEST_IRQ_DUE };
+
+#define GUEST_RING_ENTRIES 64u
+#define GUEST_DMA_TARGETS  256u
+#define GUEST_SRAM_BYTES   512u   /* SRAM of one ring slot, from offset 0 */
+#define GUEST_SRAM_WORDS   0x8000u /* words kept by MMIO, from here */
+#define GUEST_SRAM_KEPT    8u
+
+/* Driver state of one dma device, at guest_device_params.heap_gpa; then come the ring (one page),
+ * the source buffers (one a ring entry) and the targets. */
+struct guest_dma {
+    uint32_t ready;
+    uint32_t queued, completed; /* free running */
+    uint32_t next_target;
+    uint64_t serial; /* of the last completion */
+    uint64_t order;  /* generator */
+    uint64_t credit_tsc;
+    uint64_t check_tsc; /* time since the last look at registers and SRAM */
+    uint64_t generation;
+    uint64_t kept[GUEST_SRAM_KEPT];
+    uint32_t irq_state[GUEST_VECTORS];
+    uint32_t irq_slot[GUEST_VECTORS];
+    uint32_t irq_seen[GUEST_VECTORS];
+    uint64_t irq_wait_tsc[GUEST_VECTORS];
+    uint64_t slot_seed[GUEST_RING_ENTRIES];
+    uint32_t slot_target[GUEST_RING_ENTRIES];
+    uint64_t sram_seed[GUEST_RING_ENTRIES]; /* 0: nothing loaded yet */
+    struct {
+        uint64_t seed, stride; /* word i is seed + i * stride */
+    } target[GUEST_DMA_TARGETS];
+};
+
+#define GUEST_DMA_STATE_BYTES 8192u
+_Static_assert(sizeof(struct guest_dma) <= GUEST_DMA_STATE_BYTES, "driver state");
+
+static inline uint64_t guest_page_up(uint64_t bytes)
+{
+    return (bytes + 4095) & ~UINT64_C(4095);
+}
+
+/* Guest memory that the driver of one device needs. */
+static inline uint64_t guest_dma_heap_bytes(uint32_t dma_bytes)
+{
+    return GUEST_DMA_STATE_BYTES + 4096 +
+           (GUEST_RING_ENTRIES + GUEST_DMA_TARGETS) * guest_page_up(dma_bytes);
+}
+
+/* One round of the main loop: bounded, returns between two complete pieces of work. */
+void guest_step(const struct guest_env *env, uint32_t vcpu);
+/* Work on the dma devices of this vCPU; elapsed_tsc since the last call. */
+void guest_dma_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed_tsc);
+void guest_fail(const struct guest_env *env, uint32_t vcpu, enum guest_error_code code, uint64_t d0,
+                uint64_t d1, uint64_t d2, uint64_t d3);
+
+#if __STDC_HOSTED__
+
+static inline void *guest_at(const struct guest_env *env, uint64_t gpa)
+{
+    return env->base + gpa;
+}
+
+static inline void guest_mmio(const struct guest_env *env, uint32_t vcpu, uint64_t gpa, bool is_write,
+                              void *data, uint32_t size)
+{
+    env->mmio(env->opaque, vcpu, gpa, is_write, data, size);
+}
+
+static inline uint64_t guest_tsc(const struct guest_env *env)
+{
+    return env->tsc(env->opaque);
+}
+
+#else
+
+static inline void *guest_at(const struct guest_env *env, uint64_t gpa)
+{
+    (void)env;
+    return (void *)gpa;
+}
+
+static inline void guest_mmio(const struct guest_env *env, uint32_t vcpu, uint64_t gpa, bool is_write,
+                              void *data, uint32_t size)
+{
+    (void)env;
+    (void)vcpu;
+    if (is_write && size == 4)
+        *(volatile uint32_t *)gpa = *(uint32_t *)data;
+    else if (is_write)
+        *(volatile uint64_t *)gpa = *(uint64_t *)data;
+    else if (size == 4)
+        *(uint32_t *)data = *(volatile uint32_t *)gpa;
+    else
+        *(uint64_t *)data = *(volatile uint64_t *)gpa;
+}
+
+static inline uint64_t guest_tsc(const struct guest_env *env)
+{
+    (void)env;
+    uint32_t low, high;
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+    return (uint64_t)high << 32 | low;
+}
+
+#endif
+
+static inline void guest_write32(const struct guest_env *env, uint32_t vcpu, uint64_t gpa, uint32_t value)
+{
+    guest_mmio(env, vcpu, gpa, true, &value, 4);
+}
+
+static inline void guest_write64(const struct guest_env *env, uint32_t vcpu, uint64_t gpa, uint64_t value)
+{
+    guest_mmio(env, vcpu, gpa, true, &value, 8);
+}
+
+static inline uint32_t guest_read32(const struct guest_env *env, uint32_t vcpu, uint64_t gpa)
+{
+    uint32_t value = 0;
+    guest_mmio(env, vcpu, gpa, false, &value, 4);
+    return value;
+}
+
+static inline uint64_t guest_read64(const struct guest_env *env, uint32_t vcpu, uint64_t gpa)
+{
+    uint64_t value = 0;
+    guest_mmio(env, vcpu, gpa, false, &value, 8);
+    return value;
+}
+
+static inline const struct guest_params *guest_params(const struct guest_env *env)
+{
+    return guest_at(env, GUEST_PARAMS);
+}
+
+static inline struct guest_scoreboard *guest_scoreboard(const struct guest_env *env)
+{
+    return guest_at(env, GUEST_SCOREBOARD);
+}
+
+static inline uint32_t guest_irq_count(const struct guest_env *env, uint32_t vector)
+{
+    uint32_t *counts = guest_at(env, GUEST_IRQ_COUNTS);
+    return __atomic_load_n(&counts[vector], __ATOMIC_ACQUIRE);
+}
+
+/* A counter with one writer that others read. */
+static inline void guest_bump(uint64_t *counter, uint64_t by)
+{
+    __atomic_store_n(counter, *counter + by, __ATOMIC_RELAXED);
+}
+
+/* A bijection of 64-bit words that spreads every bit. */
+static inline uint64_t guest_mix(uint64_t x)
+{
+    x = (x ^ (x >> 32)) * UINT64_C(0xd6e8feb86659fd93);
+    x = (x ^ (x >> 29)) * UINT64_C(0xa0761d6478bd642f);
+    return x ^ (x >> 32);
+}
+
+#endif

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The machine with its guest, by either accelerator (argument: kvm or none): it works, it stops
+ * wherever it is, it moves. */
+#include "machine_rig.h"
+
+#include <errno.h>
+
+static enum vfmig_accel accel;
+
+static const struct vfmig_guest_config small_guest = {
+    .working_set_bytes = 16u << 20, .rate_mib_s = 200, .irq_timeout_ms = 60000};
+
+static void test_guest_works(void **state)
+{
+    (void)state;
+    struct rig_vm vm;
+    rig_open(&vm, accel, NULL, NULL);
+    RIG_OK(vfmig_machine_load_guest(vm.machine, &small_guest, &rig_error));
+    assert_false(vfmig_machine_running(vm.machine));
+    RIG_OK(vfmig_machine_start(vm.machine, &rig_error));
+    assert_true(vfmig_machine_running(vm.machine));
+    const struct guest_scoreboard *score = rig_score(&vm);
+    for (int i = 0; i < 2; i++) {
+        rig_progress(&vm, &score->cpu[i].cycles, 2);
+        assert_true(score->cpu[i].pages_verified >= 2 * 2048);
+        assert_true(score->cpu[i].sleeps > 0);
+    }
+    if (accel == VFMIG_ACCEL_KVM) {
+        rig_progress(&vm, &score->cpu[1].ticks, 2);
+        rig_progress(&vm, &score->cpu[1].register_checks, 2);
+    }
+    RIG_OK(vfmig_machine_stop(vm.machine, &rig_error));
+    uint64_t beats = score->cpu[0].heartbeats;
+    RIG_OK(vfmig_machine_stop(vm.machine, &rig_error)); /* again is fine */
+    assert_int_equal(score->cpu[0].heartbeats, beats);
+    rig_close(&vm);
+}
+
+static void test_stale_page_is_noticed(void **state)
+{
+    (void)state;
+    struct rig_vm vm;
+    rig_open(&vm, accel, NULL, NULL);
+    RIG_OK(vfmig_machine_load_guest(vm.machine, &small_guest, &rig_error));
+    const struct guest_params *params =
+        (const void *)((const uint8_t *)vm.block.host + GUEST_PARAMS);
+    uint8_t *page = (uint8_t *)vm.block.host + params->working_gpa + 77 * 4096;
+    uint8_t old[4096];
+    const struct guest_scoreboard *score = rig_score(&vm);
+    RIG_OK(vfmig_machine_start(vm.machine, &rig_error));
+    rig_progress(&vm, &score->cpu[0].cycles, 1);
+    RIG_OK(vfmig_machine_stop(vm.machine, &rig_error));
+    memcpy(old, page, sizeof(old));
+    RIG_OK(vfmig_machine_start(vm.machine, &rig_error));
+    rig_progress(&vm, &score->cpu[0].cycles, 1);
+    RIG_OK(vfmig_machine_stop(vm.machine, &rig_error));
+    memcpy(page, old, sizeof(old)); /* what a migration that lost this page would leave */
+    uint64_t cycles = score->cpu[0].cycles;
+    RIG_OK(vfmig_machine_start(vm.machine, &rig_error));
+    while (__atomic_load_n(&score->cpu[0].cycles, __ATOMIC_RELAXED) < cycles + 2 &&
+           !__atomic_load_n(&score->first_error, __ATOMIC_ACQUIRE))
+        usleep(1000);
+    assert_int_equal(score->first_error, GUEST_ERROR_PAGE);
+    assert_int_equal(score->first_detail[0], 77);
+    rig_close(&vm);
+}
+
+static void move_often(uint32_t idle)
+{
+    struct rig_vm vm[2];
+    rig_open(&vm[0], accel, NULL, NULL);
+    rig_open(&vm[1], accel, NULL, NULL);
+    struct vfmig_guest_config guest = small_guest;
+    guest.idle = idle;
+    RIG_OK(vfmig_machine_load_guest(vm[0].machine, &guest, &rig_error));
+    RIG_OK(vfmig_machine_start(vm[0].machine, &rig_error));
+    for (int i = 0; i < 20; i++) {
+        struct rig_vm *from = &vm[i % 2], *to = &vm[1 - i % 2];
+        for (int cpu = 0; cpu < 2; cpu++)
+            rig_progress(from, &rig_score(from)->cpu[cpu].pages_verified, 300);
+        rig_move(from, to);
+        RIG_OK(vfmig_machine_start(to->machine, &rig_error));
+    }
+    for (int cpu = 0; cpu < 2; cpu++)
+        rig_progress(&vm[0], &rig_score(&vm[0])->cpu[cpu].cycles, 2);
+    rig_no_errors(&vm[0]);
+    rig_close(&vm[0]);
+    rig_close(&vm[1]);
+}
+
+static void test_move_sleeping(void **state)
+{
+    (void)state;
+    move_often(GUEST_IDLE_SLEEP);
+}
+
+static void test_move_reading(void **state)
+{
+    (void)state;
+    move_often(GUEST_IDLE_READ);
+}
+
+static void test_move_spinning(void **state)
+{
+    (void)state;
+    move_often(GUEST_IDLE_SPIN);
+}
+
+static void test_move_halted(void **state)
+{
+    (void)state;
+    if (accel == VFMIG_ACCEL_KVM)
+        move_often(GUEST_IDLE_HALT);
+}
+
+static void test_blob_is_checked(void **state)
+{
+    (void)state;
+    struct rig_vm vm;
+    struct vfmig_buffer blob = {0};
+    rig_open(&vm, accel, NULL, NULL);
+    RIG_OK(vfmig_machine_load_guest(vm.machine, &small_guest, &rig_error));
+    RIG_OK(vfmig_machine_save(vm.machine, &blob, &rig_error));
+    RIG_OK(vfmig_machine_load(vm.machine, blob.data, blob.size, &rig_error));
+    size_t step = blob.size / 97 + 1;
+    for (size_t i = 0; i < blob.size; i += step) {
+        blob.data[i] ^= 0x10;
+        assert_true(vfmig_machine_load(vm.machine, blob.data, blob.size, &rig_error) < 0);
+        blob.data[i] ^= 0x10;
+        assert_int_equal(vfmig_machine_load(vm.machine, blob.data, i, &rig_error), -EBADMSG);
+    }
+    RIG_OK(vfmig_machine_start(vm.machine, &rig_error));
+    assert_int_equal(vfmig_machine_save(vm.machine, &blob, &rig_error), -EBUSY);
+    assert_int_equal(vfmig_machine_load(vm.machine, blob.data, blob.size, &rig_error), -EBUSY);
+    vfmig_buffer_free(&blob);
+    rig_close(&vm);
+}
+
+static void test_identity(void **state)
+{
+    (void)state;
+    struct rig_vm vm[2];
+    struct vfmig_buffer text[2] = {{0}, {0}};
+    for (int i = 0; i < 2; i++) {
+        rig_open(&vm[i], accel, NULL, NULL);
+        RIG_OK(vfmig_machine_identity(vm[i].machine, &text[i], &rig_error));
+    }
+    assert_string_equal((char *)text[0].data, (char *)text[1].data);
+    assert_non_null(strstr((char *)text[0].data, "vcpus=2\n"));
+    for (int i = 0; i < 2; i++) {
+        vfmig_buffer_free(&text[i]);
+        rig_close(&vm[i]);
+    }
+}
+
+static void test_bad_configs(void **state)
+{
+    (void)state;
+    struct rig_vm vm;
+    rig_open(&vm, accel, NULL, NULL);
+    struct vfmig_guest_config guest = {.working_set_bytes = 1u << 30};
+    assert_int_equal(vfmig_machine_load_guest(vm.machine, &guest, &rig_error), -ENOSPC);
+    guest = (struct vfmig_guest_config){.device_count = GUEST_MAX_DEVICES + 1};
+    assert_int_equal(vfmig_machine_load_guest(vm.machine, &guest, &rig_error), -EINVAL);
+    guest = (struct vfmig_guest_config){.dma_bytes = 100};
+    assert_int_equal(vfmig_machine_load_guest(vm.machine, &guest, &rig_error), -EINVAL);
+    struct vfmig_machine_config config = {
+        .accel = accel, .vcpu_count = 0, .memory = {.blocks = &vm.block, .block_count = 1}};
+    struct vfmig_machine *machine;
+    assert_int_equal(vfmig_machine_create(&config, &machine, &rig_error), -EINVAL);
+    config.vcpu_count = 1;
+    vm.block.gpa = 4096;
+    assert_int_equal(vfmig_machine_create(&config, &machine, &rig_error), -EINVAL);
+    vm.block.gpa = 0;
+    rig_close(&vm);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2 || vfmig_accel_parse(argv[1], &accel) < 0)
+        return 2;
+    if (accel == VFMIG_ACCEL_KVM && access("/dev/kvm", R_OK | W_OK) < 0) {
+        printf("SKIPPED: /dev/kvm cannot be used here, nothing of the kvm accelerator was tested\n");
+        return RIG_SKIPPED;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_guest_works),     cmocka_unit_test(test_stale_page_is_noticed),
+        cmocka_unit_test(test_move_sleeping),   cmocka_unit_test(test_move_reading),
+        cmocka_unit_test(test_move_spinning),   cmocka_unit_test(test_move_halted),
+        cmocka_unit_test(test_blob_is_checked), cmocka_unit_test(test_identity),
+        cmocka_unit_test(test_bad_configs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
