@@ -1,0 +1,528 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The flow machine over all orders of completions, with every failure at every point, for up to
+ * three devices. The rules are checked from the devices' side, without looking at the table. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "core/flow.h"
+#include "core/state.h"
+
+#define DEVICES 3u
+#define FULL    (VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_NDMA | VFMIG_FEATURE_PRE_COPY)
+#define PLAIN   (VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_PRE_COPY)
+#define QUIET   (VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_NDMA)
+#define BIT(work) (1u << VFMIG_WORK_##work)
+
+/* The machine and the world around it: what was asked and is not answered yet. */
+struct world {
+    struct vfmig_flow flow;
+    uint32_t works;         /* under way */
+    uint8_t go[DEVICES];    /* asked for a change */
+    uint8_t data[DEVICES];  /* asked for data */
+    uint8_t real[DEVICES];  /* the device's own state */
+    uint8_t failures;       /* may still be injected */
+    uint8_t again;          /* rounds still wanted */
+    uint8_t vcpus_run, tracking, idle_seen, final_seen, sent;
+    uint8_t failed, ended;
+    uint8_t padding[2];
+};
+
+#define TABLE_SIZE (1u << 20)
+static uint64_t visited[TABLE_SIZE];
+static uint32_t visited_count, ends_good, ends_unwound;
+static bool reset_fails;
+static unsigned failures_given;
+
+static bool seen_before(const struct world *w)
+{
+    const uint8_t *bytes = (const uint8_t *)w;
+    uint64_t hash = UINT64_C(1469598103934665603);
+
+    for (size_t i = 0; i < sizeof(*w); i++)
+        hash = (hash ^ bytes[i]) * UINT64_C(1099511628211);
+    hash |= 1;
+    for (uint32_t slot = (uint32_t)(hash >> 40) % TABLE_SIZE;; slot = (slot + 1) % TABLE_SIZE) {
+        if (visited[slot] == hash)
+            return true;
+        if (!visited[slot]) {
+            visited[slot] = hash;
+            assert_true(++visited_count < TABLE_SIZE / 2);
+            return false;
+        }
+    }
+}
+
+static bool runs(uint8_t state)
+{
+    uint32_t bits = 0;
+
+    assert_int_equal(vfmig_state_to_bits(state, &bits), 0);
+    return bits & VFMIG_V1_RUNNING;
+}
+
+static bool quiet(uint8_t state)
+{
+    uint32_t bits = 0;
+
+    assert_int_equal(vfmig_state_to_bits(state, &bits), 0);
+    return vfmig_bits_quiet(bits);
+}
+
+static bool has_ndma(const struct world *w, uint32_t i)
+{
+    return w->flow.features[i] & VFMIG_FEATURE_NDMA;
+}
+
+/* What must be true when a device is asked to change (C19, C36, C55, C58). */
+static void check_go(const struct world *w, uint32_t device)
+{
+    uint8_t want = w->flow.want[device];
+
+    for (uint32_t i = 0; i < w->flow.device_count; i++) {
+        if (vfmig_devset_has(&w->flow.lost, i))
+            continue;
+        if (want == VFMIG_STATE_STOP_COPY) { /* nobody can still reach this device by DMA */
+            assert_true(!has_ndma(w, i) || quiet(w->real[i]));
+            assert_false(w->vcpus_run);
+        }
+        /* N cleared: nobody is still in a state that forbids MMIO. */
+        if (want == VFMIG_STATE_RUNNING && has_ndma(w, device) && !w->failed)
+            assert_true(runs(w->real[i]) || w->real[i] == VFMIG_STATE_ERROR);
+        if (want == VFMIG_STATE_RESUMING && !w->failed)
+            assert_true(w->real[i] == VFMIG_STATE_STOP || w->real[i] == VFMIG_STATE_RESUMING);
+    }
+    assert_true(want != VFMIG_STATE_RUNNING_NDMA || has_ndma(w, device));
+    assert_true(want != VFMIG_STATE_PRE_COPY_NDMA || has_ndma(w, device));
+}
+
+/* What must be true when a work begins. */
+static void check_work(struct world *w, uint32_t work)
+{
+    for (uint32_t i = 0; i < w->flow.device_count; i++) {
+        if (vfmig_devset_has(&w->flow.lost, i))
+            continue;
+        if (work == VFMIG_WORK_VCPU_STOP || work == VFMIG_WORK_VIOMMU_IDLE)
+            assert_true(!has_ndma(w, i) || quiet(w->real[i])); /* C10, C62 */
+        if (work == VFMIG_WORK_SNAPSHOT)
+            assert_true(!has_ndma(w, i) || quiet(w->real[i])); /* C11 */
+        if (work == VFMIG_WORK_FINAL_LOG || work == VFMIG_WORK_VM_STATE)
+            assert_false(runs(w->real[i]));
+        if (work == VFMIG_WORK_TRACK_STOP && !w->failed)
+            assert_false(runs(w->real[i])); /* C29 */
+        if (work == VFMIG_WORK_VCPU_START)
+            assert_int_equal(w->real[i], VFMIG_STATE_RUNNING);
+        if (work == VFMIG_WORK_EXTERNAL)
+            assert_int_equal(w->real[i], VFMIG_STATE_STOP);
+    }
+    if (work == VFMIG_WORK_VCPU_STOP)
+        assert_true(w->idle_seen); /* C61, C62 */
+    if (work == VFMIG_WORK_ROUND)
+        assert_true(w->vcpus_run && w->tracking); /* C7, C9 */
+    if (work == VFMIG_WORK_SNAPSHOT || work == VFMIG_WORK_FINAL_LOG)
+        assert_true(!w->vcpus_run && w->tracking);
+    if (work == VFMIG_WORK_LAST_MEMORY)
+        assert_true(w->final_seen);
+}
+
+static void step(struct world *w, const struct vfmig_flow_event *event, uint64_t now_ns);
+
+static void send_event(struct world *w, enum vfmig_flow_event_kind kind, int err)
+{
+    step(w, &(struct vfmig_flow_event){.kind = kind, .err = err}, 1);
+}
+
+static void react(struct world *w, const struct vfmig_flow_action *action)
+{
+    for (uint32_t i = 0; i < w->flow.device_count; i++) {
+        if (!vfmig_devset_has(&action->devices, i))
+            continue;
+        if (action->kind == VFMIG_FLOW_ACT_GO) {
+            assert_false(w->go[i] || w->data[i]);
+            check_go(w, i);
+            w->go[i] = 1;
+        } else if (action->kind == VFMIG_FLOW_ACT_DATA) {
+            assert_false(w->go[i] || w->data[i]);
+            assert_true(action->arg == VFMIG_WORK_DATA ? w->real[i] == VFMIG_STATE_PRE_COPY
+                                                       : !runs(w->real[i]));
+            w->data[i] = 1;
+        }
+    }
+    switch (action->kind) {
+    case VFMIG_FLOW_ACT_WORK:
+        assert_false(w->works & (1u << action->arg));
+        check_work(w, action->arg);
+        w->works |= 1u << action->arg;
+        if (action->arg == VFMIG_WORK_VCPU_STOP)
+            w->vcpus_run = 0;
+        if (action->arg == VFMIG_WORK_TRACK_START)
+            w->tracking = 1;
+        break;
+    case VFMIG_FLOW_ACT_SENT:
+        assert_true(w->final_seen && !w->sent);
+        w->sent = 1;
+        break;
+    case VFMIG_FLOW_ACT_FAILED:
+        w->failed = 1;
+        break;
+    case VFMIG_FLOW_ACT_ENDED:
+        w->ended = 1;
+        break;
+    default:
+        break;
+    }
+}
+
+static void step(struct world *w, const struct vfmig_flow_event *event, uint64_t now_ns)
+{
+    struct vfmig_flow_actions actions;
+
+    assert_int_equal(vfmig_flow_step(&w->flow, event, now_ns, &actions), 0);
+    assert_true(actions.count + 1 < VFMIG_FLOW_MAX_ACTIONS);
+    for (uint32_t i = 0; i < actions.count; i++)
+        react(w, &actions.list[i]);
+}
+
+static void check_end(const struct world *w)
+{
+    bool source = w->flow.role == VFMIG_FLOW_SOURCE;
+
+    assert_int_equal(w->works, 0);
+    assert_false(w->tracking);
+    for (uint32_t i = 0; i < w->flow.device_count; i++) {
+        assert_false(w->go[i] || w->data[i]);
+        if (vfmig_devset_has(&w->flow.lost, i))
+            assert_true(reset_fails);
+        else if (source && !w->failed)
+            assert_true(w->real[i] == VFMIG_STATE_STOP || w->failures < failures_given);
+        else
+            assert_int_equal(w->real[i], VFMIG_STATE_RUNNING);
+    }
+    if (w->failed) {
+        assert_int_equal(w->vcpus_run, source);
+        ends_unwound++;
+    } else {
+        assert_int_equal(w->vcpus_run, !source);
+        ends_good++;
+    }
+}
+
+static void explore(const struct world *from);
+
+static void complete_go(const struct world *from, uint32_t device, int err)
+{
+    struct world w = *from;
+    uint8_t want = w.flow.want[device];
+
+    w.go[device] = 0;
+    if (err == 0)
+        w.real[device] = want == VFMIG_WANT_RESET ? VFMIG_STATE_RUNNING : want;
+    else
+        w.failures--;
+    if (err == -EIO)
+        w.real[device] = VFMIG_STATE_ERROR;
+    step(&w, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DEVICE_DONE,
+                                        .device = device,
+                                        .state = w.real[device],
+                                        .err = err}, 1);
+    explore(&w);
+}
+
+static void complete_work(const struct world *from, uint32_t work, int err)
+{
+    struct world w = *from;
+
+    w.works &= ~(1u << work);
+    if (err)
+        w.failures--;
+    if (work == VFMIG_WORK_VCPU_START && !err)
+        w.vcpus_run = 1;
+    if (work == VFMIG_WORK_TRACK_STOP)
+        w.tracking = 0;
+    if (work == VFMIG_WORK_VIOMMU_IDLE && !err)
+        w.idle_seen = 1;
+    if (work == VFMIG_WORK_FINAL_LOG && !err)
+        w.final_seen = 1;
+    step(&w, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE, .work = work, .err = err},
+         1);
+    explore(&w);
+}
+
+static void complete_data(const struct world *from, uint32_t device, int err)
+{
+    struct world w = *from;
+
+    w.data[device] = 0;
+    if (err)
+        w.failures--;
+    step(&w, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DATA_DONE,
+                                        .device = device,
+                                        .err = err}, 1);
+    explore(&w);
+}
+
+/* The points where the machine waits for a decision, and the cancel that may come at any time. */
+static void decide(const struct world *from)
+{
+    static const struct {
+        uint32_t row;
+        enum vfmig_flow_event_kind event;
+    } answers[] = {
+        {VFMIG_ROW_ASK, VFMIG_FLOW_EVENT_GO},
+        {VFMIG_ROW_WAIT, VFMIG_FLOW_EVENT_RELEASE},
+        {VFMIG_ROW_HAND_OVER, VFMIG_FLOW_EVENT_RELEASE},
+        {VFMIG_ROW_LOADED, VFMIG_FLOW_EVENT_PREPARE},
+        {VFMIG_ROW_PREPARED, VFMIG_FLOW_EVENT_RUN},
+    };
+    struct world w = *from;
+
+    if (vfmig_flow_current(&w.flow) == VFMIG_STEP_R4) {
+        /* The guest is this side's now: there is no way back, it stays paused. */
+        struct vfmig_flow_actions actions;
+        struct vfmig_flow_event event = {.kind = VFMIG_FLOW_EVENT_UNWIND};
+
+        assert_int_equal(vfmig_flow_step(&w.flow, &event, 1, &actions), -EINVAL);
+        assert_false(w.flow.halted && w.vcpus_run);
+        return;
+    }
+    if (w.failures && !w.failed && vfmig_flow_current(&w.flow) != VFMIG_STEP_S6) {
+        w.failures--;
+        w.failed = 1; /* from here on the rules of an unwinding hold */
+        send_event(&w, VFMIG_FLOW_EVENT_UNWIND, 0);
+        explore(&w);
+        w = *from;
+    }
+    if (w.flow.halted) {
+        send_event(&w, VFMIG_FLOW_EVENT_UNWIND, 0);
+        explore(&w);
+        return;
+    }
+    for (size_t i = 0; i < sizeof(answers) / sizeof(answers[0]); i++) {
+        if (w.flow.row != answers[i].row)
+            continue;
+        send_event(&w, answers[i].event, 0);
+        explore(&w);
+        w = *from;
+    }
+    if (w.flow.row == VFMIG_ROW_ASK && w.again) {
+        w.again--;
+        send_event(&w, VFMIG_FLOW_EVENT_AGAIN, 0);
+        explore(&w);
+    }
+}
+
+static void explore(const struct world *from)
+{
+    if (seen_before(from))
+        return;
+    if (from->ended) {
+        check_end(from);
+        return;
+    }
+    assert_true(from->works || from->flow.halted || from->flow.row > VFMIG_ROW_COUNT ||
+                memchr(from->go, 1, DEVICES) || memchr(from->data, 1, DEVICES));
+    for (uint32_t i = 0; i < from->flow.device_count; i++) {
+        if (from->go[i]) {
+            complete_go(from, i, 0);
+            if (from->failures && (from->flow.want[i] != VFMIG_WANT_RESET || reset_fails)) {
+                complete_go(from, i, -EIO);    /* into ERROR */
+                complete_go(from, i, -EBUSY);  /* still where it was */
+            }
+        }
+        if (from->data[i]) {
+            complete_data(from, i, 0);
+            if (from->failures)
+                complete_data(from, i, -EIO);
+        }
+    }
+    for (uint32_t work = 0; work < VFMIG_WORK_COUNT; work++) {
+        if (!(from->works & (1u << work)))
+            continue;
+        complete_work(from, work, 0);
+        /* vCPUs that will not start again have no way back: the shell reports them. */
+        if (from->failures && work != VFMIG_WORK_VCPU_START)
+            complete_work(from, work, -EIO);
+    }
+    decide(from);
+}
+
+static void run(enum vfmig_flow_role role, uint32_t count, const uint32_t *features,
+                unsigned failures, bool resets_may_fail)
+{
+    struct world w;
+
+    memset(visited, 0, sizeof(visited));
+    visited_count = ends_good = ends_unwound = 0;
+    reset_fails = resets_may_fail;
+    failures_given = failures;
+    memset(&w, 0, sizeof(w));
+    assert_int_equal(vfmig_flow_init(&w.flow, role, count, features, 1000, 1000), 0);
+    for (uint32_t i = 0; i < count; i++)
+        w.real[i] = VFMIG_STATE_RUNNING;
+    w.vcpus_run = role == VFMIG_FLOW_SOURCE;
+    w.failures = (uint8_t)failures;
+    w.again = 1;
+    w.flow.device_timeout_ns = w.flow.viommu_timeout_ns = 0; /* no deadlines here */
+    send_event(&w, VFMIG_FLOW_EVENT_START, 0);
+    explore(&w);
+    assert_true(ends_good > 0);
+    assert_true(failures == 0 || ends_unwound > 0);
+}
+
+static const uint32_t sets[][DEVICES] = {
+    {FULL, FULL, FULL},
+    {FULL, PLAIN, QUIET},
+    {PLAIN, VFMIG_FEATURE_STOP_COPY, PLAIN},
+    {QUIET, FULL, VFMIG_FEATURE_STOP_COPY},
+};
+#define SETS (sizeof(sets) / sizeof(sets[0]))
+
+static void all_orders(void **state)
+{
+    for (unsigned count = 0; count <= DEVICES; count++)
+        for (size_t set = 0; set < SETS; set++) {
+            run(VFMIG_FLOW_SOURCE, count, sets[set], 0, false);
+            run(VFMIG_FLOW_DESTINATION, count, sets[set], 0, false);
+        }
+}
+
+static void one_failure_anywhere_unwinds(void **state)
+{
+    for (unsigned count = 0; count <= 2; count++)
+        for (size_t set = 0; set < SETS; set++) {
+            run(VFMIG_FLOW_SOURCE, count, sets[set], 1, false);
+            run(VFMIG_FLOW_DESTINATION, count, sets[set], 1, false);
+        }
+}
+
+static void a_device_that_fails_again_and_again(void **state)
+{
+    for (size_t set = 0; set < SETS; set++) {
+        run(VFMIG_FLOW_SOURCE, 1, sets[set], 5, true);
+        run(VFMIG_FLOW_DESTINATION, 1, sets[set], 5, true);
+    }
+}
+
+/* --- single facts --- */
+
+static struct vfmig_flow_actions last;
+
+static void feed(struct vfmig_flow *f, struct vfmig_flow_event event, uint64_t now_ns)
+{
+    assert_int_equal(vfmig_flow_step(f, &event, now_ns, &last), 0);
+}
+
+static bool told(enum vfmig_flow_action_kind kind)
+{
+    for (uint32_t i = 0; i < last.count; i++)
+        if (last.list[i].kind == kind)
+            return true;
+    return false;
+}
+
+static void to_pre_copy(struct vfmig_flow *f)
+{
+    uint32_t features[2] = {FULL, FULL};
+
+    assert_int_equal(vfmig_flow_init(f, VFMIG_FLOW_SOURCE, 2, features, 1000, 1000), 0);
+    feed(f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_START}, 0);
+    feed(f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE,
+                                      .work = VFMIG_WORK_TRACK_START}, 0);
+    feed(f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE,
+                                      .work = VFMIG_WORK_ROUND}, 0);
+    assert_true(told(VFMIG_FLOW_ACT_GO));
+}
+
+static void a_late_device_is_named(void **state)
+{
+    struct vfmig_flow f;
+
+    to_pre_copy(&f);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DEVICE_DONE,
+                                       .device = 0, .state = VFMIG_STATE_PRE_COPY}, 10);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_TICK}, 1249);
+    assert_false(f.halted);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_TICK}, 1250);
+    assert_true(f.halted && told(VFMIG_FLOW_ACT_FAILED) && told(VFMIG_FLOW_ACT_ABORT));
+    assert_int_equal(f.late, 1);
+    assert_int_equal(f.cause, -ETIMEDOUT);
+}
+
+static void a_hanging_device_does_not_hold_the_guest(void **state)
+{
+    struct vfmig_flow f;
+
+    to_pre_copy(&f);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DEVICE_DONE,
+                                       .device = 0, .state = VFMIG_STATE_PRE_COPY}, 10);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_TICK}, 5000);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_UNWIND}, 5000);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_TICK}, 10000);
+    assert_true(told(VFMIG_FLOW_ACT_LOST));
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE,
+                                       .work = VFMIG_WORK_TRACK_STOP}, 10000);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DEVICE_DONE,
+                                       .device = 0, .state = VFMIG_STATE_RUNNING}, 10000);
+    assert_true(f.ended);
+    /* Its answer comes after all. */
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DEVICE_DONE,
+                                       .device = 1, .state = VFMIG_STATE_PRE_COPY}, 20000);
+    assert_int_equal(f.state[1], VFMIG_STATE_PRE_COPY);
+}
+
+static void senseless_events_change_nothing(void **state)
+{
+    static const enum vfmig_flow_event_kind kinds[] = {
+        VFMIG_FLOW_EVENT_NONE, VFMIG_FLOW_EVENT_START, VFMIG_FLOW_EVENT_AGAIN,
+        VFMIG_FLOW_EVENT_GO, VFMIG_FLOW_EVENT_RELEASE, VFMIG_FLOW_EVENT_PREPARE,
+        VFMIG_FLOW_EVENT_RUN, VFMIG_FLOW_EVENT_COUNT,
+    };
+    struct vfmig_flow f, before;
+
+    to_pre_copy(&f);
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        before = f;
+        struct vfmig_flow_event event = {.kind = kinds[i]};
+        assert_int_equal(vfmig_flow_step(&f, &event, 0, &last), -EINVAL);
+        assert_int_equal(last.count, 0);
+        assert_memory_equal(&f, &before, sizeof(f));
+    }
+    struct vfmig_flow_event wrong = {.kind = VFMIG_FLOW_EVENT_DEVICE_DONE, .device = 2};
+    assert_int_equal(vfmig_flow_step(&f, &wrong, 0, &last), -EINVAL);
+    wrong = (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DEVICE_DONE, .state = 8};
+    assert_int_equal(vfmig_flow_step(&f, &wrong, 0, &last), -EINVAL);
+    wrong = (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE, .work = VFMIG_WORK_COUNT};
+    assert_int_equal(vfmig_flow_step(&f, &wrong, 0, &last), -EINVAL);
+}
+
+static void names(void **state)
+{
+    assert_string_equal(vfmig_step_name(VFMIG_STEP_S3), "S3");
+    assert_string_equal(vfmig_step_name(VFMIG_STEP_COUNT), "unknown");
+    for (unsigned i = 0; i < VFMIG_STEP_COUNT; i++)
+        assert_non_null(vfmig_step_name(i));
+    for (unsigned i = 0; i < VFMIG_WORK_COUNT; i++)
+        assert_non_null(vfmig_work_name(i));
+    for (unsigned i = 1; i < VFMIG_ROW_COUNT; i++)
+        assert_non_null(vfmig_row_name(i));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_orders),
+        cmocka_unit_test(one_failure_anywhere_unwinds),
+        cmocka_unit_test(a_device_that_fails_again_and_again),
+        cmocka_unit_test(a_late_device_is_named),
+        cmocka_unit_test(a_hanging_device_does_not_hold_the_guest),
+        cmocka_unit_test(senseless_events_change_nothing),
+        cmocka_unit_test(names),
+    };
+    return cmocka_run_group_tests_name("flow", tests, NULL, NULL);
+}
