@@ -20,6 +20,11 @@ check: deps $(BUILD)/check/build.ninja
 	ninja -C $(BUILD)/check
 	meson test -C $(BUILD)/check --print-errorlogs
 
+# DESTDIR and PREFIX as usual.
+install: all
+	$(if $(PREFIX),meson configure $(BUILD)/release -Dprefix=$(PREFIX))
+	meson install -C $(BUILD)/release
+
 clean:
 	rm -rf $(BUILD)
 
