@@ -311,8 +311,6 @@ static void begin_write(struct vfmig_dev *dev, struct vfmig_dev_actions *out, ui
         quiet = target & N;
     if (quiet && vfmig_sabotage("dev-skip-drain"))
         dev->gate = VFMIG_DEV_GATE_SHUT;
-    dev->phase = PHASE_STEP;
-    dev->err = 0;
     if ((dev->bits & R) && (!(target & R) || (quiet && !vfmig_bits_quiet(dev->bits))))
         add(out, VFMIG_DEV_ACT_FLUSH);
     if (!quiet || dev->gate == VFMIG_DEV_GATE_SHUT || vfmig_sabotage("dev-skip-gate")) {
@@ -359,7 +357,6 @@ static void write_v1(struct vfmig_dev *dev, struct vfmig_dev_actions *out, uint3
         return;
     }
     dev->v2 = 0;
-    dev->final = (uint8_t)value;
     plan(dev, value);
     begin_write(dev, out, value, now_ns);
 }
@@ -476,7 +473,6 @@ static void step_done(struct vfmig_dev *dev, const struct vfmig_dev_event *event
         }
         forget_drain(dev);
         dev->gate = VFMIG_DEV_GATE_SHUT;
-        dev->phase = PHASE_STEP;
         run(dev, out);
         return;
     case PHASE_STEP:
@@ -504,7 +500,6 @@ static void tick(struct vfmig_dev *dev, uint64_t now_ns, struct vfmig_dev_action
     if (dev->phase != PHASE_DRAIN)
         return;
     if (now_ns >= dev->deadline_ns && !vfmig_sabotage("dev-drain-no-deadline")) {
-        dev->token++; /* the drain may still report: too late */
         finish(dev, out, -ETIMEDOUT);
         return;
     }

@@ -122,12 +122,12 @@ struct vfmig_dev {
     uint8_t shown;      /* what a read of device_state gives: the old value while a write is open */
     uint8_t from;       /* bits where the plan started */
     uint8_t to;         /* bits where the plan ends */
-    uint8_t final;      /* bits (v1) or state (v2) that the write asked for */
+    uint8_t final;      /* state that a v2 write asked for */
     uint8_t substep;    /* the one under way */
     uint8_t phase;      /* enum vfmig_dev_phase */
     uint8_t v2;         /* the open write is of the feature dialect */
     uint8_t gate;       /* enum vfmig_dev_gate */
-    uint8_t running;    /* the device itself runs: MMIO reaches it */
+    uint8_t running;    /* the device itself runs: MMIO reaches it; never in ERROR */
     uint8_t stream;     /* enum vfmig_dev_stream */
     uint8_t failed;     /* ERROR */
     uint8_t write_open; /* write_id waits for an answer */
@@ -185,7 +185,7 @@ static inline bool vfmig_dev_is_quiet(const struct vfmig_dev *dev)
 /* Does MMIO reach the device? Otherwise reads give all ones and writes are dropped (A8). */
 static inline bool vfmig_dev_mmio_allowed(const struct vfmig_dev *dev)
 {
-    return dev->running && !dev->failed;
+    return dev->running;
 }
 
 /* Are interrupts kept as pending causes (A6)? */

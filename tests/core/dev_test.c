@@ -11,6 +11,9 @@ static void a_new_device_runs(void **state)
     struct rig rig;
 
     rig_start(&rig, ALL, 0);
+    memset(&dev, 0xff, sizeof(dev));
+    assert_int_equal(vfmig_dev_init(&dev, ALL, 0), 0);
+    assert_memory_equal(&dev, &rig.dev, sizeof(dev)); /* whatever was in memory before */
     assert_int_equal(vfmig_dev_bits(&rig.dev), R);
     assert_int_equal(vfmig_dev_state(&rig.dev), VFMIG_STATE_RUNNING);
     assert_true(vfmig_dev_mmio_allowed(&rig.dev));
@@ -218,8 +221,57 @@ static void a_reset_that_fails_is_error_and_may_be_tried_again(void **state)
     assert_int_equal(vfmig_dev_bits(&rig.dev), 6);
     rig_ask(&rig, VFMIG_DEV_EVENT_RESET, 0, 10);
     rig_done(&rig, 0);
+    assert_int_equal(rig.replies, 2);
+    assert_int_equal(rig.reply_id[1], 10);
     assert_int_equal(rig.reply_err[1], 0);
     assert_int_equal(vfmig_dev_bits(&rig.dev), R);
+}
+
+static void every_request_is_answered_once(void **state)
+{
+    struct rig rig;
+
+    rig_start(&rig, ALL, TIMEOUT);
+    rig_ask(&rig, VFMIG_DEV_EVENT_WRITE_V1, 0, 7);
+    rig_ask(&rig, VFMIG_DEV_EVENT_RESET, 0, 8);
+    assert_int_equal(vfmig_dev_deadline(&rig.dev), UINT64_MAX); /* the drain is over */
+    rig.now += TIMEOUT;
+    rig_ask(&rig, VFMIG_DEV_EVENT_TICK, 0, 0);
+    assert_int_equal(rig.replies, 0);
+    rig_done(&rig, 0);
+    assert_int_equal(rig.replies, 2);
+    for (uint64_t id = 9; id < 12; id++) {
+        rig_forget(&rig);
+        rig_ask(&rig, VFMIG_DEV_EVENT_RESET, 0, id);
+        rig_done(&rig, 0);
+        assert_int_equal(rig.replies, 1);
+        assert_int_equal(rig.reply_id[0], id);
+    }
+}
+
+/* One device, both dialects in turn, also after a failure in the other one. */
+static void the_dialects_take_turns(void **state)
+{
+    struct rig rig;
+
+    rig_start(&rig, ALL, 0);
+    for (unsigned round = 0; round < 3; round++) {
+        rig_forget(&rig);
+        rig_ask(&rig, VFMIG_DEV_EVENT_SET_V2, VFMIG_STATE_STOP_COPY, 7);
+        while (rig.waits)
+            rig_done(&rig, 0);
+        assert_int_equal(vfmig_dev_bits(&rig.dev), S);
+        assert_int_equal(rig_write(&rig, 0), 0);
+        assert_int_equal(vfmig_dev_bits(&rig.dev), 0);
+        assert_int_equal(vfmig_dev_state(&rig.dev), VFMIG_STATE_STOP);
+        rig_ask(&rig, VFMIG_DEV_EVENT_WRITE_V1, S | R, 7);
+        rig_done(&rig, -EIO);
+        assert_int_equal(vfmig_dev_bits(&rig.dev), 0);
+        rig_ask(&rig, VFMIG_DEV_EVENT_SET_V2, VFMIG_STATE_RUNNING, 7);
+        while (rig.waits)
+            rig_done(&rig, 0);
+        assert_int_equal(vfmig_dev_bits(&rig.dev), R);
+    }
 }
 
 static void resets_join_up_to_a_limit(void **state)
@@ -344,6 +396,12 @@ static void a_lost_owner_leaves_a_fresh_device(void **state)
             assert_int_equal(rig.replies, 2);
             assert_non_null(strchr(rig.trace, '!'));
             assert_int_equal(vfmig_dev_bits(&rig.dev), R);
+            rig_forget(&rig);
+            rig_ask(&rig, VFMIG_DEV_EVENT_RESET, 0, 22); /* the next client is served */
+            rig_done(&rig, 0);
+            assert_int_equal(rig.replies, 1);
+            assert_int_equal(rig.reply_err[0], 0);
+            assert_null(strchr(rig.trace, '!'));
         }
     }
 }
@@ -391,6 +449,8 @@ int main(void)
         cmocka_unit_test(only_reset_leaves_error),
         cmocka_unit_test(reset_brings_every_state_to_r),
         cmocka_unit_test(a_reset_that_fails_is_error_and_may_be_tried_again),
+        cmocka_unit_test(every_request_is_answered_once),
+        cmocka_unit_test(the_dialects_take_turns),
         cmocka_unit_test(resets_join_up_to_a_limit),
         cmocka_unit_test(a_second_write_meets_ebusy),
         cmocka_unit_test(a_drain_that_takes_too_long_leaves_the_old_state),

@@ -240,6 +240,19 @@ static void another_device_or_version_is_refused(void **state)
     }
 }
 
+/* A wrong magic or reserved field is foreign, not damaged: the reader says so. */
+static void what_is_no_device_stream_is_foreign(void **state)
+{
+    const uint32_t at[] = {0, 3, 36, 39};
+    struct save save;
+
+    for (size_t i = 0; i < 4; i++) {
+        make_save(&save);
+        save.bytes[at[i]] ^= 1;
+        assert_int_equal(load_fresh(save.bytes, save.start[FRAMES], 1024), -EPROTO);
+    }
+}
+
 static void nothing_may_follow_the_end(void **state)
 {
     struct save save;
@@ -326,6 +339,7 @@ int main(void)
         cmocka_unit_test(frames_of_two_saves_do_not_mix),
         cmocka_unit_test(a_frame_with_another_past_is_refused),
         cmocka_unit_test(another_device_or_version_is_refused),
+        cmocka_unit_test(what_is_no_device_stream_is_foreign),
         cmocka_unit_test(nothing_may_follow_the_end),
         cmocka_unit_test(a_frame_larger_than_the_buffer_is_refused),
         cmocka_unit_test(a_failure_stays_and_says_why),

@@ -44,8 +44,13 @@ static void a_window_needs_room(void **state)
     assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX), -EINVAL);
     assert_int_equal(vfmig_window_init(&win, UINT64_MAX, 1), -EINVAL);
     assert_int_equal(vfmig_window_init(&win, 32, UINT64_MAX), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX - 31), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX - 32), 0);
+    memset(&win, 0xff, sizeof(win));
     assert_int_equal(vfmig_window_init(&win, 32, 1), 0);
     assert_int_equal(vfmig_window_region_size(&win), 33);
+    assert_int_equal(vfmig_window_commit(&win, 0), -EINVAL); /* closed */
+    assert_int_equal(vfmig_window_prepared(&win, 0), -EINVAL);
 }
 
 /* Reference 1.3: each field at its own width and place; the gap and the end are closed. */
@@ -100,6 +105,7 @@ static void repeated_reads_are_stable_until_acknowledged(void **state)
     assert_int_equal(take_portion(&win, 200, 200), 200); /* the ack made room */
     assert_int_equal(vfmig_window_read_pending(&win, 0), 0);
     assert_int_equal(vfmig_window_read_size(&win, &got), -EINVAL);
+    assert_int_equal(vfmig_window_data_read(&win, DATA, 1, &at), -EINVAL); /* it is gone */
 }
 
 static void size_without_offset_is_refused(void **state)
