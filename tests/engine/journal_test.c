@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/crc32c.h"
+#include "engine/journal.h"
+#include "engine/journal_file.h"
+
+static const uint8_t id[VFMIG_HO_ID_BYTES] = {0xab, 0xcd, [15] = 0x01};
+
+struct place {
+    char top[64];
+    char dir[96];
+    char file[256];
+};
+
+static int make_place(void **state)
+{
+    struct place *p = calloc(1, sizeof(*p));
+
+    strcpy(p->top, "/tmp/vfmig-journal-XXXXXX");
+    assert_non_null(mkdtemp(p->top));
+    snprintf(p->dir, sizeof(p->dir), "%s/journal", p->top);
+    vfmig_journal_path(p->dir, id, VFMIG_HO_SOURCE, p->file, sizeof(p->file), NULL);
+    *state = p;
+    return 0;
+}
+
+static int remove_place(void **state)
+{
+    struct place *p = *state;
+    char command[160];
+
+    snprintf(command, sizeof(command), "rm -rf '%s'", p->top);
+    int r = system(command);
+    free(p);
+    return r;
+}
+
+static struct vfmig_journal *open_it(struct place *p)
+{
+    struct vfmig_journal *journal = NULL;
+    struct vfmig_error err = {0};
+
+    if (vfmig_journal_open(p->dir, id, VFMIG_HO_SOURCE, true, "/run/control", &journal, &err) < 0)
+        fail_msg("%s", err.text);
+    return journal;
+}
+
+static struct vfmig_journal_summary read_it(struct place *p)
+{
+    struct vfmig_journal_summary s;
+    struct vfmig_error err = {0};
+
+    if (vfmig_journal_read(p->file, &s, &err) < 0)
+        fail_msg("%s", err.text);
+    return s;
+}
+
+static void append(struct vfmig_journal *journal, uint32_t epoch, enum vfmig_ho_record record)
+{
+    struct vfmig_error err = {0};
+    uint64_t sync_ns = 0;
+
+    if (vfmig_journal_append(journal, epoch, record, NULL, &sync_ns, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(sync_ns > 0);
+}
+
+static void poke(struct place *p, off_t offset, const void *data, size_t size)
+{
+    int fd = open(p->file, O_WRONLY);
+
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, data, size, offset), size);
+    close(fd);
+}
+
+static void records_are_there_after_reopening(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p);
+
+    assert_int_equal(vfmig_journal_last(journal)->record, VFMIG_HO_RECORD_NONE);
+    append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    append(journal, 1, VFMIG_HO_RECORD_GRANT_SENT);
+    vfmig_journal_close(journal);
+    journal = open_it(p);
+    assert_int_equal(vfmig_journal_last(journal)->record, VFMIG_HO_RECORD_GRANT_SENT);
+    assert_int_equal(vfmig_journal_last(journal)->epoch, 1);
+    for (uint32_t epoch = 2; epoch < 40; epoch++)
+        append(journal, epoch, VFMIG_HO_RECORD_OFFERED);
+    vfmig_journal_close(journal);
+    struct vfmig_journal_summary s = read_it(p);
+    assert_int_equal(s.damage, 0);
+    assert_int_equal(s.count, 42);
+    assert_int_equal(s.last.epoch, 39);
+    assert_int_equal(s.opened.pid, getpid());
+    assert_int_equal(s.opened.memory, 1);
+    assert_string_equal(s.opened.text, "/run/control");
+    assert_false(s.held || s.torn);
+}
+
+static void records_of_the_other_role_are_refused(void **state)
+{
+    struct vfmig_journal *journal = open_it(*state);
+    struct vfmig_error err;
+
+    assert_int_equal(vfmig_journal_append(journal, 1, VFMIG_HO_RECORD_READY, NULL, NULL, &err), -EINVAL);
+    assert_int_equal(vfmig_journal_append(journal, 1, VFMIG_HO_RECORD_NONE, NULL, NULL, &err), -EINVAL);
+    assert_int_equal(vfmig_journal_append(journal, 1, VFMIG_HO_RECORD_COUNT, NULL, NULL, &err), -EINVAL);
+    vfmig_journal_close(journal);
+}
+
+/* The lock is of the open file: even this process cannot open it twice, and it dies with its owner. */
+static void two_cannot_write_one(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p), *second = NULL;
+    struct vfmig_error err;
+
+    assert_int_equal(vfmig_journal_open(p->dir, id, VFMIG_HO_SOURCE, false, NULL, &second, &err), -EBUSY);
+    assert_non_null(strstr(err.text, "held by another process"));
+    assert_true(read_it(p).held);
+    vfmig_journal_close(journal);
+    assert_false(read_it(p).held);
+
+    int ready[2];
+    assert_int_equal(pipe(ready), 0);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        journal = open_it(p);
+        append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+        if (write(ready[1], "x", 1) != 1)
+            _exit(1);
+        pause();
+        _exit(1);
+    }
+    char byte;
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    assert_true(read_it(p).held);
+    kill(child, SIGKILL);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    close(ready[0]);
+    close(ready[1]);
+    struct vfmig_journal_summary s = read_it(p);
+    assert_false(s.held);
+    assert_int_equal(s.last.record, VFMIG_HO_RECORD_OFFERED);
+    assert_int_equal(s.opened.pid, child);
+}
+
+/* Every length at which a power cut may have left the last record. */
+static void a_torn_last_record_is_ignored(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p);
+    uint8_t whole[256], zeros[256] = {0};
+
+    append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    append(journal, 1, VFMIG_HO_RECORD_GRANT_SENT);
+    vfmig_journal_close(journal);
+    int fd = open(p->file, O_RDONLY);
+    assert_int_equal(pread(fd, whole, sizeof(whole), 512), 256);
+    close(fd);
+    for (size_t cut = 0; cut < 256; cut++) {
+        poke(p, 512, zeros, sizeof(zeros));
+        poke(p, 512, whole, cut);
+        struct vfmig_journal_summary s = read_it(p);
+        assert_int_equal(s.damage, 0);
+        assert_int_equal(s.torn, cut > 0);
+        assert_int_equal(s.last.record, VFMIG_HO_RECORD_OFFERED);
+    }
+    assert_int_equal(truncate(p->file, 600), 0);
+    journal = open_it(p);
+    assert_int_equal(vfmig_journal_last(journal)->record, VFMIG_HO_RECORD_OFFERED);
+    append(journal, 1, VFMIG_HO_RECORD_RESUMED);
+    vfmig_journal_close(journal);
+    struct vfmig_journal_summary s = read_it(p);
+    assert_false(s.torn);
+    assert_int_equal(s.last.record, VFMIG_HO_RECORD_RESUMED);
+}
+
+static void any_other_damage_is_named(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p);
+    struct vfmig_error err;
+    uint8_t record[256], changed[256];
+
+    append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    append(journal, 1, VFMIG_HO_RECORD_ABORTED);
+    vfmig_journal_close(journal);
+    int fd = open(p->file, O_RDONLY);
+    assert_int_equal(pread(fd, record, sizeof(record), 256), 256);
+    close(fd);
+    for (size_t i = 0; i < sizeof(record); i += 3) {
+        memcpy(changed, record, sizeof(record));
+        changed[i] ^= 0x10;
+        poke(p, 256, changed, sizeof(changed));
+        struct vfmig_journal_summary s = read_it(p);
+        assert_int_equal(s.damage, -EBADMSG);
+        assert_non_null(strstr(s.error.text, "record 1 of journal"));
+        assert_int_equal(vfmig_journal_open(p->dir, id, VFMIG_HO_SOURCE, true, NULL, &journal, &err),
+                         -EBADMSG);
+    }
+    struct vfmig_journal_raw newer;
+    memcpy(&newer, record, sizeof(newer));
+    newer.version = 2;
+    newer.crc = vfmig_crc32c(0, &newer, offsetof(struct vfmig_journal_raw, crc));
+    poke(p, 256, &newer, sizeof(newer));
+    assert_int_equal(read_it(p).damage, -ENOTSUP);
+    newer.version = 1;
+    newer.id[3] ^= 1;
+    newer.crc = vfmig_crc32c(0, &newer, offsetof(struct vfmig_journal_raw, crc));
+    poke(p, 256, &newer, sizeof(newer));
+    assert_non_null(strstr(read_it(p).error.text, "another migration"));
+    poke(p, 256, record, sizeof(record));
+    assert_int_equal(read_it(p).damage, 0);
+}
+
+/* A limit on the file's size stands for a full disk: what was laid out before stays writable. */
+static void a_full_disk_is_an_error_and_does_not_stop_an_unwinding(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p), *second = NULL;
+    struct vfmig_error err = {0};
+    struct rlimit limit, old;
+    int r = 0;
+
+    getrlimit(RLIMIT_FSIZE, &old);
+    limit = old;
+    limit.rlim_cur = 16 * 256;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    for (int i = 0; i < 15; i++)
+        append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    r = vfmig_journal_append(journal, 1, VFMIG_HO_RECORD_GRANT_SENT, NULL, NULL, &err);
+    limit.rlim_cur = 1024;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    int second_r = vfmig_journal_open(p->dir, id, VFMIG_HO_DESTINATION, true, NULL, &second, NULL);
+    setrlimit(RLIMIT_FSIZE, &old);
+    assert_int_equal(r, -EFBIG);
+    assert_non_null(strstr(err.text, "make room in journal"));
+    assert_int_equal(second_r, -EFBIG);
+    assert_int_equal(read_it(p).last.record, VFMIG_HO_RECORD_OFFERED);
+    append(journal, 1, VFMIG_HO_RECORD_ABORTED);
+    vfmig_journal_close(journal);
+    assert_int_equal(read_it(p).last.record, VFMIG_HO_RECORD_ABORTED);
+}
+
+static void a_directory_lists_its_journals(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal_summary *list = NULL;
+    struct vfmig_journal *journal;
+    size_t count = 99;
+    char junk[160];
+
+    assert_int_equal(vfmig_journal_list(p->dir, &list, &count, NULL), 0);
+    assert_int_equal(count, 0);
+    free(list);
+    journal = open_it(p);
+    append(journal, 4, VFMIG_HO_RECORD_OFFERED);
+    struct vfmig_journal *other = NULL;
+    assert_int_equal(vfmig_journal_open(p->dir, id, VFMIG_HO_DESTINATION, false, NULL, &other, NULL), 0);
+    append(other, 5, VFMIG_HO_RECORD_READY);
+    vfmig_journal_close(other);
+    snprintf(junk, sizeof(junk), "%s/readme.txt", p->dir);
+    close(open(junk, O_CREAT | O_WRONLY, 0600));
+    snprintf(junk, sizeof(junk), "%s/abcd0000000000000000000000000002.source", p->dir);
+    assert_int_equal(link(p->file, junk), 0);
+    assert_int_equal(vfmig_journal_list(p->dir, &list, &count, NULL), 0);
+    assert_int_equal(count, 3);
+    assert_int_equal(list[0].last.record, VFMIG_HO_RECORD_READY);
+    assert_false(list[0].held);
+    assert_int_equal(list[1].last.epoch, 4);
+    assert_true(list[1].held);
+    assert_int_equal(list[2].damage, -EBADMSG);
+    assert_int_equal(list[2].last.id[15], 2);
+    free(list);
+    vfmig_journal_close(journal);
+}
+
+static void paths_and_ids_are_checked(void **state)
+{
+    char text[33], longdir[600];
+    uint8_t back[VFMIG_HO_ID_BYTES];
+    struct vfmig_journal *journal = NULL;
+    struct vfmig_error err;
+
+    vfmig_ho_id_format(id, text);
+    assert_string_equal(text, "abcd0000000000000000000000000001");
+    assert_int_equal(vfmig_ho_id_parse(text, back), 0);
+    assert_memory_equal(back, id, sizeof(id));
+    assert_int_equal(vfmig_ho_id_parse("abcd", back), -EINVAL);
+    assert_int_equal(vfmig_ho_id_parse("abcd00000000000000000000000000012", back), -EINVAL);
+    assert_int_equal(vfmig_ho_id_parse("xbcd0000000000000000000000000001", back), -EINVAL);
+    memset(longdir, 'a', sizeof(longdir) - 1);
+    longdir[sizeof(longdir) - 1] = 0;
+    assert_int_equal(vfmig_journal_open(longdir, id, VFMIG_HO_SOURCE, true, NULL, &journal, &err),
+                     -ENAMETOOLONG);
+    assert_int_equal(vfmig_journal_open("/proc/nowhere/x", id, VFMIG_HO_SOURCE, true, NULL, &journal, &err),
+                     -ENOENT);
+    assert_int_equal(vfmig_journal_open("/dev/null", id, VFMIG_HO_SOURCE, true, NULL, &journal, &err),
+                     -ENOTDIR);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, make_place, remove_place)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(records_are_there_after_reopening),
+        TEST(records_of_the_other_role_are_refused),
+        TEST(two_cannot_write_one),
+        TEST(a_torn_last_record_is_ignored),
+        TEST(any_other_damage_is_named),
+        TEST(a_full_disk_is_an_error_and_does_not_stop_an_unwinding),
+        TEST(a_directory_lists_its_journals),
+        TEST(paths_and_ids_are_checked),
+    };
+    return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
+}
