@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The device side: write a PCI device as a few callbacks, get a vfio-user server with the whole
+ * migration driver of the RFC "vfio: Documentation for the migration region" in both dialects
+ * (DEVICE_FEATURE messages, and the v1 migration region).
+ *
+ * Threads. Every callback runs on the serving thread: the one in vfmig_device_run() or
+ * vfmig_device_dispatch(). Functions marked [any thread] may be called from others as well, all
+ * others only on the serving thread or while nothing serves the device.
+ *
+ * States. A device runs, or it is stopped (!R). While it is stopped the library answers region
+ * reads with all ones and drops writes (C51), holds timers, keeps interrupts as pending causes and
+ * refuses DMA; MSI-X table, PBA and config space go on working (C46-C49). Under N ("NDMA") it runs
+ * but may start no DMA (C31).
+ *
+ * Results: 0 or positive is success, negative is an errno. Where there is a reterr it may be NULL. */
+#ifndef VFMIG_DEVICE_H
+#define VFMIG_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "vfmig/error.h"
+#include "vfmig/state.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define VFMIG_DEVICE_VERSION 1u
+#define VFMIG_DEVICE_BARS    6u
+#define VFMIG_DEVICE_TIMERS  16u
+#define VFMIG_DEVICE_VECTORS 256u /* most MSI-X vectors of one device */
+
+struct vfmig_device;
+
+/* One BAR. Accesses outside 1, 2, 4, 8 bytes at natural alignment reach region_read and
+ * region_write as they came. */
+struct vfmig_device_bar {
+    uint64_t size;     /* bytes, a power of two of at least 16; 0: absent */
+    bool is_64bit;     /* takes the next BAR's place too */
+    bool prefetchable;
+};
+
+/* What the device is. Start from VFMIG_DEVICE_CONFIG_INIT; members left 0 take the defaults. */
+struct vfmig_device_config {
+    size_t size;      /* of this struct, for compatible growth */
+    uint32_t version; /* VFMIG_DEVICE_VERSION */
+
+    const char *name; /* for messages; copied; default "device" */
+    uint16_t pci_vendor, pci_device, pci_subvendor, pci_subdevice;
+    uint32_t pci_class; /* 24 bits: class, subclass, interface; default 0xff0000 */
+    uint8_t pci_revision;
+    struct vfmig_device_bar bars[VFMIG_DEVICE_BARS];
+
+    uint32_t msix_vectors; /* 0: no MSI-X */
+    uint32_t msix_bar;     /* the BAR with table and PBA, each 8-byte aligned inside it */
+    uint64_t msix_table;
+    uint64_t msix_pba;
+
+    bool no_ndma;            /* the device cannot stop its DMA alone: N is refused (C69) */
+    bool no_precopy;         /* save_precopy is not used */
+    uint32_t state_format;   /* tells kinds of device state apart; default from the PCI ids */
+    uint32_t state_version;  /* of what save writes */
+    uint32_t state_oldest;   /* oldest version that load takes */
+    uint64_t drain_timeout_ns; /* for DMA in flight when N is asked for (A21); default 10 s */
+    uint32_t window_bytes;     /* data window of the v1 region; default and least 1 MiB */
+    uint32_t max_data_xfer_bytes; /* data in one message; default 1 MiB, most 64 MiB */
+};
+
+#define VFMIG_DEVICE_CONFIG_INIT {.size = sizeof(struct vfmig_device_config), \
+                                  .version = VFMIG_DEVICE_VERSION}
+
+/* What the device does. Start from VFMIG_DEVICE_OPS_INIT. A device that leaves out save or load
+ * cannot be migrated and says so; everything else has the default given. user is the pointer
+ * given to vfmig_device_new(). No callback may call run, dispatch or free. */
+struct vfmig_device_ops {
+    size_t size;
+    uint32_t version;
+
+    /* An access to BAR `bar`, inside it and outside MSI-X table and PBA, only while the device
+     * runs. A negative errno becomes the client's error. Default: reads 0, drops writes. */
+    int (*region_read)(void *user, uint32_t bar, uint64_t offset, void *data, uint32_t size);
+    int (*region_write)(void *user, uint32_t bar, uint64_t offset, const void *data,
+                        uint32_t size);
+
+    /* Internal state as at power on; forget DMA under way (its handles are dead) and timers.
+     * Called on a client's reset, when the client is gone, and before data is loaded. It may not
+     * fail. Default: nothing. */
+    void (*reset)(void *user);
+
+    /* The device is about to stop (R is cleared): DMA is drained already, internal state must
+     * not change any more (C33). Default: success. */
+    int (*stop)(void *user);
+
+    /* The device runs again (R is set), or for the first time after load: look at the loaded
+     * state and set timers. DMA may still be refused: see gate. Default: success. */
+    int (*start)(void *user);
+
+    /* DMA is refused from now on (open = false), or allowed again: go on with what was put off.
+     * Called only while the device runs. Default: nothing. */
+    void (*gate)(void *user, bool open);
+
+    /* A save begins. running: pre-copy, log changes of internal state from now on (C21, C38).
+     * Otherwise capture: save() is next. After a pre-copy save_begin is called again with
+     * running = false, and save() presents what was not yet saved and what changed (C65).
+     * Default: success. */
+    int (*save_begin)(void *user, bool running);
+
+    /* Pre-copy: up to size bytes of state into buf. 0: nothing now (A16). Size is at least 4096.
+     * Default (or config.no_precopy): the device has no pre-copy in the feature dialect, and an
+     * empty one in the region dialect (C22). */
+    ssize_t (*save_precopy)(void *user, void *buf, size_t size);
+
+    /* The same while stopped, until it returns 0: all is saved. */
+    ssize_t (*save)(void *user, void *buf, size_t size);
+
+    /* Nobody wants the rest of this save: stop logging changes. Default: nothing. */
+    void (*save_end)(void *user);
+
+    /* Data of one save or save_precopy call, whole and in the order of saving; reset() came
+     * before the first. The bytes are known to be those of one save of a device with the same
+     * state_format. They come from another machine: check them. A negative errno refuses them. */
+    int (*load)(void *user, const void *data, size_t size);
+
+    /* All data was there and is loaded: last checks. Default: success. */
+    int (*load_end)(void *user);
+
+    /* Estimates, any state: bytes that save_precopy (0: nothing now) and save would still give.
+     * Default: found out by asking save_precopy; unknown for save. */
+    void (*left)(void *user, uint64_t *ret_precopy, uint64_t *ret_final);
+
+    /* Timer `timer` is due. Default: nothing. */
+    void (*timer)(void *user, uint32_t timer);
+};
+
+#define VFMIG_DEVICE_OPS_INIT {.size = sizeof(struct vfmig_device_ops), \
+                               .version = VFMIG_DEVICE_VERSION}
+
+/* Makes a device that runs and has no client yet; config and ops are copied.
+ * -EINVAL: a member is out of range (the sentence says which). -ENOMEM. */
+int vfmig_device_new(const struct vfmig_device_config *config, const struct vfmig_device_ops *ops,
+                     void *user, struct vfmig_device **ret_dev, struct vfmig_error *reterr)
+    __attribute__((warn_unused_result));
+
+/* Closes everything; NULL is fine. Does not call back. No other thread may use the device. */
+void vfmig_device_free(struct vfmig_device *dev);
+
+/* Listens on a unix socket at path; one client at a time, the next one waits until it has gone.
+ * A socket that nobody listens on any more is replaced; the path is removed by free.
+ * -EADDRINUSE: another server is there. -ENAMETOOLONG; other errnos from the system. */
+int vfmig_device_listen(struct vfmig_device *dev, const char *path, struct vfmig_error *reterr)
+    __attribute__((warn_unused_result));
+
+/* Serves an already connected socket; fd belongs to the device now, also on failure.
+ * -EBUSY: there is a client. */
+int vfmig_device_attach_fd(struct vfmig_device *dev, int fd, struct vfmig_error *reterr)
+    __attribute__((warn_unused_result));
+
+/* Serves until vfmig_device_stop(), or until the only client has gone when nothing listens.
+ * Returns 0 then. A client that breaks the protocol is dropped; that is no failure here. */
+int vfmig_device_run(struct vfmig_device *dev, struct vfmig_error *reterr);
+
+/* Makes run return soon. [any thread, signal handlers] */
+void vfmig_device_stop(struct vfmig_device *dev);
+
+/* For a caller's own loop: a descriptor that is readable whenever dispatch has work, and the work,
+ * without waiting for more. dispatch returns 1 when run would have returned, else 0. */
+int vfmig_device_poll_fd(struct vfmig_device *dev);
+int vfmig_device_dispatch(struct vfmig_device *dev, struct vfmig_error *reterr);
+
+/* state_version of the machine that saved what is being loaded. Valid in load and load_end. */
+uint32_t vfmig_device_load_version(const struct vfmig_device *dev);
+
+/* Raises MSI-X vector `vector`. Under N or !R, with the vector masked, or without an eventfd it
+ * becomes a pending cause: seen in the PBA, saved with the device, delivered once, when the
+ * device next runs without N and unmasked, on whichever machine that is (A6).
+ * -EINVAL: no such vector. [any thread] */
+int vfmig_device_irq(struct vfmig_device *dev, uint32_t vector);
+
+/* ---- DMA ------------------------------------------------------------------------------------
+ * The one-shot forms are refused with -EAGAIN while the gate is shut (N, !R): put the work off
+ * until ops->gate(open) or ops->start. An operation that takes time, or several accesses, is
+ * begun and ended: N then waits for it (C32), and may end it by -EINTR at half the time-out. */
+
+/* Handle of one operation in flight. Members are the library's. */
+struct vfmig_dma {
+    struct vfmig_device *dev;
+    uint64_t generation;
+};
+
+/* Reads or writes guest memory at iova. -EAGAIN: gate shut. -EFAULT: not mapped, not allowed, or
+ * the memory behind it is gone. -EDEADLK: memory without descriptor, which the client must be
+ * asked for, and this is the serving thread: use the async form. [any thread] */
+int vfmig_device_dma_read(struct vfmig_device *dev, uint64_t iova, void *buf, size_t size)
+    __attribute__((warn_unused_result));
+int vfmig_device_dma_write(struct vfmig_device *dev, uint64_t iova, const void *buf, size_t size)
+    __attribute__((warn_unused_result));
+
+/* Begins an operation in flight. -EAGAIN: gate shut. Every success needs one end.
+ * [any thread] */
+int vfmig_device_dma_begin(struct vfmig_device *dev, struct vfmig_dma *ret_dma)
+    __attribute__((warn_unused_result));
+
+/* Ends it; the state write that waits for the last one is answered then. [any thread] */
+void vfmig_dma_end(struct vfmig_dma *dma);
+
+/* Accesses of an operation in flight, allowed until its end even while N waits for it. As above,
+ * but never -EAGAIN; -ECANCELED: a reset has ended the operation; end it and forget it.
+ * [any thread] */
+int vfmig_dma_read(struct vfmig_dma *dma, uint64_t iova, void *buf, size_t size)
+    __attribute__((warn_unused_result));
+int vfmig_dma_write(struct vfmig_dma *dma, uint64_t iova, const void *buf, size_t size)
+    __attribute__((warn_unused_result));
+
+/* The same without waiting, on the serving thread. 0: done. -EINPROGRESS: the client was asked;
+ * done(user, err) follows on the serving thread, buf must stay until then. err -EINTR: given up
+ * because N waits too long; end the operation, keep the request as state, issue it again when the
+ * gate opens. After a reset done is not called. */
+int vfmig_dma_read_async(struct vfmig_dma *dma, uint64_t iova, void *buf, size_t size,
+                         void (*done)(void *user, int err), void *user)
+    __attribute__((warn_unused_result));
+int vfmig_dma_write_async(struct vfmig_dma *dma, uint64_t iova, const void *buf, size_t size,
+                          void (*done)(void *user, int err), void *user)
+    __attribute__((warn_unused_result));
+
+/* ---- time -----------------------------------------------------------------------------------
+ * Timers are the device's own clock: they wait while it is stopped. */
+
+/* CLOCK_MONOTONIC, nanoseconds. [any thread] */
+uint64_t vfmig_device_now_ns(void);
+
+/* ops->timer(timer) is called once at or after when_ns; replaces an earlier setting. UINT64_MAX
+ * stops it. -EINVAL: timer is not below VFMIG_DEVICE_TIMERS. */
+int vfmig_device_timer(struct vfmig_device *dev, uint32_t timer, uint64_t when_ns);
+
+/* ---- looking ------------------------------------------------------------------------------- */
+
+struct vfmig_device_counters {
+    uint64_t mmio_stopped_reads;  /* answered with all ones */
+    uint64_t mmio_stopped_writes; /* dropped */
+    uint64_t dma_refused;         /* -EAGAIN given */
+    uint64_t dma_faults;          /* -EFAULT given */
+    uint64_t irqs_raised;
+    uint64_t irqs_latched;        /* of those, not delivered at once */
+    uint64_t irqs_delivered;      /* eventfd written */
+    uint64_t drains_waited;       /* state writes that found DMA in flight */
+    uint64_t resets;
+    uint64_t clients;
+    uint64_t bad_messages;        /* answered with an error because of their form */
+};
+
+void vfmig_device_get_counters(const struct vfmig_device *dev,
+                               struct vfmig_device_counters *ret_counters);
+
+/* The state as a client would read it. */
+enum vfmig_state vfmig_device_get_state(const struct vfmig_device *dev);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

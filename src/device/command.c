@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Commands of the client. Each handler answers, or defers, or returns the errno to answer with;
+ * the structure of the message was checked before. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/sabotage.h"
+#include "device/internal.h"
+
+static int reply_empty(struct vfmig_device *dev, const struct vfmig_user_msg *msg)
+{
+    return server_reply(dev, &msg->header, NULL, 0, NULL, 0, NULL, 0);
+}
+
+/* ---- VERSION --------------------------------------------------------------------------------- */
+
+/* Only keys that the client sent come back: QEMU warns about others, and refuses a text that is
+ * longer than its own. */
+static void agree(struct vfmig_device *dev, const struct vfmig_user_caps *theirs,
+                  struct vfmig_user_caps *ours)
+{
+    vfmig_user_caps_default(ours);
+    ours->has_max_msg_fds = theirs->has_max_msg_fds;
+    ours->max_msg_fds = VFMIG_MAX_MSG_FDS;
+    ours->has_max_data_xfer_size =
+        theirs->has_max_data_xfer_size || dev->config.max_data_xfer_bytes != VFMIG_MAX_DATA_XFER;
+    ours->max_data_xfer_size = dev->config.max_data_xfer_bytes;
+    ours->has_max_dma_maps = theirs->has_max_dma_maps;
+    ours->max_dma_maps = VFMIG_MAX_DMA_REGIONS;
+    ours->has_pgsizes = theirs->has_pgsizes;
+    ours->pgsizes = PAGE;
+    ours->has_migration = theirs->has_migration && dev->features;
+    ours->migration_pgsize = PAGE;
+    dev->client_max_data = theirs->max_data_xfer_size;
+    dev->client_max_fds = theirs->max_msg_fds;
+}
+
+int version_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_version version;
+    struct vfmig_user_caps theirs, ours;
+    char text[512];
+    int twin = -1, r;
+
+    if (msg->header.command != VFMIG_USER_VERSION)
+        return -EINVAL;
+    r = vfmig_user_check_command(msg, false, VFMIG_USER_DATA_MIN, NULL);
+    if (r < 0)
+        return r;
+    memcpy(&version, msg->payload, sizeof(version));
+    r = vfmig_user_caps_parse(msg->payload + sizeof(version), msg->size - sizeof(version), &theirs,
+                              NULL);
+    if (r < 0 || version.major != VFMIG_USER_MAJOR)
+        return -EINVAL;
+    agree(dev, &theirs, &ours);
+    dev->max_data = dev->config.max_data_xfer_bytes;
+    dev->reply_room = dev->max_data < dev->client_max_data ? dev->max_data : dev->client_max_data;
+    dev->reply_room = dev->reply_room < VFMIG_USER_DATA_MIN ? VFMIG_USER_DATA_MIN : dev->reply_room;
+    free(dev->reply);
+    dev->reply = malloc(dev->reply_room);
+    if (!dev->reply)
+        return -ENOMEM;
+    if (theirs.twin_socket && theirs.max_msg_fds > 0 && server_add_twin(dev, &twin) == 0)
+        ours.twin_socket = ours.has_twin_fd_index = true;
+    r = vfmig_user_caps_format(&ours, text, sizeof(text));
+    if (r > 0) {
+        version.minor = version.minor < VFMIG_USER_MINOR ? version.minor : VFMIG_USER_MINOR;
+        dev->negotiated = true;
+        server_reply(dev, &msg->header, &version, sizeof(version), text, (uint32_t)r, &twin,
+                     twin >= 0);
+    }
+    if (twin >= 0)
+        close(twin);
+    return r < 0 ? r : 0;
+}
+
+/* ---- description ----------------------------------------------------------------------------- */
+
+static int get_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_device_info info = {
+        .argsz = sizeof(info),
+        .flags = VFMIG_USER_INFO_F_RESET | VFMIG_USER_INFO_F_PCI,
+        .num_regions = dev->features ? VFMIG_REGION_COUNT : VFMIG_REGION_MIGRATION,
+        .num_irqs = VFMIG_IRQ_COUNT,
+    };
+    return server_reply(dev, &msg->header, &info, sizeof(info), NULL, 0, NULL, 0);
+}
+
+/* Size of a region, 0 when absent; -EINVAL when there is no such index. */
+static int64_t region_size(const struct vfmig_device *dev, uint32_t index)
+{
+    if (index <= VFMIG_REGION_BAR5)
+        return (int64_t)dev->config.bars[index].size;
+    if (index == VFMIG_REGION_CONFIG)
+        return CONFIG_SIZE;
+    if (index == VFMIG_REGION_MIGRATION && dev->features)
+        return (int64_t)vfmig_window_region_size(&dev->window);
+    return index < VFMIG_REGION_MIGRATION ? 0 : -EINVAL;
+}
+
+static int get_region_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct {
+        struct vfmig_user_region_info info;
+        struct vfmig_user_cap_type type;
+        struct vfmig_user_cap ndma;
+    } VFMIG_PACKED r = {0};
+    uint32_t room, size = sizeof(r.info);
+
+    memcpy(&r.info, msg->payload, sizeof(r.info));
+    room = r.info.argsz;
+    int64_t bytes = region_size(dev, r.info.index);
+    if (bytes < 0)
+        return (int)bytes;
+    r.info = (struct vfmig_user_region_info){
+        .flags = bytes ? VFMIG_USER_REGION_F_READ | VFMIG_USER_REGION_F_WRITE : 0,
+        .index = r.info.index,
+        .size = (uint64_t)bytes,
+    };
+    if (r.info.index == VFMIG_REGION_MIGRATION) {
+        bool ndma = dev->features & VFMIG_FEATURE_NDMA;
+        size = sizeof(r) - (ndma ? 0 : sizeof(r.ndma));
+        r.type = (struct vfmig_user_cap_type){
+            {VFMIG_USER_CAP_TYPE, 1, ndma ? (uint32_t)offsetof(typeof(r), ndma) : 0},
+            VFMIG_USER_REGION_TYPE_MIGRATION,
+            VFMIG_USER_REGION_SUBTYPE_MIGRATION};
+        r.ndma = (struct vfmig_user_cap){VFMIG_USER_CAP_NDMA, 1, 0};
+    }
+    r.info.argsz = size;
+    if (size > sizeof(r.info) && size <= room) {
+        r.info.flags |= VFMIG_USER_REGION_F_CAPS;
+        r.info.cap_offset = offsetof(typeof(r), type);
+    } else {
+        size = sizeof(r.info); /* argsz tells what the rest takes */
+    }
+    return server_reply(dev, &msg->header, &r, size, NULL, 0, NULL, 0);
+}
+
+static int get_region_io_fds(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_region_io_fds req;
+
+    memcpy(&req, msg->payload, sizeof(req));
+    if (region_size(dev, req.index) <= 0)
+        return -EINVAL;
+    req = (struct vfmig_user_region_io_fds){.argsz = sizeof(req), .index = req.index};
+    return server_reply(dev, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
+}
+
+static int get_irq_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_irq_info req;
+
+    memcpy(&req, msg->payload, sizeof(req));
+    if (req.index >= VFMIG_IRQ_COUNT)
+        return -EINVAL;
+    req = (struct vfmig_user_irq_info){
+        .argsz = sizeof(req),
+        .flags = VFMIG_USER_IRQ_F_EVENTFD,
+        .index = req.index,
+        .count = req.index == VFMIG_IRQ_MSIX ? dev->config.msix_vectors : 0,
+    };
+    return server_reply(dev, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
+}
+
+/* ---- regions --------------------------------------------------------------------------------- */
+
+/* C51: a stopped device answers with all ones and drops writes; C46-C49: what is the VMM's in the
+ * same BAR goes on working. */
+static int bar_read(struct vfmig_device *dev, uint32_t bar, uint64_t offset, uint8_t *data,
+                    uint32_t size)
+{
+    int r = 0;
+
+    if (msix_access(dev, bar, offset, data, size, false))
+        return 0;
+    if (!vfmig_dev_mmio_allowed(&dev->mig) && !vfmig_sabotage("mmio-while-stopped")) {
+        memset(data, 0xff, size);
+        COUNT(dev, mmio_stopped_reads);
+    } else if (dev->ops.region_read) {
+        r = dev->ops.region_read(dev->user, bar, offset, data, size);
+    } else {
+        memset(data, 0, size);
+    }
+    if (r >= 0)
+        msix_access(dev, bar, offset, data, size, false);
+    return r < 0 ? r : 0;
+}
+
+static int bar_write(struct vfmig_device *dev, uint32_t bar, uint64_t offset, const uint8_t *data,
+                     uint32_t size)
+{
+    if (msix_access(dev, bar, offset, (uint8_t *)(uintptr_t)data, size, true))
+        return 0;
+    if (!vfmig_dev_mmio_allowed(&dev->mig) && !vfmig_sabotage("mmio-while-stopped")) {
+        COUNT(dev, mmio_stopped_writes);
+        return 0;
+    }
+    int r = dev->ops.region_write ? dev->ops.region_write(dev->user, bar, offset, data, size) : 0;
+    return r < 0 ? r : 0;
+}
+
+static int region_access(struct vfmig_device *dev, struct vfmig_user_msg *msg, bool write)
+{
+    struct vfmig_user_region_access access;
+    int r = 0;
+
+    memcpy(&access, msg->payload, sizeof(access));
+    int64_t size = region_size(dev, access.region);
+    if (size < 0 || access.offset > (uint64_t)size || access.count > (uint64_t)size - access.offset)
+        return -EINVAL;
+    if (access.region == VFMIG_REGION_MIGRATION && access.count)
+        return write ? region_v1_write(dev, msg) : region_v1_read(dev, msg);
+    if (!write && access.count > dev->reply_room)
+        return -E2BIG;
+    const uint8_t *data = msg->payload + sizeof(access);
+    if (access.count == 0)
+        ;
+    else if (access.region == VFMIG_REGION_CONFIG && write)
+        pci_config_write(dev, access.offset, data, access.count);
+    else if (access.region == VFMIG_REGION_CONFIG)
+        pci_config_read(dev, access.offset, dev->reply, access.count);
+    else if (write)
+        r = bar_write(dev, access.region, access.offset, data, access.count);
+    else
+        r = bar_read(dev, access.region, access.offset, dev->reply, access.count);
+    if (r < 0)
+        return r;
+    return server_reply(dev, &msg->header, &access, sizeof(access), dev->reply,
+                        write ? 0 : access.count, NULL, 0);
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+static int dma_map_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_dma_map map;
+
+    memcpy(&map, msg->payload, sizeof(map));
+    int fd = vfmig_fds_take(&msg->fds, 0);
+    int r = dma_map_add(dev, &map, fd);
+    if (fd >= 0)
+        close(fd); /* the mapping keeps the file */
+    return r < 0 ? r : reply_empty(dev, msg);
+}
+
+/* The bitmap of what is being unmapped: access has stopped, so the bits are final. */
+static int unmap_bitmap(struct vfmig_device *dev, const struct vfmig_user_dma_unmap *un,
+                        struct vfmig_user_bitmap *bitmap, uint8_t **ret_data)
+{
+    uint64_t bytes = log_bitmap_bytes(un->size, bitmap->pgsize);
+    uint64_t *data = calloc(1, (size_t)bytes);
+
+    if (!data)
+        return -ENOMEM;
+    int r = log_report(dev, un->address, un->size, bitmap->pgsize, data);
+    if (r < 0 && r != -ENOENT) {
+        free(data);
+        return r;
+    }
+    bitmap->size = bytes;
+    *ret_data = (uint8_t *)data;
+    return 0;
+}
+
+static int check_unmap_bitmap(const struct vfmig_device *dev, const struct vfmig_user_dma_unmap *un,
+                              const struct vfmig_user_bitmap *bitmap)
+{
+    if (dev->log.mode == LOG_OFF || bitmap->pgsize < PAGE || (bitmap->pgsize & (bitmap->pgsize - 1)))
+        return -EINVAL;
+    uint64_t bytes = log_bitmap_bytes(un->size, bitmap->pgsize);
+    if (bytes > bitmap->size)
+        return -EINVAL;
+    return bytes > dev->client_max_data ? -E2BIG : 0;
+}
+
+static int dma_unmap_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct {
+        struct vfmig_user_dma_unmap un;
+        struct vfmig_user_bitmap bitmap;
+    } VFMIG_PACKED req = {0};
+    uint64_t id;
+    uint8_t *data = NULL;
+    int r = 0;
+
+    memcpy(&req, msg->payload, msg->size < sizeof(req) ? msg->size : sizeof(req));
+    bool all = req.un.flags & VFMIG_USER_UNMAP_F_ALL;
+    bool bits = req.un.flags & VFMIG_USER_UNMAP_F_BITMAP;
+    if (bits)
+        r = check_unmap_bitmap(dev, &req.un, &req.bitmap);
+    if (r < 0)
+        return r;
+    struct pending *p = server_defer(dev, &msg->header, &req, sizeof(req.un), &id);
+    if (!p)
+        return -EBUSY;
+    if (all)
+        dma_map_clear(dev);
+    else
+        r = dma_map_remove(dev, req.un.address, req.un.size);
+    if (r == 0 && bits)
+        r = unmap_bitmap(dev, &req.un, &req.bitmap, &data);
+    if (r < 0) {
+        p->used = false;
+        return r;
+    }
+    if (!all)
+        log_unmapped(dev, req.un.address, req.un.size);
+    if (bits) {
+        req.un.argsz = (uint32_t)(sizeof(req) + req.bitmap.size);
+        memcpy(p->echo, &req, sizeof(req.un));
+        p->data_size = (uint32_t)(sizeof(req.bitmap) + req.bitmap.size);
+        p->data = malloc(p->data_size);
+        if (!p->data) {
+            free(data);
+            p->used = false;
+            return -ENOMEM;
+        }
+        memcpy(p->data, &req.bitmap, sizeof(req.bitmap));
+        memcpy(p->data + sizeof(req.bitmap), data, req.bitmap.size);
+        free(data);
+    }
+    p->unmap = true;
+    p->iova = req.un.address;
+    p->size = all ? 0 : req.un.size;
+    if (!message_touches(dev, p->iova, p->size))
+        server_answer(dev, id, 0);
+    return 0; /* otherwise migrate_poll answers when its DMA messages have ended */
+}
+
+static int reset_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    uint64_t id;
+
+    if (!server_defer(dev, &msg->header, NULL, 0, &id))
+        return -EBUSY;
+    migrate_event(dev, VFMIG_DEV_EVENT_RESET, 0, id);
+    return 0;
+}
+
+static int set_irqs_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    int r = irq_set(dev, msg);
+    return r < 0 ? r : reply_empty(dev, msg);
+}
+
+int command_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    int r = vfmig_user_check_command(msg, false, dev->max_data, NULL);
+
+    if (r < 0) {
+        COUNT(dev, bad_messages);
+        return r;
+    }
+    switch ((enum vfmig_user_command)msg->header.command) {
+    case VFMIG_USER_REGION_READ:
+        return region_access(dev, msg, false);
+    case VFMIG_USER_REGION_WRITE:
+        return region_access(dev, msg, true);
+    case VFMIG_USER_DMA_MAP:
+        return dma_map_command(dev, msg);
+    case VFMIG_USER_DMA_UNMAP:
+        return dma_unmap_command(dev, msg);
+    case VFMIG_USER_GET_INFO:
+        return get_info(dev, msg);
+    case VFMIG_USER_GET_REGION_INFO:
+        return get_region_info(dev, msg);
+    case VFMIG_USER_GET_REGION_IO_FDS:
+        return get_region_io_fds(dev, msg);
+    case VFMIG_USER_GET_IRQ_INFO:
+        return get_irq_info(dev, msg);
+    case VFMIG_USER_SET_IRQS:
+        return set_irqs_command(dev, msg);
+    case VFMIG_USER_RESET:
+        return reset_command(dev, msg);
+    case VFMIG_USER_DIRTY_PAGES:
+        return dev->features ? log_dirty_pages(dev, msg) : -EOPNOTSUPP;
+    case VFMIG_USER_FEATURE:
+        return migrate_feature(dev, msg);
+    case VFMIG_USER_MIG_DATA_READ:
+        return migrate_data_read(dev, msg);
+    case VFMIG_USER_MIG_DATA_WRITE:
+        return migrate_data_write(dev, msg);
+    case VFMIG_USER_VERSION:
+        return -EINVAL; /* agreed already */
+    case VFMIG_USER_REGION_WRITE_MULTI:
+    case VFMIG_USER_DMA_READ:
+    case VFMIG_USER_DMA_WRITE:
+    case VFMIG_USER_COMMAND_COUNT:
+        break;
+    }
+    return -EOPNOTSUPP;
+}

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The server's object, shared by the files of this folder only. */
+#ifndef VFMIG_DEVICE_INTERNAL_H
+#define VFMIG_DEVICE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/uio.h>
+
+#include "base/bounds.h"
+#include "core/dev.h"
+#include "core/devstream.h"
+#include "core/window.h"
+#include "vfmig/device.h"
+#include "wire/wire.h"
+
+#define CONFIG_SIZE      256u
+#define MSIX_CAP         0x40u
+#define DATA_OFFSET      0x1000u /* of the data section in the migration region */
+#define PENDING_MAX      64u     /* requests that are answered later */
+#define DMA_MESSAGES     64u     /* DMA requests to the client under way */
+#define FRAME_PAYLOAD    (256u << 10) /* most in one frame of the device stream */
+#define LOG_BYTES_MAX    (256ull << 20)
+#define LOG_RANGES_MAX   4096u
+#define PAGE             4096u
+
+/* One DMA_MAP. */
+struct dma_region {
+    uint64_t iova, size;
+    uint8_t *host; /* NULL: by message */
+    void *map;     /* what to unmap */
+    size_t map_size;
+    uint32_t prot; /* VFMIG_USER_DMA_F_* */
+};
+
+struct dma_map {
+    pthread_rwlock_t lock; /* readers: whoever copies; writer: map, unmap */
+    struct dma_region *list; /* by iova */
+    uint32_t count, room;
+};
+
+enum message_state { MESSAGE_FREE = 0, MESSAGE_QUEUED, MESSAGE_SENT, MESSAGE_DONE };
+
+/* A DMA access that needs the client: DMA_READ or DMA_WRITE, piece by piece. */
+struct dma_message {
+    enum message_state state;
+    bool waiting; /* a thread waits for MESSAGE_DONE; else done() is called */
+    bool write;
+    uint16_t id;
+    uint32_t asked;      /* bytes asked for by the message under way */
+    uint64_t iova, left; /* what is not yet done */
+    uint8_t *buf;
+    int err;
+    struct vfmig_dma dma;
+    void (*done)(void *user, int err);
+    void *user;
+};
+
+/* Shut bit, generation and number of operations in flight in one word, so that begin, end, shut
+ * and cut from any thread see one truth. */
+#define GATE_SHUT_BIT (1ull << 63)
+#define GATE_COUNT    0xffffffffull
+#define GATE_GEN      (~(GATE_SHUT_BIT | GATE_COUNT))
+#define GATE_GEN_ONE  (1ull << 32)
+
+/* One logged range. */
+struct log_range {
+    uint64_t iova, pages; /* pages of log.page bytes */
+    uint64_t *bitmap;
+};
+
+enum log_mode { LOG_OFF = 0, LOG_ON, LOG_FROZEN };
+
+struct dma_log {
+    pthread_rwlock_t lock; /* readers: whoever marks; writer: start, stop, map, unmap */
+    enum log_mode mode;
+    bool everything; /* no ranges were given: follows the DMA map */
+    uint32_t page_shift;
+    struct log_range *list; /* by iova */
+    uint32_t count, room;
+    uint64_t bytes;
+};
+
+/* A command whose reply comes later. */
+struct pending {
+    bool used;
+    bool unmap;
+    struct vfmig_user_header header;
+    uint8_t echo[32]; /* start of the reply's payload */
+    uint32_t echo_size;
+    uint64_t iova, size; /* unmap, size 0: all */
+    uint8_t *data;       /* its bitmap, behind the echo */
+    uint32_t data_size;
+};
+
+struct irq_state {
+    pthread_mutex_t lock;
+    bool latch; /* N or !R */
+    uint32_t fd_count;
+    int fds[VFMIG_DEVICE_VECTORS];
+    uint64_t pending[VFMIG_DEVICE_VECTORS / 64];
+    uint64_t masked[VFMIG_DEVICE_VECTORS / 64];   /* by SET_IRQS */
+    uint64_t table_masked[VFMIG_DEVICE_VECTORS / 64]; /* by the table, once the client wrote it */
+    uint8_t table[VFMIG_DEVICE_VECTORS * 16];
+    bool function_masked;
+};
+
+struct device_stream {
+    struct vfmig_devstream_enc enc;
+    struct vfmig_devstream_dec dec;
+    uint8_t *out; /* a frame built here when the reader's buffer is small */
+    uint32_t out_at, out_size;
+    uint8_t *in;
+    bool library_saved; /* the library's own section is in the stream */
+    bool library_loaded;
+    int load_err; /* first refusal by the device; stays */
+    uint64_t loaded_pending[VFMIG_DEVICE_VECTORS / 64];
+};
+
+struct socket {
+    int fd;
+    pthread_mutex_t send_lock;
+    struct vfmig_framer framer;
+    uint8_t *buf;
+};
+
+struct vfmig_device {
+    struct vfmig_device_config config;
+    struct vfmig_device_ops ops;
+    void *user;
+    char name[64];
+
+    struct vfmig_dev mig;
+    uint32_t features; /* 0: cannot be migrated */
+    struct vfmig_window window;
+    uint8_t *window_buf;
+    struct device_stream stream;
+    uint32_t drain_token; /* 0: no drain under way */
+
+    struct irq_state irq;
+    uint8_t pci_config[CONFIG_SIZE];
+    uint8_t pci_writable[CONFIG_SIZE];
+
+    atomic_uint_fast64_t gate;
+    bool gate_told; /* what ops->gate was told last: true is open */
+    struct dma_map dma;
+    struct dma_log log;
+    pthread_mutex_t message_lock;
+    pthread_cond_t message_cond;
+    struct dma_message messages[DMA_MESSAGES];
+    uint32_t messages_asked; /* bytes of messages under way */
+    uint16_t next_id;
+
+    struct socket client, twin;
+    bool negotiated;
+    bool lost; /* the client is to be dropped once its message is handled */
+    uint32_t max_data;        /* bytes we take and give */
+    uint32_t client_max_data; /* bytes the client takes */
+    uint32_t client_max_fds;
+    uint8_t *reply; /* payload of a reply with data */
+    uint32_t reply_room;
+    struct pending pending[PENDING_MAX];
+
+    int epoll, listen, wake, timer_fd;
+    char *path;
+    atomic_bool stopping;
+    pthread_t serving;
+    bool is_serving;
+    uint64_t timers[VFMIG_DEVICE_TIMERS];
+    uint64_t timer_armed; /* what timer_fd is set to */
+    atomic_uint_fast64_t counts[sizeof(struct vfmig_device_counters) / 8];
+};
+
+#define COUNT(dev, member) \
+    atomic_fetch_add_explicit( \
+        &(dev)->counts[offsetof(struct vfmig_device_counters, member) / 8], 1, memory_order_relaxed)
+
+/* socket.c: one connected socket. */
+void socket_init(struct socket *s);
+int socket_open(struct socket *s, int fd, uint32_t max_message);
+void socket_close(struct socket *s);
+/* Reads once without waiting. >0: bytes; 0: closed; -EAGAIN; other: lost. */
+ssize_t socket_receive(struct socket *s);
+/* Sends all of it, waiting for room if need be. 0, or an errno: the connection is lost. */
+int socket_send(struct socket *s, const struct iovec *iov, unsigned count, const int *fds,
+                unsigned fd_count, atomic_bool *give_up);
+
+/* server.c */
+int server_init(struct vfmig_device *dev, struct vfmig_error *reterr);
+void server_done(struct vfmig_device *dev);
+int server_add_twin(struct vfmig_device *dev, int *ret_client_end);
+void server_wake(struct vfmig_device *dev);
+void server_rearm(struct vfmig_device *dev);
+bool server_on_thread(const struct vfmig_device *dev);
+int server_reply(struct vfmig_device *dev, const struct vfmig_user_header *request,
+                 const void *fixed, uint32_t fixed_size, const void *data, uint32_t size,
+                 const int *fds, unsigned fd_count);
+int server_error(struct vfmig_device *dev, const struct vfmig_user_header *request, int err);
+struct pending *server_defer(struct vfmig_device *dev, const struct vfmig_user_header *request,
+                             const void *echo, uint32_t size, uint64_t *ret_id);
+void server_answer(struct vfmig_device *dev, uint64_t id, int err);
+
+/* command.c: 0 when answered or deferred; a negative errno is sent as the error reply. */
+int command_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+
+int version_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+
+/* pci.c */
+int pci_init(struct vfmig_device *dev, struct vfmig_error *reterr);
+void pci_reset(struct vfmig_device *dev);
+void pci_config_read(struct vfmig_device *dev, uint64_t offset, uint8_t *data, uint32_t size);
+void pci_config_write(struct vfmig_device *dev, uint64_t offset, const uint8_t *data,
+                      uint32_t size);
+/* True when the access touches table or PBA, and was served. */
+bool msix_access(struct vfmig_device *dev, uint32_t bar, uint64_t offset, uint8_t *data,
+                 uint32_t size, bool write);
+int irq_set(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+void irq_init(struct vfmig_device *dev);
+void irq_latch(struct vfmig_device *dev, bool latch);
+void irq_drop(struct vfmig_device *dev);
+void irq_detach_all(struct vfmig_device *dev);
+
+/* dma.c */
+void dma_init(struct vfmig_device *dev);
+void dma_done(struct vfmig_device *dev);
+/* Whatever of an access needs no message. 0: all done; 1: a message for *ret_piece bytes is next
+ * (buf, iova and size are advanced); -EFAULT; -ECANCELED when the generation is over. */
+int dma_access(struct vfmig_device *dev, uint64_t generation, bool write, uint64_t *iova,
+               uint8_t **buf, uint64_t *size, uint64_t *ret_piece);
+int dma_map_add(struct vfmig_device *dev, const struct vfmig_user_dma_map *map, int fd);
+int dma_map_remove(struct vfmig_device *dev, uint64_t iova, uint64_t size);
+void dma_map_clear(struct vfmig_device *dev);
+void dma_gate_shut(struct vfmig_device *dev);
+void dma_gate_open(struct vfmig_device *dev);
+void dma_gate_cut(struct vfmig_device *dev);
+
+/* message.c: DMA by message */
+/* -EINPROGRESS: done follows. -EAGAIN: too many. */
+int message_start(struct vfmig_dma *dma, bool write, uint64_t iova, uint8_t *buf, uint64_t size,
+                  void (*done)(void *, int), void *user);
+int message_wait(struct vfmig_dma *dma, bool write, uint64_t iova, uint8_t *buf, uint64_t size);
+void message_reply(struct vfmig_device *dev, const struct vfmig_user_msg *msg);
+/* Ends all that is under way: -EINTR is told to the device, -ECANCELED only to waiting threads. */
+void message_abort(struct vfmig_device *dev, int err);
+bool message_touches(struct vfmig_device *dev, uint64_t iova, uint64_t size);
+
+/* guard.c: -EFAULT instead of SIGBUS when the file behind a mapping is gone. Armed with every
+ * mapping. */
+void guard_arm(void);
+int guard_copy(void *to, const void *from, size_t size);
+
+/* log.c */
+void log_init(struct dma_log *log);
+void log_done(struct dma_log *log);
+int log_start(struct vfmig_device *dev, uint64_t page_size,
+              const struct vfmig_user_log_range *ranges, uint32_t count);
+int log_stop(struct vfmig_device *dev);
+void log_client_reset(struct vfmig_device *dev);
+void log_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size);
+/* Reads and clears into bitmap (zeroed by the caller). */
+int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t page_size,
+               uint64_t *bitmap);
+int log_mapped(struct vfmig_device *dev, uint64_t iova, uint64_t size);
+void log_unmapped(struct vfmig_device *dev, uint64_t iova, uint64_t size);
+uint64_t log_bitmap_bytes(uint64_t size, uint64_t page_size);
+int log_dirty_pages(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+int log_feature(struct vfmig_device *dev, struct vfmig_user_msg *msg, uint32_t feature, bool set);
+
+/* migrate.c */
+int migrate_init(struct vfmig_device *dev, struct vfmig_error *reterr);
+void migrate_event(struct vfmig_device *dev, enum vfmig_dev_event_type type, uint32_t value,
+                   uint64_t id);
+/* Whatever other threads or time have finished: drains, deadlines, unmaps. */
+void migrate_poll(struct vfmig_device *dev);
+int migrate_feature(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+int migrate_data_read(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+int migrate_data_write(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+
+/* region.c: the v1 migration region */
+int region_v1_read(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+int region_v1_write(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+
+/* stream.c: the device stream between author and client */
+void stream_save_begin(struct vfmig_device *dev);
+void stream_load_begin(struct vfmig_device *dev);
+void stream_drop(struct vfmig_device *dev);
+/* Fills buf; less than size: nothing more now. Negative errno from the device. */
+ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size);
+int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size);
+int stream_finish(struct vfmig_device *dev);
+uint64_t stream_left(struct vfmig_device *dev);
+uint64_t stream_final_size(struct vfmig_device *dev);
+
+#endif

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Carries out what the device machine decides (core/dev.h), and speaks the feature dialect. */
+#include <errno.h>
+#include <string.h>
+
+#include "base/sabotage.h"
+#include "device/internal.h"
+
+int migrate_init(struct vfmig_device *dev, struct vfmig_error *reterr)
+{
+    const struct vfmig_device_config *c = &dev->config;
+    uint32_t features = VFMIG_FEATURE_STOP_COPY | (c->no_ndma ? 0 : VFMIG_FEATURE_NDMA);
+
+    if (!c->no_precopy && dev->ops.save_precopy)
+        features |= VFMIG_FEATURE_PRE_COPY;
+    dev->features = dev->ops.save && dev->ops.load ? features : 0;
+    int r = vfmig_dev_init(&dev->mig, features, c->drain_timeout_ns);
+    if (r == 0)
+        r = vfmig_window_init(&dev->window, DATA_OFFSET, c->window_bytes);
+    if (r < 0)
+        return vfmig_error_set(reterr, r, VFMIG_ORIGIN_LOCAL, 0, "no such device is possible");
+    return 0;
+}
+
+/* ---- actions --------------------------------------------------------------------------------- */
+
+static void tell_gate(struct vfmig_device *dev, bool open)
+{
+    if (dev->gate_told == open)
+        return;
+    dev->gate_told = open;
+    if (dev->ops.gate)
+        dev->ops.gate(dev->user, open);
+}
+
+static void device_reset(struct vfmig_device *dev)
+{
+    for (unsigned i = 0; i < VFMIG_DEVICE_TIMERS; i++)
+        dev->timers[i] = UINT64_MAX;
+    if (dev->ops.reset)
+        dev->ops.reset(dev->user);
+}
+
+static int save_begin(struct vfmig_device *dev, bool running)
+{
+    return dev->ops.save_begin ? dev->ops.save_begin(dev->user, running) : 0;
+}
+
+static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
+{
+    switch (call) {
+    case VFMIG_DEV_CALL_END_STREAM:
+        if (dev->ops.save_end)
+            dev->ops.save_end(dev->user);
+        return 0;
+    case VFMIG_DEV_CALL_STOP:
+        return dev->ops.stop ? dev->ops.stop(dev->user) : 0;
+    case VFMIG_DEV_CALL_LOAD:
+        return stream_finish(dev);
+    case VFMIG_DEV_CALL_SELF_RESET:
+        device_reset(dev);
+        irq_drop(dev); /* pending causes are internal state, and come with the data */
+        return 0;
+    case VFMIG_DEV_CALL_CAPTURE:
+        return save_begin(dev, false);
+    case VFMIG_DEV_CALL_START:
+        return dev->ops.start ? dev->ops.start(dev->user) : 0;
+    case VFMIG_DEV_CALL_PRECOPY_START:
+        return save_begin(dev, true);
+    case VFMIG_DEV_CALL_RESET:
+        COUNT(dev, resets);
+        if (!vfmig_sabotage("reset-keeps-device"))
+            device_reset(dev);
+        pci_reset(dev);
+        log_client_reset(dev);
+        return 0;
+    case VFMIG_DEV_CALL_NONE:
+    case VFMIG_DEV_CALL_COUNT:
+        break;
+    }
+    return -EINVAL;
+}
+
+static bool drained(struct vfmig_device *dev)
+{
+    return (atomic_load(&dev->gate) & GATE_COUNT) == 0 || vfmig_sabotage("no-drain");
+}
+
+/* Carries out one action. True when it is awaited and ended already, with *ret_err. */
+static bool act(struct vfmig_device *dev, const struct vfmig_dev_action *action, int *ret_err)
+{
+    switch (action->type) {
+    case VFMIG_DEV_ACT_FLUSH:
+        /* One socket, in order: every message before this one was handled before it. */
+        return false;
+    case VFMIG_DEV_ACT_GATE_SHUT:
+        dma_gate_shut(dev);
+        tell_gate(dev, false);
+        *ret_err = 0;
+        if (drained(dev))
+            return true;
+        dev->drain_token = action->token;
+        COUNT(dev, drains_waited);
+        return false;
+    case VFMIG_DEV_ACT_DRAIN_ABORT:
+        message_abort(dev, -EINTR);
+        return false;
+    case VFMIG_DEV_ACT_GATE_CUT:
+        dma_gate_cut(dev);
+        dev->gate_told = false; /* the device is about to be reset */
+        return false;
+    case VFMIG_DEV_ACT_GATE_OPEN:
+        dma_gate_open(dev);
+        tell_gate(dev, true);
+        return false;
+    case VFMIG_DEV_ACT_IRQ_LATCH:
+        irq_latch(dev, true);
+        return false;
+    case VFMIG_DEV_ACT_IRQ_DELIVER:
+        irq_latch(dev, false);
+        return false;
+    case VFMIG_DEV_ACT_IRQ_DROP:
+        irq_drop(dev);
+        return false;
+    case VFMIG_DEV_ACT_CALL:
+        *ret_err = call_device(dev, action->call);
+        return true;
+    case VFMIG_DEV_ACT_STREAM_SAVE:
+        stream_save_begin(dev);
+        return false;
+    case VFMIG_DEV_ACT_STREAM_LOAD:
+        stream_load_begin(dev);
+        return false;
+    case VFMIG_DEV_ACT_STREAM_DROP:
+        stream_drop(dev);
+        return false;
+    case VFMIG_DEV_ACT_REPLY:
+        server_answer(dev, action->id, action->err);
+        return false;
+    case VFMIG_DEV_ACT_RELEASED:
+    case VFMIG_DEV_ACT_INVALID:
+    case VFMIG_DEV_ACT_COUNT:
+        break;
+    }
+    return false;
+}
+
+static void step(struct vfmig_device *dev, struct vfmig_dev_event event)
+{
+    struct vfmig_dev_actions actions;
+    bool again = true;
+
+    while (again) {
+        again = false;
+        vfmig_dev_step(&dev->mig, &event, vfmig_device_now_ns(), &actions);
+        for (uint32_t i = 0; i < actions.count; i++) {
+            int err = 0;
+            if (act(dev, &actions.list[i], &err)) {
+                event = (struct vfmig_dev_event){.type = VFMIG_DEV_EVENT_STEP_DONE,
+                                                 .token = actions.list[i].token,
+                                                 .err = err};
+                again = true;
+            }
+        }
+    }
+    server_rearm(dev);
+}
+
+void migrate_event(struct vfmig_device *dev, enum vfmig_dev_event_type type, uint32_t value,
+                   uint64_t id)
+{
+    step(dev, (struct vfmig_dev_event){.type = type, .value = value, .id = id});
+}
+
+static void answer_unmaps(struct vfmig_device *dev)
+{
+    for (unsigned i = 0; i < PENDING_MAX; i++) {
+        struct pending *p = &dev->pending[i];
+        if (p->used && p->unmap && !message_touches(dev, p->iova, p->size))
+            server_answer(dev, i, 0);
+    }
+}
+
+void migrate_poll(struct vfmig_device *dev)
+{
+    if (dev->drain_token && drained(dev)) {
+        uint32_t token = dev->drain_token;
+        dev->drain_token = 0;
+        step(dev, (struct vfmig_dev_event){.type = VFMIG_DEV_EVENT_STEP_DONE, .token = token});
+    }
+    answer_unmaps(dev);
+}
+
+enum vfmig_state vfmig_device_get_state(const struct vfmig_device *dev)
+{
+    return vfmig_dev_state(&dev->mig);
+}
+
+/* ---- the feature dialect --------------------------------------------------------------------- */
+
+static int reply_get(struct vfmig_device *dev, struct vfmig_user_msg *msg, const void *data,
+                     uint32_t size)
+{
+    struct vfmig_user_feature head;
+
+    memcpy(&head, msg->payload, sizeof(head));
+    if (head.argsz < sizeof(head) + size)
+        return -EINVAL;
+    head.argsz = (uint32_t)sizeof(head) + size;
+    return server_reply(dev, &msg->header, &head, sizeof(head), data, size, NULL, 0);
+}
+
+static int set_state(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_feature_state state;
+    uint64_t id;
+    uint32_t echo = sizeof(struct vfmig_user_feature) + sizeof(state);
+
+    memcpy(&state, msg->payload + sizeof(struct vfmig_user_feature), sizeof(state));
+    if (!server_defer(dev, &msg->header, msg->payload, echo, &id))
+        return -EBUSY;
+    migrate_event(dev, VFMIG_DEV_EVENT_SET_V2, state.device_state, id);
+    return 0;
+}
+
+static int feature_state(struct vfmig_device *dev, struct vfmig_user_msg *msg, bool set)
+{
+    struct vfmig_user_feature_state state = {vfmig_dev_state(&dev->mig), UINT32_MAX};
+    return set ? set_state(dev, msg) : reply_get(dev, msg, &state, sizeof(state));
+}
+
+/* Which operations a feature has: what PROBE asks. 0: no such feature here. */
+static uint32_t feature_ops(const struct vfmig_device *dev, uint32_t feature)
+{
+    if (!dev->features)
+        return 0;
+    switch (feature) {
+    case VFMIG_USER_F_MIGRATION:
+    case VFMIG_USER_F_LOG_REPORT:
+        return VFMIG_USER_FEATURE_GET;
+    case VFMIG_USER_F_DATA_SIZE:
+        return dev->ops.left ? VFMIG_USER_FEATURE_GET : 0;
+    case VFMIG_USER_F_DEVICE_STATE:
+        return VFMIG_USER_FEATURE_GET | VFMIG_USER_FEATURE_SET;
+    case VFMIG_USER_F_LOG_START:
+    case VFMIG_USER_F_LOG_STOP:
+        return VFMIG_USER_FEATURE_SET;
+    default:
+        return 0;
+    }
+}
+
+int migrate_feature(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_feature head;
+
+    memcpy(&head, msg->payload, sizeof(head));
+    uint32_t feature = head.flags & VFMIG_USER_FEATURE_MASK;
+    uint32_t asked = head.flags & (VFMIG_USER_FEATURE_GET | VFMIG_USER_FEATURE_SET);
+    uint32_t ops = feature_ops(dev, feature);
+    bool set = asked == VFMIG_USER_FEATURE_SET;
+
+    if (!ops)
+        return -ENOTTY;
+    if (asked & ~ops)
+        return -EINVAL;
+    if (head.flags & VFMIG_USER_FEATURE_PROBE)
+        return server_reply(dev, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
+    switch (feature) {
+    case VFMIG_USER_F_MIGRATION: {
+        struct vfmig_user_feature_migration flags = {dev->features};
+        return reply_get(dev, msg, &flags, sizeof(flags));
+    }
+    case VFMIG_USER_F_DATA_SIZE: {
+        struct vfmig_user_feature_data_size data = {stream_final_size(dev)};
+        return reply_get(dev, msg, &data, sizeof(data));
+    }
+    case VFMIG_USER_F_DEVICE_STATE:
+        return feature_state(dev, msg, set);
+    default:
+        return log_feature(dev, msg, feature, set);
+    }
+}
+
+int migrate_data_read(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_mig_data req;
+
+    memcpy(&req, msg->payload, sizeof(req));
+    if (!dev->features)
+        return -EOPNOTSUPP;
+    if (!vfmig_dev_saving(&dev->mig))
+        return -EINVAL;
+    if (req.size > dev->reply_room)
+        return -E2BIG;
+    ssize_t n = stream_read(dev, dev->reply, req.size);
+    if (n < 0)
+        return (int)n;
+    req.size = (uint32_t)n;
+    req.argsz = (uint32_t)sizeof(req) + req.size;
+    return server_reply(dev, &msg->header, &req, sizeof(req), dev->reply, req.size, NULL, 0);
+}
+
+int migrate_data_write(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    const struct vfmig_user_mig_data *req = (const void *)msg->payload;
+
+    if (!dev->features)
+        return -EOPNOTSUPP;
+    if (!vfmig_dev_loading(&dev->mig))
+        return -EINVAL;
+    int r = stream_write(dev, msg->payload + sizeof(*req), req->size);
+    return r < 0 ? r : server_reply(dev, &msg->header, NULL, 0, NULL, 0, NULL, 0);
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The v1 migration region: its registers are the window's and the machine's, its bytes come from
+ * and go to the device stream. */
+#include <errno.h>
+#include <string.h>
+
+#include "base/sabotage.h"
+#include "device/internal.h"
+
+static int reply_read(struct vfmig_device *dev, const struct vfmig_user_msg *msg, const void *data)
+{
+    struct vfmig_user_region_access access;
+
+    memcpy(&access, msg->payload, sizeof(access));
+    return server_reply(dev, &msg->header, &access, sizeof(access), data, access.count, NULL, 0);
+}
+
+/* data_offset: makes a portion available before it returns. */
+static int read_offset(struct vfmig_device *dev, uint64_t *ret_value)
+{
+    int r = vfmig_window_read_offset(&dev->window, ret_value);
+
+    if (r != -EAGAIN)
+        return r;
+    ssize_t n = stream_read(dev, dev->window_buf, dev->config.window_bytes);
+    if (n < 0)
+        return (int)n;
+    r = vfmig_window_prepared(&dev->window, (uint64_t)n);
+    return r < 0 ? r : vfmig_window_read_offset(&dev->window, ret_value);
+}
+
+int region_v1_read(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_region_access access;
+    enum vfmig_window_field field;
+    uint64_t value = 0, at;
+
+    memcpy(&access, msg->payload, sizeof(access));
+    int r = vfmig_window_decode(&dev->window, access.offset, access.count, false, &field);
+    if (r < 0)
+        return r;
+    switch (field) {
+    case VFMIG_WINDOW_DEVICE_STATE:
+        value = vfmig_dev_bits(&dev->mig);
+        break;
+    case VFMIG_WINDOW_RESERVED: /* X8 */
+        value = vfmig_sabotage("reserved-reads-ones") ? UINT64_MAX : 0;
+        break;
+    case VFMIG_WINDOW_PENDING_BYTES:
+        value = dev->window.mode == VFMIG_WINDOW_SAVE ? stream_left(dev) : 0;
+        value = vfmig_window_read_pending(&dev->window, value);
+        break;
+    case VFMIG_WINDOW_DATA_OFFSET:
+        r = read_offset(dev, &value);
+        break;
+    case VFMIG_WINDOW_DATA_SIZE:
+        r = vfmig_window_read_size(&dev->window, &value);
+        break;
+    case VFMIG_WINDOW_DATA:
+        r = vfmig_window_data_read(&dev->window, access.offset, access.count, &at);
+        return r < 0 ? r : reply_read(dev, msg, dev->window_buf + at);
+    }
+    return r < 0 ? r : reply_read(dev, msg, &value);
+}
+
+static int write_state(struct vfmig_device *dev, struct vfmig_user_msg *msg, uint32_t value)
+{
+    uint64_t id;
+
+    if (!server_defer(dev, &msg->header, msg->payload, sizeof(struct vfmig_user_region_access),
+                      &id))
+        return -EBUSY;
+    migrate_event(dev, VFMIG_DEV_EVENT_WRITE_V1, value, id);
+    return 0;
+}
+
+/* data_size in Z: consumed before the write is answered. */
+static int write_size(struct vfmig_device *dev, uint64_t size)
+{
+    int r = vfmig_window_commit(&dev->window, size);
+    return r < 0 ? r : stream_write(dev, dev->window_buf, (size_t)size);
+}
+
+int region_v1_write(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+{
+    struct vfmig_user_region_access access;
+    enum vfmig_window_field field;
+    uint64_t value = 0, at;
+
+    memcpy(&access, msg->payload, sizeof(access));
+    int r = vfmig_window_decode(&dev->window, access.offset, access.count, true, &field);
+    if (r < 0)
+        return r;
+    const uint8_t *data = msg->payload + sizeof(access);
+    if (access.count <= sizeof(value))
+        memcpy(&value, data, access.count);
+    switch (field) {
+    case VFMIG_WINDOW_DEVICE_STATE:
+        return write_state(dev, msg, (uint32_t)value);
+    case VFMIG_WINDOW_RESERVED:
+        break;
+    case VFMIG_WINDOW_DATA_SIZE:
+        r = write_size(dev, value);
+        break;
+    case VFMIG_WINDOW_DATA:
+        r = vfmig_window_data_write(&dev->window, access.offset, access.count, &at);
+        if (r == 0)
+            memcpy(dev->window_buf + at, data, access.count);
+        break;
+    case VFMIG_WINDOW_PENDING_BYTES:
+    case VFMIG_WINDOW_DATA_OFFSET:
+        r = -EINVAL;
+        break;
+    }
+    if (r < 0)
+        return r;
+    return server_reply(dev, &msg->header, &access, sizeof(access), NULL, 0, NULL, 0);
+}

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "device/internal.h"
+
+#define SEND_POLL_MS 100
+
+void socket_init(struct socket *s)
+{
+    memset(s, 0, sizeof(*s));
+    s->fd = -1;
+    pthread_mutex_init(&s->send_lock, NULL);
+}
+
+int socket_open(struct socket *s, int fd, uint32_t max_message)
+{
+    s->buf = malloc(max_message);
+    if (!s->buf)
+        return -ENOMEM;
+    vfmig_framer_init(&s->framer, s->buf, max_message, max_message);
+    s->fd = fd;
+    return 0;
+}
+
+void socket_close(struct socket *s)
+{
+    pthread_mutex_lock(&s->send_lock);
+    if (s->fd >= 0) {
+        vfmig_framer_done(&s->framer);
+        close(s->fd);
+    }
+    s->fd = -1;
+    free(s->buf);
+    s->buf = NULL;
+    pthread_mutex_unlock(&s->send_lock);
+}
+
+static int take_fds(struct msghdr *msg, struct vfmig_fds *fds)
+{
+    fds->count = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < count && fds->count < VFMIG_MAX_MSG_FDS; i++)
+            memcpy(&fds->fd[fds->count++], CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+    }
+    if (msg->msg_flags & MSG_CTRUNC) { /* the kernel closed those that did not fit */
+        vfmig_fds_close(fds);
+        return -EPROTO;
+    }
+    return 0;
+}
+
+ssize_t socket_receive(struct socket *s)
+{
+    union {
+        char buf[CMSG_SPACE(VFMIG_MAX_MSG_FDS * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov;
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf,
+                         .msg_controllen = sizeof(control.buf)};
+    struct vfmig_fds fds;
+    ssize_t n;
+    int r;
+
+    iov.iov_base = vfmig_framer_space(&s->framer, &iov.iov_len);
+    do {
+        n = recvmsg(s->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+    if (msg.msg_controllen == 0) {
+        vfmig_framer_fed(&s->framer, (size_t)n, NULL);
+        return n;
+    }
+    r = take_fds(&msg, &fds);
+    if (r == 0)
+        r = vfmig_framer_fed(&s->framer, (size_t)n, &fds);
+    return r < 0 ? r : n;
+}
+
+/* Drops the first n bytes of what is to be sent. */
+static void advance(struct msghdr *msg, size_t n)
+{
+    while (msg->msg_iovlen && n >= msg->msg_iov->iov_len) {
+        n -= msg->msg_iov->iov_len;
+        msg->msg_iov++;
+        msg->msg_iovlen--;
+    }
+    if (msg->msg_iovlen) {
+        msg->msg_iov->iov_base = (char *)msg->msg_iov->iov_base + n;
+        msg->msg_iov->iov_len -= n;
+    }
+    msg->msg_control = NULL; /* descriptors went with the first byte */
+    msg->msg_controllen = 0;
+}
+
+static int send_all(struct socket *s, struct msghdr *msg, atomic_bool *give_up)
+{
+    while (msg->msg_iovlen) {
+        ssize_t n = sendmsg(s->fd, msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n >= 0) {
+            advance(msg, (size_t)n);
+            continue;
+        }
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN && errno != EWOULDBLOCK)
+            return -errno;
+        if (atomic_load(give_up))
+            return -ECANCELED;
+        struct pollfd p = {.fd = s->fd, .events = POLLOUT};
+        poll(&p, 1, SEND_POLL_MS);
+    }
+    return 0;
+}
+
+int socket_send(struct socket *s, const struct iovec *iov, unsigned count, const int *fds,
+                unsigned fd_count, atomic_bool *give_up)
+{
+    union {
+        char buf[CMSG_SPACE(VFMIG_MAX_MSG_FDS * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec copy[4];
+    struct msghdr msg = {.msg_iov = copy, .msg_iovlen = count};
+
+    memcpy(copy, iov, count * sizeof(*iov));
+    if (fd_count) {
+        msg.msg_control = control.buf;
+        msg.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
+        memset(control.buf, 0, sizeof(control.buf));
+        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(fd_count * sizeof(int));
+        memcpy(CMSG_DATA(c), fds, fd_count * sizeof(int));
+    }
+    pthread_mutex_lock(&s->send_lock);
+    int r = s->fd < 0 ? -ENOTCONN : send_all(s, &msg, give_up);
+    pthread_mutex_unlock(&s->send_lock);
+    return r;
+}

@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The device stream between the author's callbacks and the client. A frame's payload is a section:
+ * the author's bytes, or the library's own state (pending interrupts, A6). Both dialects read and
+ * write the same bytes. */
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/sabotage.h"
+#include "device/internal.h"
+
+enum section { SECTION_DEVICE = 1, SECTION_LIBRARY = 2 };
+
+struct section_head {
+    uint32_t section;
+    uint32_t reserved;
+};
+
+/* The library's section. */
+struct library_state {
+    struct section_head head;
+    uint32_t vectors;
+    uint32_t reserved;
+    uint64_t pending[VFMIG_DEVICE_VECTORS / 64];
+};
+
+#define HEAD      ((uint32_t)sizeof(struct section_head))
+#define OVERHEAD  (VFMIG_DEVSTREAM_HEADER + HEAD)
+#define FRAME_MAX (OVERHEAD + FRAME_PAYLOAD)
+/* A reader's buffer with less room than this is served from our own. */
+#define ROOM_MIN  (OVERHEAD + 4096u)
+
+void stream_save_begin(struct vfmig_device *dev)
+{
+    struct device_stream *s = &dev->stream;
+    uint64_t id = 0;
+
+    if (getrandom(&id, sizeof(id), 0) != sizeof(id))
+        id = vfmig_device_now_ns();
+    vfmig_devstream_begin(&s->enc, id, dev->config.state_format, dev->config.state_version);
+    s->out_at = s->out_size = 0;
+    s->library_saved = false;
+    vfmig_window_open(&dev->window, VFMIG_WINDOW_SAVE);
+}
+
+void stream_load_begin(struct vfmig_device *dev)
+{
+    struct device_stream *s = &dev->stream;
+
+    vfmig_devstream_accept(&s->dec, dev->config.state_format, dev->config.state_oldest,
+                           dev->config.state_version);
+    s->library_loaded = false;
+    s->load_err = 0;
+    vfmig_window_open(&dev->window, VFMIG_WINDOW_LOAD);
+}
+
+void stream_drop(struct vfmig_device *dev)
+{
+    dev->stream.out_at = dev->stream.out_size = 0;
+    vfmig_window_open(&dev->window, VFMIG_WINDOW_CLOSED);
+}
+
+/* ---- saving ---------------------------------------------------------------------------------- */
+
+static int64_t seal(struct vfmig_device *dev, uint8_t *frame, enum section section,
+                    enum vfmig_devstream_kind kind, uint32_t payload)
+{
+    struct section_head head = {section, 0};
+
+    memcpy(frame + VFMIG_DEVSTREAM_HEADER, &head, sizeof(head));
+    return vfmig_devstream_seal(&dev->stream.enc, kind, frame, HEAD + payload);
+}
+
+static int64_t seal_library(struct vfmig_device *dev, uint8_t *frame)
+{
+    struct library_state lib = {.vectors = dev->config.msix_vectors};
+    uint32_t payload = (uint32_t)sizeof(lib) - HEAD;
+
+    pthread_mutex_lock(&dev->irq.lock);
+    if (!vfmig_sabotage("drop-irq"))
+        memcpy(lib.pending, dev->irq.pending, sizeof(lib.pending));
+    pthread_mutex_unlock(&dev->irq.lock);
+    memcpy(frame + OVERHEAD, &lib.vectors, payload);
+    dev->stream.library_saved = true;
+    return seal(dev, frame, SECTION_LIBRARY, VFMIG_DEVSTREAM_FINAL, payload);
+}
+
+/* One frame of at most room bytes (at least ROOM_MIN). 0: nothing now, or nothing any more. */
+static int64_t make_frame(struct vfmig_device *dev, uint8_t *frame, size_t room)
+{
+    bool running = vfmig_dev_precopying(&dev->mig);
+    ssize_t (*save)(void *, void *, size_t) = running ? dev->ops.save_precopy : dev->ops.save;
+    size_t payload = room - OVERHEAD < FRAME_PAYLOAD ? room - OVERHEAD : FRAME_PAYLOAD;
+    ssize_t n = 0;
+
+    if (vfmig_devstream_sealed_end(&dev->stream.enc))
+        return 0;
+    if (running && !(dev->features & VFMIG_FEATURE_PRE_COPY))
+        return 0; /* C22 */
+    if (!vfmig_sabotage("skip-device-state") && !dev->stream.library_saved)
+        n = save(dev->user, frame + OVERHEAD, payload);
+    if (n < 0 || (size_t)n > payload)
+        return n < 0 ? n : -EOVERFLOW;
+    if (n > 0)
+        return seal(dev, frame, SECTION_DEVICE,
+                    running ? VFMIG_DEVSTREAM_PRECOPY : VFMIG_DEVSTREAM_FINAL, (uint32_t)n);
+    if (running)
+        return 0;
+    if (!dev->stream.library_saved)
+        return seal_library(dev, frame);
+    return vfmig_devstream_seal(&dev->stream.enc, VFMIG_DEVSTREAM_END, frame, 0);
+}
+
+/* A frame into our own buffer. */
+static int64_t fill_out(struct vfmig_device *dev)
+{
+    struct device_stream *s = &dev->stream;
+    int64_t n = make_frame(dev, s->out, FRAME_MAX);
+
+    s->out_at = 0;
+    s->out_size = n > 0 ? (uint32_t)n : 0;
+    return n;
+}
+
+ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size)
+{
+    struct device_stream *s = &dev->stream;
+    size_t at = 0;
+    int64_t n = 1;
+
+    while (at < size && n > 0) {
+        if (s->out_at < s->out_size) {
+            size_t piece = s->out_size - s->out_at < size - at ? s->out_size - s->out_at : size - at;
+            memcpy(buf + at, s->out + s->out_at, piece);
+            s->out_at += (uint32_t)piece;
+            at += piece;
+        } else if (size - at >= ROOM_MIN) {
+            n = make_frame(dev, buf + at, size - at);
+            at += n > 0 ? (size_t)n : 0;
+        } else {
+            n = fill_out(dev);
+        }
+    }
+    /* What was made before a failure is given first; the failure comes back with the next read. */
+    return n < 0 && at == 0 ? (ssize_t)n : (ssize_t)at;
+}
+
+uint64_t stream_final_size(struct vfmig_device *dev)
+{
+    uint64_t precopy = 0, final = 0;
+
+    if (dev->ops.left)
+        dev->ops.left(dev->user, &precopy, &final);
+    uint64_t frames = final / FRAME_PAYLOAD + 3;
+    return final + frames * OVERHEAD + sizeof(struct library_state);
+}
+
+/* pending_bytes: only zero or not is protocol, and zero without R means the end. */
+uint64_t stream_left(struct vfmig_device *dev)
+{
+    struct device_stream *s = &dev->stream;
+    uint64_t precopy = 0, final = 0, made = s->out_size - s->out_at;
+
+    if (vfmig_dev_precopying(&dev->mig)) {
+        if (!(dev->features & VFMIG_FEATURE_PRE_COPY))
+            return 0;
+        if (dev->ops.left)
+            dev->ops.left(dev->user, &precopy, &final);
+        else if (!made && fill_out(dev) > 0) /* no estimate: look whether there is something */
+            made = s->out_size;
+        return made + precopy;
+    }
+    return made + (vfmig_devstream_sealed_end(&s->enc) ? 0 : stream_final_size(dev));
+}
+
+/* ---- loading --------------------------------------------------------------------------------- */
+
+static int load_library(struct vfmig_device *dev, const uint8_t *payload, uint32_t length)
+{
+    struct library_state lib;
+
+    if (length != sizeof(lib) || dev->stream.library_loaded)
+        return -EBADMSG;
+    memcpy(&lib, payload, sizeof(lib));
+    if (lib.vectors != dev->config.msix_vectors)
+        return -EBADMSG;
+    for (uint32_t v = lib.vectors; v < VFMIG_DEVICE_VECTORS; v++)
+        if (lib.pending[v / 64] >> (v % 64) & 1)
+            return -EBADMSG;
+    memcpy(dev->stream.loaded_pending, lib.pending, sizeof(lib.pending));
+    dev->stream.library_loaded = true;
+    return 0;
+}
+
+static int load_frame(struct vfmig_device *dev, const struct vfmig_devstream_frame *frame)
+{
+    struct section_head head;
+
+    if (frame->kind == VFMIG_DEVSTREAM_END)
+        return 0;
+    if (frame->length < HEAD)
+        return -EBADMSG;
+    memcpy(&head, frame->payload, sizeof(head));
+    if (head.section == SECTION_LIBRARY && head.reserved == 0)
+        return load_library(dev, frame->payload, frame->length);
+    if (head.section != SECTION_DEVICE || head.reserved || dev->stream.library_loaded)
+        return -EBADMSG;
+    return dev->ops.load(dev->user, frame->payload + HEAD, frame->length - HEAD);
+}
+
+int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size)
+{
+    struct device_stream *s = &dev->stream;
+    struct vfmig_devstream_frame frame;
+    int r;
+
+    if (s->load_err)
+        return s->load_err;
+    while ((r = vfmig_devstream_feed(&s->dec, s->in, FRAME_MAX, &data, &size, &frame, NULL)) == 1) {
+        r = load_frame(dev, &frame);
+        if (r < 0)
+            break;
+    }
+    if (r < 0)
+        s->load_err = r;
+    return r;
+}
+
+int stream_finish(struct vfmig_device *dev)
+{
+    struct device_stream *s = &dev->stream;
+    int r = vfmig_devstream_finish(&s->dec, NULL);
+
+    if (vfmig_sabotage("load-unchecked"))
+        r = 0;
+    if (r < 0)
+        return r;
+    if (s->load_err || !s->library_loaded)
+        return s->load_err ? s->load_err : -ENODATA;
+    if (dev->ops.load_end && (r = dev->ops.load_end(dev->user)) < 0)
+        return r;
+    pthread_mutex_lock(&dev->irq.lock);
+    for (unsigned i = 0; i < VFMIG_DEVICE_VECTORS / 64; i++)
+        dev->irq.pending[i] |= s->loaded_pending[i];
+    pthread_mutex_unlock(&dev->irq.lock);
+    return 0;
+}
+
+uint32_t vfmig_device_load_version(const struct vfmig_device *dev)
+{
+    return dev->stream.dec.version;
+}
