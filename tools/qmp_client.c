@@ -103,6 +103,8 @@ int qmp_execute(struct qmp_client *client, const char *command, struct json_obje
     if (args)
         json_object_object_add(request, "arguments", args);
     int ret = send_all(client, json_object_to_json_string(request), reterr);
+    if (!ret)
+        ret = send_all(client, "\n", reterr);
     json_object_put(request);
     if (ret)
         return ret;

@@ -370,8 +370,8 @@ const struct guest_scoreboard *vfmig_machine_scoreboard(const struct vfmig_machi
 void vfmig_machine_reset_pause(struct vfmig_machine *m)
 {
     struct guest_scoreboard *score = machine_memory(m, GUEST_SCOREBOARD, sizeof(*score));
+    __atomic_fetch_add(&score->pause_reset, 1, __ATOMIC_RELEASE);
     if (m->config.own_write)
         m->config.own_write(m->config.opaque,
                             GUEST_SCOREBOARD + offsetof(struct guest_scoreboard, pause_reset), 8);
-    __atomic_fetch_add(&score->pause_reset, 1, __ATOMIC_RELEASE);
 }

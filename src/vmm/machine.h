@@ -34,8 +34,8 @@ struct vfmig_machine_config {
      * that vCPU's thread; size is 1, 2, 4 or 8. A read fills data. */
     void (*mmio)(void *opaque, uint32_t vcpu, uint64_t gpa, bool is_write, void *data,
                  uint32_t size);
-    /* The machine is about to write guest memory itself (tracker `own`); NULL when nobody cares.
-     * Not called by load_guest. */
+    /* The machine has written guest memory itself (tracker `own`: a mark before the write could be
+     * read and cleared before it); NULL when nobody cares. Not called by load_guest. */
     void (*own_write)(void *opaque, uint64_t gpa, uint64_t size);
     void *opaque;
 };
