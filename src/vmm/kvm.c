@@ -175,6 +175,7 @@ static int create_parts(struct vfmig_machine *m, struct vfmig_error *reterr)
         return kvm_fail(reterr, "no TSC frequency");
     k->tsc_khz = (uint64_t)khz;
     k->vector_256 = try_vector_256(k);
+    k->tsc_offset = kvm_keeps_tsc_offset(k);
     return kvm_find_msrs(k, reterr);
 }
 

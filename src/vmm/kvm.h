@@ -33,6 +33,7 @@ struct kvm_machine {
     size_t xsave_size;
     uint64_t tsc_khz;
     bool vector_256; /* the guest may use YMM */
+    bool tsc_offset; /* false: the guest's TSC is the host's, whatever offset is set */
     sigset_t run_mask;
     struct kvm_cpuid_table cpuid; /* of vCPU 0 */
     struct kvm_msr_list_full msrs; /* the readable ones */
@@ -49,6 +50,7 @@ int kvm_fail(struct vfmig_error *reterr, const char *what);
 
 int kvm_boot(struct vfmig_machine *m, uint32_t vcpu, struct vfmig_error *reterr);
 
+bool kvm_keeps_tsc_offset(struct kvm_machine *k);
 int kvm_find_msrs(struct kvm_machine *k, struct vfmig_error *reterr);
 int kvm_save(struct vfmig_machine *m, struct vfmig_buffer *out, struct vfmig_error *reterr);
 int kvm_load(struct vfmig_machine *m, const void *data, size_t size, struct vfmig_error *reterr);

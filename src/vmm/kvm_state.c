@@ -11,7 +11,6 @@
 #include <x86intrin.h>
 
 #define MSR_TSC          0x10u
-#define MSR_TSC_ADJUST   0x3bu
 #define MSR_TSC_DEADLINE 0x6e0u
 
 #ifndef KVM_GET_XSAVE2
@@ -168,6 +167,23 @@ static struct kvm_device_attr tsc_attr(uint64_t *value)
         .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)value};
 }
 
+/* Some hosts (kvm_pvm) take an offset and do not use it. */
+bool kvm_keeps_tsc_offset(struct kvm_machine *k)
+{
+    uint64_t old = 0, wanted, found = 0;
+    struct kvm_device_attr attr = tsc_attr(&old);
+    if (ioctl(k->vcpus[0].fd, KVM_GET_DEVICE_ATTR, &attr) < 0)
+        return false;
+    wanted = old + (UINT64_C(1) << 40);
+    attr = tsc_attr(&wanted);
+    ioctl(k->vcpus[0].fd, KVM_SET_DEVICE_ATTR, &attr);
+    attr = tsc_attr(&found);
+    ioctl(k->vcpus[0].fd, KVM_GET_DEVICE_ATTR, &attr);
+    attr = tsc_attr(&old);
+    ioctl(k->vcpus[0].fd, KVM_SET_DEVICE_ATTR, &attr);
+    return found == wanted;
+}
+
 static int save_tsc(struct kvm_machine *k, uint32_t vcpu, struct vfmig_buffer *out,
                     struct vfmig_error *reterr)
 {
@@ -266,6 +282,9 @@ static int set_tsc(struct kvm_machine *k, const struct machine_record *r, struct
         return bad_record(reterr, r->tag);
     memcpy(&tsc, r->data, sizeof(tsc));
     uint64_t offset = machine_tsc_offset(&tsc, read_tsc);
+    if (!k->tsc_offset && offset)
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_KERNEL, 0,
+                               "this host's KVM keeps no TSC offset: the guest's clock would jump");
     struct kvm_device_attr attr = tsc_attr(&offset);
     if (ioctl(k->vcpus[r->vcpu].fd, KVM_SET_DEVICE_ATTR, &attr) < 0)
         return kvm_fail(reterr, "cannot set the TSC offset");
@@ -290,8 +309,7 @@ static int set_msr(struct kvm_machine *k, uint32_t vcpu, const struct kvm_msr_en
                            (unsigned long long)entry->data, entry->index);
 }
 
-/* The TSC deadline comes last: it is armed against the TSC and the LAPIC, which stand by now.
- * TSC_ADJUST would move the offset that was just set, so the offset is set again behind it. */
+/* The TSC deadline comes last: it is armed against the TSC and the LAPIC, which stand by now. */
 static int set_msrs(struct kvm_machine *k, const struct machine_record *r, struct vfmig_error *reterr)
 {
     uint32_t count = r->size / sizeof(struct kvm_msr_entry);
@@ -390,7 +408,13 @@ static int put_cpuid(struct kvm_machine *k, struct vfmig_buffer *out)
 int kvm_identity(struct vfmig_machine *m, struct vfmig_buffer *out, struct vfmig_error *reterr)
 {
     struct kvm_machine *k = kvm_of(m);
-    int ret = vfmig_buffer_printf(out, "xsave_size=%zu\nmsrs=", k->xsave_size);
+    struct machine_tsc tsc;
+    machine_tsc_fill(&tsc, read_tsc, 0, k->tsc_khz);
+    int ret = vfmig_buffer_printf(out, "tsc=%s", k->tsc_offset ? "offset" : "host:");
+    for (uint32_t i = 0; i < 16 && ret == 0 && !k->tsc_offset; i++)
+        ret = vfmig_buffer_printf(out, "%02x", tsc.boot_id[i]);
+    if (ret == 0)
+        ret = vfmig_buffer_printf(out, "\nxsave_size=%zu\nmsrs=", k->xsave_size);
     for (uint32_t i = 0; i < k->msrs.head.nmsrs && ret == 0; i++)
         ret = vfmig_buffer_printf(out, "%s%x", i ? "," : "", k->msrs.indices[i]);
     if (ret == 0)
