@@ -1,24 +1,53 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench fuzz lint model docs install clean
+.PHONY: all deps demo check bench model docs lint install clean
 
 BUILD ?= build
+SABOTAGE ?=
+DEMO_BUILD := $(BUILD)/$(if $(SABOTAGE),sabotage,release)
 
 all: $(BUILD)/release/build.ninja
 	ninja -C $(BUILD)/release
 
+# The product: optimised, no deliberate faults.
 $(BUILD)/release/build.ninja: | deps
 	meson setup $(BUILD)/release --buildtype=release
 
+# The same with deliberate faults that VFMIG_SABOTAGE=NAME turns on.
+$(BUILD)/sabotage/build.ninja: | deps
+	meson setup $(BUILD)/sabotage --buildtype=release -Dsabotage=true
+
+# The tests: sanitizers, debug checks and deliberate faults.
 $(BUILD)/check/build.ninja: | deps
 	meson setup $(BUILD)/check -Dsabotage=true -Db_sanitize=address,undefined -Db_lundef=false
 
 deps:
 	@scripts/install-deps.sh
 
-check: deps $(BUILD)/check/build.ninja
+# make demo SABOTAGE=skip-final-log shows that a fault is noticed (and fails).
+demo: $(DEMO_BUILD)/build.ninja
+	ninja -C $(DEMO_BUILD)
+	VFMIG_SABOTAGE=$(SABOTAGE) python3 scripts/demo.py $(DEMO_BUILD)
+
+check: $(BUILD)/check/build.ninja
 	ninja -C $(BUILD)/check
 	meson test -C $(BUILD)/check --print-errorlogs
+
+bench: all
+	python3 scripts/bench.py $(BUILD)/release
+
+model: | deps
+	scripts/model.sh
+
+# Documents that are made from tables.
+docs: $(BUILD)/check/build.ninja
+	ninja -C $(BUILD)/check tools/vfmig-tables
+	$(BUILD)/check/tools/vfmig-tables > docs/states.md
+	python3 tests/clauses/clauses.py write .
+
+lint: | deps
+	python3 tests/tidy/tidy.py .
+	git ls-files '*.c' '*.h' | xargs clang-format --dry-run
 
 # DESTDIR and PREFIX as usual.
 install: all
@@ -27,8 +56,3 @@ install: all
 
 clean:
 	rm -rf $(BUILD)
-
-docs: deps $(BUILD)/check/build.ninja
-	ninja -C $(BUILD)/check tools/vfmig-tables
-	$(BUILD)/check/tools/vfmig-tables > docs/states.md
-	python3 tests/clauses/clauses.py write .
