@@ -67,8 +67,11 @@ class Demo:
             self.memory, self.working, self.rate = (192, 64, 100)
 
     def spawn(self, name, *arguments):
+        return self.spawn_program(name, self.vfmig, *arguments)
+
+    def spawn_program(self, name, *command):
         log = open(self.folder / f"{name}.log", "wb")
-        process = subprocess.Popen([str(self.vfmig), *map(str, arguments)], stdout=log,
+        process = subprocess.Popen([str(part) for part in command], stdout=log,
                                    stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         self.processes.append((name, process))
         return process
@@ -105,6 +108,15 @@ class Demo:
         self.spawn(name, *arguments)
         self.wait_for(f"the control socket of {name}", qmp.exists)
         return Qmp(qmp), qmp
+
+    def migrate_command(self, qmp, port, *more):
+        command = [self.vfmig, "migrate", "--qmp", qmp, f"tcp:127.0.0.1:{port}", "--channels", 2,
+                   "--downtime-limit", 100, *more]
+        if not sys.stdout.isatty():
+            command.append("--quiet")
+        result = subprocess.run([str(part) for part in command], timeout=60, check=False)
+        if result.returncode:
+            raise Failed(f"vfmig migrate ended with {result.returncode}")
 
     def close(self):
         for _, process in reversed(self.processes):
@@ -212,13 +224,7 @@ def migrate(demo, way, source, destination, port, dialect):
     before = totals(healthy(source_qmp.run("x-guest"), "before " + way))
     source_qmp.run("x-guest-reset-pause")
     time.sleep(0.1)
-    command = [demo.vfmig, "migrate", "--qmp", source_path, f"tcp:127.0.0.1:{port}", "--channels",
-               "2", "--downtime-limit", "100", "--dialect", dialect]
-    if not sys.stdout.isatty():
-        command.append("--quiet")
-    result = subprocess.run([str(part) for part in command], timeout=60, check=False)
-    if result.returncode:
-        raise Failed(f"{way}: vfmig migrate ended with {result.returncode}")
+    demo.migrate_command(source_path, port, "--dialect", dialect)
     report = source_qmp.run("query-migrate")["x-vfmig"]
     if report["state"] != "completed":
         raise Failed(f"{way}: the source says {report['state']}")

@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Downtime that the engine adds: a small idle guest with one stateless device, moved over TCP
+loopback. The limit is what nobody can leave out: the journal's fsyncs and the round trips of
+READY and GRANT, as measured in the same migration."""
+import json
+import pathlib
+import statistics
+import sys
+import types
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+import demo as lab  # noqa: E402  (the demo's processes and control sockets)
+
+RUNS = 5
+
+
+class Lab(lab.Demo):
+    def null_device(self, name):
+        path = self.folder / f"{name}.sock"
+        self.spawn_program(name, self.options.build / "examples" / "null_device", path)
+        self.wait_for(f"the socket of {name}", path.exists)
+        return path
+
+
+def one(build):
+    options = types.SimpleNamespace(build=build, quick=True, accel="none")
+    bench = Lab(options)
+    bench.memory, bench.working, bench.rate = 64, 16, 1
+    try:
+        source, path = bench.vm("vm-a", bench.null_device("null-a"), "feature")
+        port = lab.free_port()
+        bench.vm("vm-b", bench.null_device("null-b"), "feature", f"tcp:127.0.0.1:{port}")
+        bench.migrate_command(path, port)
+        report = source.run("query-migrate")["x-vfmig"]
+        return report
+    finally:
+        bench.close()
+
+
+def main():
+    build = pathlib.Path(sys.argv[1]).resolve()
+    reports = [one(build) for _ in range(RUNS)]
+    total = statistics.median(report["downtime"]["total-ns"] / 1e6 for report in reports)
+    journal = statistics.median(report["downtime"]["journal-ns"] / 1e6 for report in reports)
+    trips = statistics.median(2 * report["rtt-ns"] / 1e6 for report in reports)
+    print(json.dumps([{"name": "downtime-stateless", "unit": "ms", "ours": total,
+                       "limit": journal + trips, "ratio": total / (journal + trips),
+                       "journal": journal}]))
+
+
+if __name__ == "__main__":
+    main()
