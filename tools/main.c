@@ -14,6 +14,7 @@ struct command {
 };
 
 static const struct command commands[] = {
+    {"device", cmd_device, "serve a simulated device over vfio-user"},
     {"migrate", cmd_migrate, "move a guest to another VMM"},
     {NULL, NULL, NULL},
 };

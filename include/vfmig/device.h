@@ -133,18 +133,24 @@ struct vfmig_device_ops {
 
     /* Timer `timer` is due. Default: nothing. */
     void (*timer)(void *user, uint32_t timer);
+
+    /* vfmig_device_free() is at its end: the device handle is dead, free what user points to.
+     * Also called when vfmig_device_new() fails. Default: nothing. */
+    void (*free)(void *user);
 };
 
 #define VFMIG_DEVICE_OPS_INIT {.size = sizeof(struct vfmig_device_ops), \
                                .version = VFMIG_DEVICE_VERSION}
 
 /* Makes a device that runs and has no client yet; config and ops are copied.
- * -EINVAL: a member is out of range (the sentence says which). -ENOMEM. */
+ * -EINVAL: a member is out of range (the sentence says which). -ENOMEM. On failure too, user is
+ * freed by ops->free where there is one. */
 int vfmig_device_new(const struct vfmig_device_config *config, const struct vfmig_device_ops *ops,
                      void *user, struct vfmig_device **ret_dev, struct vfmig_error *reterr)
     __attribute__((warn_unused_result));
 
-/* Closes everything; NULL is fine. Does not call back. No other thread may use the device. */
+/* Closes everything and calls ops->free, nothing else; NULL is fine. No other thread may use the
+ * device. */
 void vfmig_device_free(struct vfmig_device *dev);
 
 /* Listens on a unix socket at path; one client at a time, the next one waits until it has gone.

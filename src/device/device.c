@@ -59,6 +59,8 @@ int vfmig_device_new(const struct vfmig_device_config *config, const struct vfmi
 {
     struct vfmig_device *dev = calloc(1, sizeof(*dev));
 
+    if (!dev && ops->free)
+        ops->free(user);
     if (!dev)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_LOCAL, 0, "out of memory");
     dev->user = user;
@@ -77,6 +79,7 @@ int vfmig_device_new(const struct vfmig_device_config *config, const struct vfmi
     if (r == 0 && (r = take_buffers(dev)) < 0)
         vfmig_error_set(reterr, r, VFMIG_ORIGIN_LOCAL, 0, "out of memory");
     if (r < 0) {
+        dev->ops.free = ops->free;
         vfmig_device_free(dev);
         return r;
     }
@@ -96,6 +99,8 @@ void vfmig_device_free(struct vfmig_device *dev)
     free(dev->window_buf);
     free(dev->stream.out);
     free(dev->stream.in);
+    if (dev->ops.free)
+        dev->ops.free(dev->user);
     free(dev);
 }
 

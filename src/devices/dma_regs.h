@@ -23,7 +23,7 @@
 #define DMA_REG_ERRORS   0x01cu /* ro u32: descriptors completed with an error */
 #define DMA_REG_SCRATCH  0x020u /* rw u64: holds what was written */
 #define DMA_REG_IRQS     0x028u /* ro u64: interrupts raised since reset, latched ones included */
-#define DMA_REG_CHAIN    0x030u /* ro u64: hash chain over all completions (see device) */
+#define DMA_REG_CHAIN    0x030u /* ro u64: dma_chain() over all completions since reset */
 #define DMA_ID           0x414d4456u /* "VDMA" */
 #define DMA_CTRL_ENABLE  1u
 #define DMA_MSIX_TABLE   0x8000u  /* in the BAR: 16 bytes a vector */
@@ -59,5 +59,13 @@ struct dma_descriptor {
     uint64_t serial;  /* number of this completion since reset, from 1 */
     uint64_t cookie;  /* the guest's */
 };
+
+/* One more completion: a device that repeats, loses or reorders one ends with another value. */
+static inline uint64_t dma_chain(uint64_t chain, uint64_t serial, uint32_t status, uint32_t result,
+                                 uint64_t cookie)
+{
+    chain = (chain << 7 | chain >> 57) ^ serial ^ cookie ^ ((uint64_t)status << 32 | result);
+    return chain * UINT64_C(0x9e3779b97f4a7c15);
+}
 
 #endif
