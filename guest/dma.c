@@ -43,7 +43,7 @@ static uint64_t next_random(struct guest_dma *dma)
 static void put_words(const struct driver *d, uint64_t gpa, uint64_t bytes, uint64_t seed,
                       uint64_t stride)
 {
-    uint64_t *words = guest_at(d->env, gpa);
+    uint64_t *words = guest_at(d->env, gpa, bytes);
     for (uint64_t i = 0; i < bytes / 8; i++)
         words[i] = seed + i * stride;
 }
@@ -52,7 +52,7 @@ static void put_words(const struct driver *d, uint64_t gpa, uint64_t bytes, uint
 static uint64_t compare_words(const struct driver *d, uint64_t gpa, uint64_t bytes, uint64_t seed,
                               uint64_t stride)
 {
-    const uint64_t *words = guest_at(d->env, gpa);
+    const uint64_t *words = guest_at(d->env, gpa, bytes);
     uint64_t i = 0;
     while (i < bytes / 8 && words[i] == seed + i * stride)
         i++;
@@ -61,7 +61,7 @@ static uint64_t compare_words(const struct driver *d, uint64_t gpa, uint64_t byt
 
 static uint32_t crc_words(const struct driver *d, uint64_t gpa, uint64_t bytes)
 {
-    const uint64_t *words = guest_at(d->env, gpa);
+    const uint64_t *words = guest_at(d->env, gpa, bytes);
     uint64_t crc = 0xffffffffu;
     for (uint64_t i = 0; i < bytes / 8; i++)
         __asm__("crc32q %1, %0" : "+r"(crc) : "rm"(words[i]));
@@ -259,6 +259,10 @@ static void complete_one(const struct driver *d, uint32_t slot, uint32_t status)
         good = false;
     }
     dma->serial = desc->serial;
+    if (good && desc->length > d->params->dma_bytes) {
+        fail(d, GUEST_ERROR_STATUS, desc->op, d->params->dma_bytes, desc->length, desc->serial);
+        good = false;
+    }
     if (good && result_is_right(d, slot, desc))
         guest_bump(&d->score->checked, 1);
     if (desc->op == DMA_OP_SRAM_STORE)
@@ -353,10 +357,10 @@ void guest_dma_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed
         if (device->vcpu != vcpu)
             continue;
         struct driver d = {.env = env, .params = params, .device = device, .index = i, .vcpu = vcpu};
-        d.dma = guest_at(env, device->heap_gpa);
+        d.dma = guest_at(env, device->heap_gpa, sizeof(*d.dma));
         d.score = &guest_scoreboard(env)->device[i];
         d.ring_gpa = device->heap_gpa + GUEST_DMA_STATE_BYTES;
-        d.ring = guest_at(env, d.ring_gpa);
+        d.ring = guest_at(env, d.ring_gpa, GUEST_RING_ENTRIES * sizeof(*d.ring));
         d.buffer_bytes = guest_page_up(params->dma_bytes);
         d.sources_gpa = d.ring_gpa + 4096;
         d.targets_gpa = d.sources_gpa + GUEST_RING_ENTRIES * d.buffer_bytes;

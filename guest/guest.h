@@ -13,7 +13,9 @@
 #include "vmm/guest_abi.h"
 
 struct guest_env {
-    uint8_t *base; /* hosted: where GPA 0 is mapped */
+    uint8_t *base; /* hosted: where GPA 0 is mapped, and how much there is */
+    uint64_t size;
+    bool *outside; /* set when the program reaches outside, which only a foreign state makes it do */
     void *opaque;
     void (*mmio)(void *opaque, uint32_t vcpu, uint64_t gpa, bool is_write, void *data, uint32_t size);
     uint64_t (*tsc)(void *opaque);
@@ -96,9 +98,12 @@ void guest_fail(const struct guest_env *env, uint32_t vcpu, enum guest_error_cod
 
 #if __STDC_HOSTED__
 
-static inline void *guest_at(const struct guest_env *env, uint64_t gpa)
+static inline void *guest_at(const struct guest_env *env, uint64_t gpa, uint64_t bytes)
 {
-    return env->base + gpa;
+    if (gpa <= env->size && bytes <= env->size - gpa)
+        return env->base + gpa;
+    *env->outside = true;
+    return env->base; /* GUEST_MIN_MEMORY is more than any piece of work touches */
 }
 
 static inline void guest_mmio(const struct guest_env *env, uint32_t vcpu, uint64_t gpa, bool is_write,
@@ -114,9 +119,10 @@ static inline uint64_t guest_tsc(const struct guest_env *env)
 
 #else
 
-static inline void *guest_at(const struct guest_env *env, uint64_t gpa)
+static inline void *guest_at(const struct guest_env *env, uint64_t gpa, uint64_t bytes)
 {
     (void)env;
+    (void)bytes;
     return (void *)gpa;
 }
 
@@ -171,18 +177,18 @@ static inline uint64_t guest_read64(const struct guest_env *env, uint32_t vcpu, 
 
 static inline const struct guest_params *guest_params(const struct guest_env *env)
 {
-    return guest_at(env, GUEST_PARAMS);
+    return guest_at(env, GUEST_PARAMS, sizeof(struct guest_params));
 }
 
 static inline struct guest_scoreboard *guest_scoreboard(const struct guest_env *env)
 {
-    return guest_at(env, GUEST_SCOREBOARD);
+    return guest_at(env, GUEST_SCOREBOARD, sizeof(struct guest_scoreboard));
 }
 
 static inline uint32_t guest_irq_count(const struct guest_env *env, uint32_t vector)
 {
-    uint32_t *counts = guest_at(env, GUEST_IRQ_COUNTS);
-    return __atomic_load_n(&counts[vector], __ATOMIC_ACQUIRE);
+    uint32_t *counts = guest_at(env, GUEST_IRQ_COUNTS, 256 * sizeof(*counts));
+    return __atomic_load_n(&counts[vector & 255], __ATOMIC_ACQUIRE);
 }
 
 /* A counter with one writer that others read. */

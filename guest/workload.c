@@ -110,8 +110,8 @@ static void write_page(const struct guest_env *env, struct guest_cpu *c)
     const struct guest_params *params = guest_params(env);
     uint64_t page = next_page(env, c);
     uint32_t old = (uint32_t)c->cycle - 1;
-    uint8_t *data = guest_at(env, params->working_gpa + page * 4096);
-    uint32_t *table = guest_at(env, params->table_gpa + page * 4);
+    uint8_t *data = guest_at(env, params->working_gpa + page * 4096, 4096);
+    uint32_t *table = guest_at(env, params->table_gpa + page * 4, 4);
     if (*table != old)
         guest_fail(env, c->index, GUEST_ERROR_TABLE, page, old, *table, c->cycle);
     bool same = true;
@@ -136,14 +136,17 @@ static void account_gap(const struct guest_env *env, struct guest_cpu *c, uint64
     struct guest_cpu_score *score = &board->cpu[c->index];
     uint64_t gap = now - c->last_tsc;
     c->last_tsc = now;
+    uint64_t ns = gap > expected_tsc ? ns_of(env, gap - expected_tsc) : 0;
     uint64_t reset = __atomic_load_n(&board->pause_reset, __ATOMIC_ACQUIRE);
+    uint64_t moves = __atomic_load_n(&board->moves, __ATOMIC_ACQUIRE);
     if (reset != score->resets) {
         score->pause_max_ns = 0;
         __atomic_store_n(&score->resets, reset, __ATOMIC_RELEASE);
     }
-    if (gap <= expected_tsc)
-        return;
-    uint64_t ns = ns_of(env, gap - expected_tsc);
+    if (moves != score->moves) {
+        score->pause_move_ns = ns;
+        __atomic_store_n(&score->moves, moves, __ATOMIC_RELEASE);
+    }
     if (ns > score->pause_max_ns)
         __atomic_store_n(&score->pause_max_ns, ns, __ATOMIC_RELAXED);
     if (ns < PAUSE_MIN_NS)
@@ -178,7 +181,7 @@ static uint32_t pages_due(const struct guest_env *env, struct guest_cpu *c, uint
     if (params->rate_mib_s == GUEST_RATE_UNLIMITED)
         return PAGES_PER_STEP;
     uint64_t page_tsc =
-        params->tsc_khz * 1000 * params->vcpu_count / (params->rate_mib_s * UINT64_C(256));
+        params->tsc_khz * 1000 * params->vcpu_count / (params->rate_mib_s * UINT64_C(256)) + 1;
     uint64_t most = tsc_of_us(env, CREDIT_MAX_US);
     c->credit_tsc += elapsed_tsc;
     if (c->credit_tsc > most)
@@ -226,9 +229,10 @@ static void rest(const struct guest_env *env, struct guest_cpu *c)
 void guest_step(const struct guest_env *env, uint32_t vcpu)
 {
     const struct guest_params *params = guest_params(env);
-    struct guest_cpu *c = guest_at(env, params->cpu_gpa + vcpu * UINT64_C(4096));
+    struct guest_cpu *c = guest_at(env, params->cpu_gpa + vcpu * UINT64_C(4096), sizeof(*c));
     if (!c->started)
         start_cpu(env, c, vcpu);
+    c->index = vcpu;
     struct guest_cpu_score *score = &guest_scoreboard(env)->cpu[vcpu];
     uint64_t now = guest_tsc(env), elapsed = now - c->last_tsc + c->rested_tsc;
     c->rested_tsc = 0;

@@ -115,7 +115,9 @@ struct guest_cpu_score {
     uint64_t pause_last_tsc; /* when that one ended */
     uint64_t pauses;         /* over 2 ms */
     uint64_t resets;         /* the pause_reset this vCPU obeyed last */
-    uint64_t reserved[4];
+    uint64_t moves;          /* the scoreboard's, as this vCPU saw it last */
+    uint64_t pause_move_ns;  /* the pause in which it changed: what the guest saw of the move */
+    uint64_t reserved[2];
 };
 
 struct guest_device_score {
@@ -139,7 +141,8 @@ struct guest_scoreboard {
     uint32_t first_vcpu;
     uint64_t first_detail[4];
     uint64_t pause_reset; /* written by the VMM: count of resets asked for */
-    uint64_t reserved[7];
+    uint64_t moves;       /* written by the machine: starts from a state that was loaded */
+    uint64_t reserved[6];
     struct guest_cpu_score cpu[GUEST_MAX_VCPUS];
     struct guest_device_score device[GUEST_MAX_DEVICES];
 };

@@ -11,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "devices/dma_regs.h"
+
 #define SLEEP_MAX_US 1000000u
 
 const char *vfmig_accel_name(enum vfmig_accel accel)
@@ -244,14 +246,53 @@ enum vfmig_accel vfmig_machine_accel(const struct vfmig_machine *m)
     return m->ops->accel;
 }
 
+const struct guest_scoreboard *vfmig_machine_scoreboard(const struct vfmig_machine *m)
+{
+    return machine_memory((struct vfmig_machine *)m, GUEST_SCOREBOARD,
+                          sizeof(struct guest_scoreboard));
+}
+
+static void count_for_guest(struct vfmig_machine *m, size_t offset)
+{
+    uint64_t gpa = GUEST_SCOREBOARD + offset;
+    __atomic_fetch_add((uint64_t *)machine_memory(m, gpa, 8), 1, __ATOMIC_RELEASE);
+    if (m->config.own_write)
+        m->config.own_write(m->config.opaque, gpa, 8);
+}
+
+void vfmig_machine_reset_pause(struct vfmig_machine *m)
+{
+    count_for_guest(m, offsetof(struct guest_scoreboard, pause_reset));
+}
+
+/* The program of accelerator none trusts its parameters; they may have come from a peer. */
+static int check_params(struct vfmig_machine *m, struct vfmig_error *reterr)
+{
+    const struct guest_params *p = machine_memory(m, GUEST_PARAMS, sizeof(*p));
+    if (p->magic != GUEST_PARAMS_MAGIC || p->version != GUEST_ABI_VERSION)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "there is no guest in the machine's memory");
+    if (p->vcpu_count != m->config.vcpu_count || p->device_count > GUEST_MAX_DEVICES ||
+        p->dma_bytes > DMA_MAX_LENGTH || !p->tsc_khz || !p->rate_mib_s ||
+        p->dma_ops_s > p->tsc_khz)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                               "the guest's parameters do not fit this machine");
+    return 0;
+}
+
 int vfmig_machine_start(struct vfmig_machine *m, struct vfmig_error *reterr)
 {
     int ret = vfmig_machine_failed(m, reterr);
     if (ret < 0 || vfmig_machine_running(m))
         return ret;
-    ret = m->ops->resume(m, reterr);
+    ret = check_params(m, reterr);
+    if (ret == 0)
+        ret = m->ops->resume(m, reterr);
     if (ret < 0)
         return ret;
+    if (m->moved)
+        count_for_guest(m, offsetof(struct guest_scoreboard, moves));
+    m->moved = false;
     pthread_mutex_lock(&m->lock);
     m->running = true;
     __atomic_store_n(&m->stop, false, __ATOMIC_SEQ_CST);
@@ -359,19 +400,4 @@ int vfmig_machine_ioeventfd(struct vfmig_machine *m, uint64_t gpa, uint32_t size
                             struct vfmig_error *reterr)
 {
     return m->ops->ioeventfd(m, gpa, size, fd, add, reterr);
-}
-
-const struct guest_scoreboard *vfmig_machine_scoreboard(const struct vfmig_machine *m)
-{
-    return machine_memory((struct vfmig_machine *)m, GUEST_SCOREBOARD,
-                          sizeof(struct guest_scoreboard));
-}
-
-void vfmig_machine_reset_pause(struct vfmig_machine *m)
-{
-    struct guest_scoreboard *score = machine_memory(m, GUEST_SCOREBOARD, sizeof(*score));
-    __atomic_fetch_add(&score->pause_reset, 1, __ATOMIC_RELEASE);
-    if (m->config.own_write)
-        m->config.own_write(m->config.opaque,
-                            GUEST_SCOREBOARD + offsetof(struct guest_scoreboard, pause_reset), 8);
 }

@@ -144,7 +144,9 @@ int vfmig_machine_load(struct vfmig_machine *m, const void *data, size_t size,
     if (ret < 0)
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_STREAM, 0,
                                "a record of the machine's state is malformed");
-    return m->ops->load(m, records, records_size, reterr);
+    ret = m->ops->load(m, records, records_size, reterr);
+    m->moved = ret == 0;
+    return ret;
 }
 
 /* Reads the counter and the wall clock at the same time, as near as can be. */

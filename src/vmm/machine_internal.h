@@ -61,6 +61,7 @@ struct vfmig_machine {
     pthread_cond_t parked; /* the controlling thread: a vCPU parked */
     bool running;          /* under the lock */
     bool quit;             /* under the lock */
+    bool moved;            /* a state was loaded since the last start */
     bool stop;             /* atomic; true whenever the vCPUs shall not run */
     struct vfmig_error failure; /* under the lock; code 0 while all is well */
     struct machine_vcpu vcpus[GUEST_MAX_VCPUS];

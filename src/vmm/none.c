@@ -144,16 +144,18 @@ static void take_interrupts(struct vfmig_machine *m, uint32_t vcpu)
 
 static void none_run(struct vfmig_machine *m, uint32_t vcpu)
 {
-    const struct guest_params *params = machine_memory(m, GUEST_PARAMS, sizeof(*params));
-    struct guest_env env = {
-        .base = m->blocks[0].host, .opaque = m, .mmio = none_mmio, .tsc = none_tsc};
-    if (params->magic != GUEST_PARAMS_MAGIC || params->version != GUEST_ABI_VERSION) {
-        machine_vcpu_died(m, vcpu, "there is no guest in its memory");
-        return;
-    }
+    bool outside = false;
+    struct guest_env env = {.base = m->blocks[0].host,
+                            .size = m->blocks[0].size,
+                            .outside = &outside,
+                            .opaque = m,
+                            .mmio = none_mmio,
+                            .tsc = none_tsc};
     while (!machine_stopping(m) && !m->vcpus[vcpu].dead) {
         take_interrupts(m, vcpu);
         guest_step(&env, vcpu);
+        if (outside)
+            machine_vcpu_died(m, vcpu, "the guest reached outside its memory");
     }
 }
 

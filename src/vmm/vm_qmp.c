@@ -85,6 +85,7 @@ static struct json_object *cpu_score(const struct guest_cpu_score *cpu)
     add_u64(object, "pause-last-ns", cpu->pause_last_ns);
     add_u64(object, "pause-last-tsc", cpu->pause_last_tsc);
     add_u64(object, "pauses", cpu->pauses);
+    add_u64(object, "pause-move-ns", cpu->pause_move_ns);
     add_u64(object, "resets", cpu->resets);
     return object;
 }
