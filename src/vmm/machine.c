@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/sabotage.h"
 #include "devices/dma_regs.h"
 
 #define SLEEP_MAX_US 1000000u
@@ -120,6 +121,8 @@ static void *vcpu_main(void *arg)
         m->ops->run(m, v->index);
         pthread_mutex_lock(&m->lock);
     }
+    v->parked = true;
+    pthread_cond_broadcast(&m->parked);
     pthread_mutex_unlock(&m->lock);
     return NULL;
 }
@@ -220,12 +223,12 @@ void vfmig_machine_free(struct vfmig_machine *m)
 {
     if (!m)
         return;
-    if (m->ops)
-        vfmig_machine_stop(m, NULL);
     pthread_mutex_lock(&m->lock);
     m->quit = true;
     pthread_cond_broadcast(&m->wake);
     pthread_mutex_unlock(&m->lock);
+    if (m->ops)
+        vfmig_machine_stop(m, NULL);
     for (uint32_t i = 0; i < GUEST_MAX_VCPUS; i++)
         if (m->vcpus[i].has_thread)
             pthread_join(m->vcpus[i].thread, NULL);
@@ -309,9 +312,14 @@ static bool all_parked(const struct vfmig_machine *m)
     return true;
 }
 
+/* C39: whoever returns from here has vCPUs that touch neither memory nor devices. */
 int vfmig_machine_stop(struct vfmig_machine *m, struct vfmig_error *reterr)
 {
     pthread_mutex_lock(&m->lock);
+    if (vfmig_sabotage("vcpu-runs-on") && !m->quit) {
+        pthread_mutex_unlock(&m->lock);
+        return 0;
+    }
     m->running = false;
     __atomic_store_n(&m->stop, true, __ATOMIC_SEQ_CST);
     pthread_cond_broadcast(&m->wake);
