@@ -225,17 +225,29 @@ static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     return 0;
 }
 
+static void emit_status(struct vfmig_vmm *vmm, enum vfmig_migrate_state state)
+{
+    struct json_object *data = json_object_new_object();
+
+    json_object_object_add(data, "status", json_object_new_string(vmm_migration_word(state)));
+    vmm_emit(vmm, "MIGRATION", data);
+}
+
 static void *watch_destination(void *arg)
 {
     struct vfmig_vmm *vmm = arg;
     struct vfmig_error err = {0};
     int ret = vfmig_destination_wait(vmm->migration.destination, UINT64_MAX, &err);
 
-    if (ret && ret != -ECANCELED)
+    if (ret && ret != -ECANCELED) {
+        /* The guest is ours, only its start failed: `cont` may try again. */
         fprintf(stderr, "vfmig vm: %s\n", err.text);
-    struct json_object *data = json_object_new_object();
-    json_object_object_add(data, "status", json_object_new_string(ret ? "failed" : "completed"));
-    vmm_emit(vmm, "MIGRATION", data);
+        pthread_mutex_lock(&vmm->lock);
+        if (vmm->run_state == VMM_INMIGRATE)
+            vmm->run_state = VMM_PAUSED;
+        pthread_mutex_unlock(&vmm->lock);
+    }
+    emit_status(vmm, ret ? VFMIG_MIGRATE_FAILED : VFMIG_MIGRATE_COMPLETED);
     return NULL;
 }
 
@@ -316,10 +328,7 @@ static void *watch_source(void *arg)
     if (progress.state == VFMIG_MIGRATE_COMPLETED)
         vmm->run_state = VMM_POSTMIGRATE;
     pthread_mutex_unlock(&vmm->lock);
-    struct json_object *data = json_object_new_object();
-    json_object_object_add(data, "status",
-                           json_object_new_string(vmm_migration_word(progress.state)));
-    vmm_emit(vmm, "MIGRATION", data);
+    emit_status(vmm, progress.state);
     return NULL;
 }
 
@@ -382,6 +391,8 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channel
         ret = vfmig_source_new(&migration->vm, &options, &migration->source, reterr);
         if (!ret)
             ret = vfmig_source_start(migration->source, uri, reterr);
+        if (!ret)
+            emit_status(vmm, VFMIG_MIGRATE_ACTIVE);
         if (!ret && pthread_create(&migration->watcher, NULL, watch_source, vmm))
             ret = vfmig_error_set(reterr, -EAGAIN, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
         migration->watching = !ret;
@@ -400,6 +411,17 @@ void vmm_migration_cancel(struct vfmig_vmm *vmm)
     if (vmm->migration.source)
         vfmig_source_cancel(vmm->migration.source);
     pthread_mutex_unlock(&vmm->migration.lock);
+}
+
+uint16_t vmm_migration_port(struct vfmig_vmm *vmm)
+{
+    uint16_t port = 0;
+
+    pthread_mutex_lock(&vmm->migration.lock);
+    if (vmm->migration.destination)
+        port = vfmig_destination_port(vmm->migration.destination);
+    pthread_mutex_unlock(&vmm->migration.lock);
+    return port;
 }
 
 void vmm_migration_status(struct vfmig_vmm *vmm, struct vfmig_progress *ret_progress)

@@ -78,6 +78,8 @@ void vmm_migration_done(struct vfmig_vmm *vmm);
 
 /* The last or current migration of either direction; state NONE when there was none. */
 void vmm_migration_status(struct vfmig_vmm *vmm, struct vfmig_progress *ret_progress);
+/* Where an incoming migration is awaited, 0 when it is not by TCP. */
+uint16_t vmm_migration_port(struct vfmig_vmm *vmm);
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
                         uint64_t deadline_ns, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);

@@ -245,6 +245,14 @@ static int run_query_migrate(void *opaque, struct json_object *args,
 
     vmm_migration_status(opaque, &progress);
     *ret_result = vmm_progress_json(opaque, &progress);
+    uint16_t port = vmm_migration_port(opaque);
+    if (port) {
+        struct json_object *list = json_object_new_array(), *address = json_object_new_object();
+        json_object_object_add(address, "type", json_object_new_string("inet"));
+        json_object_object_add(address, "port", json_object_new_int(port));
+        json_object_array_add(list, address);
+        json_object_object_add(*ret_result, "socket-address", list);
+    }
     return 0;
 }
 
