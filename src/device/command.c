@@ -121,12 +121,12 @@ static int get_region_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
         .size = (uint64_t)bytes,
     };
     if (r.info.index == VFMIG_REGION_MIGRATION) {
-        bool ndma = dev->features & VFMIG_FEATURE_NDMA;
+        bool ndma = (dev->features & VFMIG_FEATURE_NDMA) || vfmig_sabotage("ndma-cap-always");
         size = sizeof(r) - (ndma ? 0 : sizeof(r.ndma));
         r.type = (struct vfmig_user_cap_type){
             {VFMIG_USER_CAP_TYPE, 1, ndma ? (uint32_t)offsetof(typeof(r), ndma) : 0},
             VFMIG_USER_REGION_TYPE_MIGRATION,
-            VFMIG_USER_REGION_SUBTYPE_MIGRATION};
+            vfmig_sabotage("region-without-type") ? 0 : VFMIG_USER_REGION_SUBTYPE_MIGRATION};
         r.ndma = (struct vfmig_user_cap){VFMIG_USER_CAP_NDMA, 1, 0};
     }
     r.info.argsz = size;
@@ -168,6 +168,15 @@ static int get_irq_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
 
 /* ---- regions --------------------------------------------------------------------------------- */
 
+static bool mmio_reaches(const struct vfmig_device *dev)
+{
+    if (vfmig_sabotage("mmio-while-stopped"))
+        return true;
+    if (vfmig_sabotage("mmio-dropped-under-ndma") && dev->irq.latch)
+        return false;
+    return vfmig_dev_mmio_allowed(&dev->mig);
+}
+
 /* C51: a stopped device answers with all ones and drops writes; C46-C49: what is the VMM's in the
  * same BAR goes on working. */
 static int bar_read(struct vfmig_device *dev, uint32_t bar, uint64_t offset, uint8_t *data,
@@ -177,7 +186,7 @@ static int bar_read(struct vfmig_device *dev, uint32_t bar, uint64_t offset, uin
 
     if (msix_access(dev, bar, offset, data, size, false))
         return 0;
-    if (!vfmig_dev_mmio_allowed(&dev->mig) && !vfmig_sabotage("mmio-while-stopped")) {
+    if (!mmio_reaches(dev)) {
         memset(data, 0xff, size);
         COUNT(dev, mmio_stopped_reads);
     } else if (dev->ops.region_read) {
@@ -195,7 +204,7 @@ static int bar_write(struct vfmig_device *dev, uint32_t bar, uint64_t offset, co
 {
     if (msix_access(dev, bar, offset, (uint8_t *)(uintptr_t)data, size, true))
         return 0;
-    if (!vfmig_dev_mmio_allowed(&dev->mig) && !vfmig_sabotage("mmio-while-stopped")) {
+    if (!mmio_reaches(dev)) {
         COUNT(dev, mmio_stopped_writes);
         return 0;
     }
@@ -335,6 +344,8 @@ static int reset_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
 {
     uint64_t id;
 
+    if (vfmig_sabotage("reset-ignored"))
+        return reply_empty(dev, msg);
     if (!server_defer(dev, &msg->header, NULL, 0, &id))
         return -EBUSY;
     migrate_event(dev, VFMIG_DEV_EVENT_RESET, 0, id);
@@ -344,6 +355,9 @@ static int reset_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
 static int set_irqs_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
 {
     int r = irq_set(dev, msg);
+
+    if (vfmig_sabotage("irq-change-ends-save"))
+        stream_drop(dev);
     return r < 0 ? r : reply_empty(dev, msg);
 }
 
@@ -355,6 +369,8 @@ int command_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
         COUNT(dev, bad_messages);
         return r;
     }
+    if (dev->drain_token && vfmig_sabotage("busy-while-draining"))
+        return -EBUSY;
     switch ((enum vfmig_user_command)msg->header.command) {
     case VFMIG_USER_REGION_READ:
         return region_access(dev, msg, false);

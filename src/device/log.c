@@ -107,6 +107,8 @@ int log_start(struct vfmig_device *dev, uint64_t page_size,
         r = add_range(log, ranges[i].iova, ranges[i].length);
     for (uint32_t i = 0; r == 0 && count == 0 && i < dev->dma.count; i++)
         r = add_range(log, dev->dma.list[i].iova, dev->dma.list[i].size);
+    if (vfmig_sabotage("log-not-clean-on-start") && log->count)
+        vfmig_bitmap_set(log->list[0].bitmap, 0);
     if (r == 0)
         log->mode = LOG_ON;
     else

@@ -59,6 +59,8 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
         return stream_finish(dev);
     case VFMIG_DEV_CALL_SELF_RESET:
         device_reset(dev);
+        if (vfmig_sabotage("resume-resets-pci"))
+            pci_reset(dev);
         irq_drop(dev); /* pending causes are internal state, and come with the data */
         return 0;
     case VFMIG_DEV_CALL_CAPTURE:

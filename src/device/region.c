@@ -57,6 +57,8 @@ int region_v1_read(struct vfmig_device *dev, struct vfmig_user_msg *msg)
         r = vfmig_window_read_size(&dev->window, &value);
         break;
     case VFMIG_WINDOW_DATA:
+        if (access.count < 8 && vfmig_sabotage("window-words-only"))
+            return -EINVAL;
         r = vfmig_window_data_read(&dev->window, access.offset, access.count, &at);
         return r < 0 ? r : reply_read(dev, msg, dev->window_buf + at);
     }

@@ -38,7 +38,8 @@ void stream_save_begin(struct vfmig_device *dev)
     if (getrandom(&id, sizeof(id), 0) != sizeof(id))
         id = vfmig_device_now_ns();
     vfmig_devstream_begin(&s->enc, id, dev->config.state_format, dev->config.state_version);
-    s->out_at = s->out_size = 0;
+    if (!vfmig_sabotage("old-stream-kept"))
+        s->out_at = s->out_size = 0;
     s->library_saved = false;
     vfmig_window_open(&dev->window, VFMIG_WINDOW_SAVE);
 }
@@ -51,12 +52,14 @@ void stream_load_begin(struct vfmig_device *dev)
                            dev->config.state_version);
     s->library_loaded = false;
     s->load_err = 0;
-    vfmig_window_open(&dev->window, VFMIG_WINDOW_LOAD);
+    if (!vfmig_sabotage("resume-window-closed"))
+        vfmig_window_open(&dev->window, VFMIG_WINDOW_LOAD);
 }
 
 void stream_drop(struct vfmig_device *dev)
 {
-    dev->stream.out_at = dev->stream.out_size = 0;
+    if (!vfmig_sabotage("old-stream-kept"))
+        dev->stream.out_at = dev->stream.out_size = 0;
     vfmig_window_open(&dev->window, VFMIG_WINDOW_CLOSED);
 }
 
@@ -163,7 +166,7 @@ uint64_t stream_left(struct vfmig_device *dev)
 
     if (vfmig_dev_precopying(&dev->mig)) {
         if (!(dev->features & VFMIG_FEATURE_PRE_COPY))
-            return 0;
+            return vfmig_sabotage("pending-without-log");
         if (dev->ops.left)
             dev->ops.left(dev->user, &precopy, &final);
         else if (!made && fill_out(dev) > 0) /* no estimate: look whether there is something */

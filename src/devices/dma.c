@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/crc32c.h"
+#include "base/sabotage.h"
 #include "devices/dma_priv.h"
 
 #define TIMER_DELAY 0u
@@ -336,7 +337,8 @@ static int region_write(void *user, uint32_t bar, uint64_t offset, const void *d
 
     if (offset >= DMA_SRAM) {
         memcpy(d->sram + (offset - DMA_SRAM), data, size);
-        dma_touch_sram(d, offset - DMA_SRAM, size);
+        if (!vfmig_sabotage("sram-change-unlogged"))
+            dma_touch_sram(d, offset - DMA_SRAM, size);
         return 0;
     }
     if ((size != 4 && size != 8) || offset % size)

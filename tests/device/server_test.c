@@ -316,6 +316,40 @@ static void dma_by_message_on_the_one_socket(void **state)
     dma_by_message(peer->fd);
 }
 
+static void *read_value(void *arg)
+{
+    uint64_t *value = arg;
+    return vfmig_device_dma_read(toy->dev, 0x1008, value, 8) ? arg : NULL;
+}
+
+/* A device's own thread may wait for the client's memory; the serving thread may not. */
+static void dma_by_message_from_another_thread(void **state)
+{
+    struct {
+        struct vfmig_user_header h;
+        struct vfmig_user_dma_access access;
+        uint64_t value;
+    } VFMIG_PACKED m;
+    uint64_t value = 0;
+    pthread_t thread;
+    void *failed;
+
+    assert_int_equal(peer_map(peer, 0x1000, 0x1000, -1, 0, 3), 0);
+    peer_put(peer, 0, TOY_IOVA, 0x1008, 8);
+    peer_put(peer, 0, TOY_WRITE, 1, 4);
+    assert_int_equal((int)peer_get(peer, 0, TOY_STATUS, 4), -EDEADLK);
+    pthread_create(&thread, NULL, read_value, &value);
+    assert_int_equal(recv(peer->fd, &m, 32, MSG_WAITALL), 32);
+    assert_int_equal(m.h.command, VFMIG_USER_DMA_READ);
+    m.h.flags = VFMIG_USER_TYPE_REPLY;
+    m.h.size = 40;
+    m.value = 0x9876;
+    assert_int_equal(send(peer->fd, &m, 40, 0), 40);
+    pthread_join(thread, &failed);
+    assert_null(failed);
+    assert_int_equal(value, 0x9876);
+}
+
 /* Unmap waits for the DMA in flight on that memory, and for that alone. */
 static void unmap_waits_for_its_message(void **state)
 {
@@ -516,6 +550,7 @@ int main(void)
         WITH(truncated_memory_is_a_fault, start),
         WITH(dma_by_message_on_the_twin_socket, start_silent),
         WITH(dma_by_message_on_the_one_socket, start),
+        WITH(dma_by_message_from_another_thread, start),
         WITH(unmap_waits_for_its_message, start_silent),
         WITH(interrupts, start),
         WITH(masked_vectors_are_pending, start),
