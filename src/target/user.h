@@ -34,7 +34,11 @@ struct vfmig_user_options {
 };
 
 /* Connects to a vfio-user socket ("unix:PATH" or just the path), negotiates, and learns what the
- * device is. -ENOTSUP when it cannot migrate in the dialect asked for; AUTO accepts that too, and
+ * device is. Requests carry at most 32 KiB of data, because some servers read a request with one
+ * recv, unless the server is known to be this project's: both dialects on one device, feature 9
+ * (MIG_DATA_SIZE) over vfio-user, or region capability 6. The last one also says that N stops all
+ * DMA (VFMIG_QUIET_ALL).
+ * -ENOTSUP when it cannot migrate in the dialect asked for; AUTO accepts that too, and
  * info.features is 0 then. Closed by its ops->close, once no operation is open. */
 int vfmig_user_open(const char *path, const struct vfmig_user_options *opt,
                     struct vfmig_target **ret_target, struct vfmig_error *reterr);

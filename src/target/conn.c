@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "target/conn.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SEND_TIMEOUT_NS UINT64_C(30000000000) /* of replies: a peer that does not read them */
+
+/* A call that waits for its reply. */
+struct waiter {
+    struct waiter *next;
+    struct vfmig_call *call;
+    struct vfmig_error *err; /* the caller's or a spare one */
+    uint16_t id;
+    bool done;
+    bool sleeping; /* cond is set up: somebody else reads */
+    int result;
+    pthread_cond_t cond;
+};
+
+struct vfmig_conn {
+    int fd;
+    vfmig_conn_serve serve;
+    void *opaque;
+
+    pthread_mutex_t send_lock; /* one message at a time; never taken with lock held */
+
+    pthread_mutex_t lock; /* everything below; the framer belongs to the leader, unlocked */
+    struct waiter *waiters;
+    bool led; /* somebody reads the socket */
+    uint16_t next_id;
+    uint16_t abandoned[VFMIG_CONN_ABANDONED];
+    uint32_t abandoned_count;
+    struct vfmig_error failed; /* code 0 while the connection is good */
+
+    struct vfmig_framer framer;
+    void *buffer;
+};
+
+int vfmig_conn_new(int fd, uint32_t max_data, vfmig_conn_serve serve, void *opaque,
+                   struct vfmig_conn **ret_conn, struct vfmig_error *reterr)
+{
+    uint32_t max_message = vfmig_user_message_max(max_data);
+    struct vfmig_conn *conn = calloc(1, sizeof(*conn));
+    void *buffer = conn ? malloc(max_message) : NULL;
+    int r = vfmig_sock_set_tick(fd, reterr);
+
+    if (r == 0 && !buffer)
+        r = vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a connection");
+    if (r < 0) {
+        free(buffer);
+        free(conn);
+        close(fd);
+        return r;
+    }
+    conn->fd = fd;
+    conn->serve = serve;
+    conn->opaque = opaque;
+    conn->buffer = buffer;
+    vfmig_framer_init(&conn->framer, buffer, max_message, max_message);
+    pthread_mutex_init(&conn->lock, NULL);
+    pthread_mutex_init(&conn->send_lock, NULL);
+    *ret_conn = conn;
+    return 0;
+}
+
+void vfmig_conn_free(struct vfmig_conn *conn)
+{
+    if (!conn)
+        return;
+    vfmig_framer_done(&conn->framer);
+    close(conn->fd);
+    pthread_mutex_destroy(&conn->lock);
+    pthread_mutex_destroy(&conn->send_lock);
+    free(conn->buffer);
+    free(conn);
+}
+
+/* ---- waiters; lock held ---- */
+
+static struct waiter **find(struct vfmig_conn *conn, uint16_t id)
+{
+    struct waiter **at = &conn->waiters;
+
+    while (*at && (*at)->id != id)
+        at = &(*at)->next;
+    return at;
+}
+
+static int find_abandoned(const struct vfmig_conn *conn, uint16_t id)
+{
+    for (uint32_t i = 0; i < conn->abandoned_count; i++)
+        if (conn->abandoned[i] == id)
+            return (int)i;
+    return -1;
+}
+
+static void finish(struct waiter *w, int result)
+{
+    w->result = result;
+    w->done = true;
+    if (w->sleeping)
+        pthread_cond_signal(&w->cond);
+}
+
+static int copy_error(const struct vfmig_error *from, struct vfmig_error *to)
+{
+    if (to)
+        *to = *from;
+    return from->code;
+}
+
+/* The connection is lost: everybody who waits hears why. */
+static void fail(struct vfmig_conn *conn, const struct vfmig_error *error)
+{
+    if (conn->failed.code == 0)
+        conn->failed = *error;
+    while (conn->waiters) {
+        struct waiter *w = conn->waiters;
+        conn->waiters = w->next;
+        finish(w, copy_error(&conn->failed, w->err));
+    }
+    shutdown(conn->fd, SHUT_RDWR);
+}
+
+void vfmig_conn_end(struct vfmig_conn *conn, const struct vfmig_error *error)
+{
+    struct vfmig_error closed = {.code = 0};
+
+    vfmig_error_set(&closed, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the connection was closed");
+    pthread_mutex_lock(&conn->lock);
+    fail(conn, error ? error : &closed);
+    pthread_mutex_unlock(&conn->lock);
+}
+
+/* ---- receiving ---- */
+
+static int deliver_payload(struct vfmig_call *call, struct vfmig_user_msg *msg,
+                           struct vfmig_error *reterr)
+{
+    int r = vfmig_user_check_reply(msg, call->command, call->request, call->request_size, reterr);
+
+    if (r < 0)
+        return r;
+    if (msg->size > call->reply_room && msg->size - call->reply_room > call->reply_data_room)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                               "reply to %s: %u bytes are too many",
+                               vfmig_user_command_name(call->command), msg->size);
+    if (msg->fds.count && !call->ret_fds)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                               "reply to %s: unexpected descriptors",
+                               vfmig_user_command_name(call->command));
+    uint32_t head = msg->size < call->reply_room ? msg->size : call->reply_room;
+    if (head)
+        memcpy(call->reply, msg->payload, head);
+    if (msg->size > head)
+        memcpy(call->reply_data, msg->payload + head, msg->size - head);
+    call->ret_size = msg->size;
+    if (call->ret_fds)
+        vfmig_fds_move(call->ret_fds, &msg->fds);
+    return 0;
+}
+
+/* lock held. < 0: the connection is lost. */
+static int deliver(struct vfmig_conn *conn, struct vfmig_user_msg *msg, struct vfmig_error *reterr)
+{
+    struct waiter **at = find(conn, msg->header.id), *w = *at;
+    struct vfmig_error error;
+
+    if (!w) {
+        int i = find_abandoned(conn, msg->header.id);
+        if (i < 0)
+            return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                                   "a reply (%s, id %u) that nobody asked for",
+                                   vfmig_user_command_name(msg->header.command), msg->header.id);
+        conn->abandoned[i] = conn->abandoned[--conn->abandoned_count];
+        return 0;
+    }
+    const struct vfmig_user_header *h = &msg->header;
+    bool refusal = (h->flags & VFMIG_USER_TYPE_MASK) == VFMIG_USER_TYPE_REPLY &&
+                   (h->flags & VFMIG_USER_ERROR) && h->command == w->call->command;
+    int r = deliver_payload(w->call, msg, &error);
+    /* A refusal is an answer; a reply that breaks the protocol is the end. */
+    if (r < 0 && !refusal)
+        return copy_error(&error, reterr);
+    if (r < 0)
+        copy_error(&error, w->err);
+    *at = w->next;
+    finish(w, r);
+    return 0;
+}
+
+/* Every complete message of the framer. lock held, released while a command is served. */
+static int dispatch(struct vfmig_conn *conn, struct vfmig_error *reterr)
+{
+    struct vfmig_user_msg msg;
+    int r = 0;
+
+    while (r == 0 && (r = vfmig_framer_next(&conn->framer, &msg)) == 1) {
+        if ((msg.header.flags & VFMIG_USER_TYPE_MASK) != VFMIG_USER_TYPE_CMD) {
+            r = deliver(conn, &msg, reterr);
+        } else if (conn->serve) {
+            pthread_mutex_unlock(&conn->lock);
+            r = conn->serve(conn->opaque, &msg, reterr);
+            pthread_mutex_lock(&conn->lock);
+        } else {
+            r = vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                                "the peer sent a command (%s) over this socket",
+                                vfmig_user_command_name(msg.header.command));
+        }
+        vfmig_fds_close(&msg.fds);
+        if (r < 0)
+            return r;
+    }
+    if (r < 0)
+        return vfmig_error_set(reterr, r, VFMIG_ORIGIN_PEER, 0,
+                               "the peer sent a message of an impossible size");
+    return 0;
+}
+
+/* One recvmsg and what came with it; called by the leader, lock held, released while it waits.
+ * -ETIMEDOUT alone leaves the connection usable. */
+static int receive(struct vfmig_conn *conn, uint64_t deadline_ns, struct vfmig_error *reterr)
+{
+    struct vfmig_fds fds = {.count = 0};
+    size_t space;
+    void *at = vfmig_framer_space(&conn->framer, &space);
+
+    pthread_mutex_unlock(&conn->lock);
+    ssize_t n = vfmig_sock_recv(conn->fd, at, space, &fds, deadline_ns, reterr);
+    pthread_mutex_lock(&conn->lock);
+    if (n < 0)
+        return (int)n;
+    if (n == 0)
+        return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
+                               "the peer closed the connection");
+    int r = vfmig_framer_fed(&conn->framer, (size_t)n, &fds);
+    if (r < 0)
+        return vfmig_error_set(reterr, r, VFMIG_ORIGIN_PEER, 0,
+                               "the peer sent descriptors in the middle of a message");
+    return dispatch(conn, reterr);
+}
+
+/* ---- calling ---- */
+
+static int send_message(struct vfmig_conn *conn, const struct vfmig_user_header *header,
+                        const void *fixed, uint32_t fixed_size, const void *data,
+                        uint32_t data_size, const struct vfmig_fds *fds, uint64_t deadline_ns,
+                        struct vfmig_error *reterr)
+{
+    struct iovec iov[3] = {
+        {(void *)(uintptr_t)header, sizeof(*header)},
+        {(void *)(uintptr_t)fixed, fixed_size},
+        {(void *)(uintptr_t)data, data_size},
+    };
+    struct vfmig_error spare = {.code = 0}, *err = reterr ? reterr : &spare;
+    size_t sent;
+
+    pthread_mutex_lock(&conn->send_lock);
+    int r = vfmig_sock_send(conn->fd, iov, 3, fds, deadline_ns, &sent, err);
+    pthread_mutex_unlock(&conn->send_lock);
+    /* Nothing sent in time: the peer is slow. Half a message: nothing can follow it. */
+    if (r < 0 && (r != -ETIMEDOUT || sent > 0))
+        vfmig_conn_end(conn, err);
+    return r;
+}
+
+/* lock held */
+static int enlist(struct vfmig_conn *conn, struct waiter *w)
+{
+    if (conn->failed.code)
+        return copy_error(&conn->failed, w->err);
+    do
+        w->id = conn->next_id++;
+    while (*find(conn, w->id) || find_abandoned(conn, w->id) >= 0);
+    w->next = conn->waiters;
+    conn->waiters = w;
+    return 0;
+}
+
+/* lock held; the reply, if it comes, will find the id on the list of those to throw away. */
+static void give_up(struct vfmig_conn *conn, struct waiter *w, bool sent)
+{
+    struct waiter **at = find(conn, w->id);
+
+    if (*at == w)
+        *at = w->next;
+    if (!sent)
+        return;
+    if (conn->abandoned_count < VFMIG_CONN_ABANDONED) {
+        conn->abandoned[conn->abandoned_count++] = w->id;
+        return;
+    }
+    struct vfmig_error error;
+    vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
+                    "the peer left %u requests unanswered", VFMIG_CONN_ABANDONED);
+    fail(conn, &error);
+}
+
+static void sleep_until(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_ns)
+{
+    if (!w->sleeping) {
+        pthread_condattr_t attr;
+        pthread_condattr_init(&attr);
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+        pthread_cond_init(&w->cond, &attr);
+        pthread_condattr_destroy(&attr);
+        w->sleeping = true;
+    }
+    if (deadline_ns == VFMIG_NEVER) {
+        pthread_cond_wait(&w->cond, &conn->lock);
+        return;
+    }
+    struct timespec ts = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                          .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    pthread_cond_timedwait(&w->cond, &conn->lock, &ts);
+}
+
+/* lock held: somebody else must read now. */
+static void hand_over(struct vfmig_conn *conn)
+{
+    conn->led = false;
+    for (struct waiter *w = conn->waiters; w; w = w->next) {
+        if (w->sleeping) {
+            pthread_cond_signal(&w->cond);
+            return;
+        }
+    }
+}
+
+/* lock held. Until the reply came, the deadline passed, or the connection ended. */
+static void await(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_ns)
+{
+    struct vfmig_error error = {.code = 0};
+    bool leader = false;
+
+    while (!w->done) {
+        if (conn->led && !leader) {
+            sleep_until(conn, w, deadline_ns);
+            if (!w->done && conn->led && deadline_ns != VFMIG_NEVER &&
+                vfmig_now_ns() >= deadline_ns) {
+                vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
+                                "the peer did not answer in time");
+                break;
+            }
+            continue;
+        }
+        conn->led = leader = true;
+        int r = receive(conn, deadline_ns, &error);
+        if (r == -ETIMEDOUT)
+            break;
+        if (r < 0)
+            fail(conn, &error);
+    }
+    if (!w->done) {
+        give_up(conn, w, true);
+        w->result = copy_error(&error, w->err);
+    }
+    if (leader)
+        hand_over(conn);
+    if (w->sleeping)
+        pthread_cond_destroy(&w->cond);
+}
+
+int vfmig_conn_call(struct vfmig_conn *conn, struct vfmig_call *call, uint64_t deadline_ns,
+                    struct vfmig_error *reterr)
+{
+    struct waiter w = {.call = call, .err = reterr};
+    struct vfmig_user_header header;
+    uint32_t size = call->request_size + call->data_size;
+    int r = 0;
+
+    call->ret_size = 0;
+    if (call->no_reply) {
+        header = vfmig_user_make_command(0, call->command, size, true);
+        return send_message(conn, &header, call->request, call->request_size, call->data,
+                            call->data_size, call->fds, deadline_ns, reterr);
+    }
+    pthread_mutex_lock(&conn->lock);
+    r = enlist(conn, &w);
+    pthread_mutex_unlock(&conn->lock);
+    if (r < 0)
+        return r;
+    header = vfmig_user_make_command(w.id, call->command, size, false);
+    r = send_message(conn, &header, call->request, call->request_size, call->data, call->data_size,
+                     call->fds, deadline_ns, reterr);
+    pthread_mutex_lock(&conn->lock);
+    if (r == 0 || w.done) { /* done without being sent: the connection ended meanwhile */
+        await(conn, &w, deadline_ns);
+        r = w.result;
+    } else {
+        give_up(conn, &w, false);
+    }
+    pthread_mutex_unlock(&conn->lock);
+    return r;
+}
+
+int vfmig_conn_reply(struct vfmig_conn *conn, const struct vfmig_user_header *header,
+                     const void *fixed, uint32_t fixed_size, const void *data, uint32_t data_size,
+                     struct vfmig_error *reterr)
+{
+    return send_message(conn, header, fixed, fixed_size, data, data_size, NULL,
+                        vfmig_deadline_ns(SEND_TIMEOUT_NS), reterr);
+}
+
+int vfmig_conn_run(struct vfmig_conn *conn, struct vfmig_error *reterr)
+{
+    struct vfmig_error error = {.code = 0};
+
+    pthread_mutex_lock(&conn->lock);
+    conn->led = true;
+    while (conn->failed.code == 0)
+        if (receive(conn, VFMIG_NEVER, &error) < 0)
+            fail(conn, &error);
+    conn->led = false;
+    int r = copy_error(&conn->failed, reterr);
+    pthread_mutex_unlock(&conn->lock);
+    return r;
+}

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The server's DMA by message: served from guest memory or by the VMM's callbacks. */
+#include <errno.h>
+#include <string.h>
+
+#include "dirty/trackers.h"
+#include "target/user_private.h"
+
+static int memory_access(const struct vfmig_memory *memory, uint64_t gpa, void *read_to,
+                         const void *write_from, uint32_t size)
+{
+    while (size) {
+        uint64_t offset, left;
+        int block = vfmig_memory_find(memory, gpa, &offset, &left);
+        if (block < 0)
+            return -EFAULT;
+        uint32_t step = size < left ? size : (uint32_t)left;
+        char *host = (char *)memory->blocks[block].host + offset;
+        if (read_to) {
+            memcpy(read_to, host, step);
+            read_to = (char *)read_to + step;
+        } else {
+            memcpy(host, write_from, step);
+            write_from = (const char *)write_from + step;
+        }
+        gpa += step;
+        size -= step;
+    }
+    return 0;
+}
+
+static int dma_read(struct user *u, uint64_t iova, void *data, uint32_t size)
+{
+    if (u->opt.dma.read)
+        return u->opt.dma.read(u->opt.dma.opaque, iova, data, size);
+    return u->opt.memory ? memory_access(u->opt.memory, iova, data, NULL, size) : -EFAULT;
+}
+
+static int dma_write(struct user *u, uint64_t iova, const void *data, uint32_t size)
+{
+    int r = -EFAULT;
+
+    if (u->opt.dma.write)
+        r = u->opt.dma.write(u->opt.dma.opaque, iova, data, size);
+    else if (u->opt.memory)
+        r = memory_access(u->opt.memory, iova, NULL, data, size);
+    /* Even a write that failed may have reached the pages before the bad one. The mark is there
+     * before the reply is, and so before the device tells anybody of the bytes. */
+    vfmig_own_mark(atomic_load(&u->own), iova, size);
+    return r;
+}
+
+static int serve(struct user *u, struct vfmig_conn *conn, struct vfmig_user_msg *msg,
+                 struct vfmig_error *reterr)
+{
+    const struct vfmig_user_header *request = &msg->header;
+    struct vfmig_user_dma_access access;
+    struct vfmig_user_header reply;
+    bool no_reply = request->flags & VFMIG_USER_NO_REPLY;
+    bool read = request->command == VFMIG_USER_DMA_READ;
+    int r = vfmig_user_check_command(msg, true, u->max_data, NULL);
+
+    if (r == 0) {
+        memcpy(&access, msg->payload, sizeof(access));
+        r = read ? dma_read(u, access.address, u->dma_buffer, (uint32_t)access.count)
+                 : dma_write(u, access.address, msg->payload + sizeof(access),
+                             (uint32_t)access.count);
+    }
+    if (no_reply)
+        return 0;
+    if (r < 0) {
+        reply = vfmig_user_make_error(request, r);
+        return vfmig_conn_reply(conn, &reply, NULL, 0, NULL, 0, reterr);
+    }
+    uint32_t data = read ? (uint32_t)access.count : 0;
+    reply = vfmig_user_make_reply(request, (uint32_t)sizeof(access) + data);
+    return vfmig_conn_reply(conn, &reply, &access, sizeof(access), u->dma_buffer, data, reterr);
+}
+
+int user_main_serve(void *opaque, struct vfmig_user_msg *msg, struct vfmig_error *reterr)
+{
+    struct user *u = opaque;
+
+    if (u->twin)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                               "the server sent %s beside its twin socket",
+                               vfmig_user_command_name(msg->header.command));
+    return serve(u, u->conn, msg, reterr);
+}
+
+static int twin_serve(void *opaque, struct vfmig_user_msg *msg, struct vfmig_error *reterr)
+{
+    struct user *u = opaque;
+
+    return serve(u, u->twin, msg, reterr);
+}
+
+static void *twin_main(void *arg)
+{
+    struct user *u = arg;
+    struct vfmig_error error;
+
+    /* A device whose DMA nobody serves is of no use: whoever waits for it hears of it. */
+    vfmig_conn_run(u->twin, &error);
+    if (error.origin != VFMIG_ORIGIN_LOCAL)
+        vfmig_conn_end(u->conn, &error);
+    return NULL;
+}
+
+int user_twin_start(struct user *u, int fd, struct vfmig_error *reterr)
+{
+    int r = vfmig_conn_new(fd, u->max_data, twin_serve, u, &u->twin, reterr);
+
+    if (r < 0)
+        return r;
+    int err = pthread_create(&u->twin_thread, NULL, twin_main, u);
+    if (err == 0)
+        return 0;
+    vfmig_conn_free(u->twin);
+    u->twin = NULL;
+    return vfmig_error_set(reterr, -err, VFMIG_ORIGIN_KERNEL, 0, "thread: %s", strerror(err));
+}
+
+void user_twin_stop(struct user *u)
+{
+    if (!u->twin)
+        return;
+    vfmig_conn_end(u->twin, NULL);
+    pthread_join(u->twin_thread, NULL);
+    vfmig_conn_free(u->twin);
+    u->twin = NULL;
+}

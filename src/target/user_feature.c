@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The feature dialect ("v2"): DEVICE_FEATURE, MIG_DATA_READ, MIG_DATA_WRITE. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/state.h"
+#include "target/user_private.h"
+
+#define MAX_RANGES 256u /* in one LOG_START; more and everything is logged */
+
+static int short_reply(const struct user *u, const char *what, struct vfmig_error *reterr)
+{
+    return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0, "%s: reply to %s is too short",
+                           u->base.info.name, what);
+}
+
+static int get_state(struct vfmig_target *t, enum vfmig_state *ret_state,
+                     struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    struct vfmig_user_feature_state data = {.device_state = 0};
+    uint32_t size;
+    int r = user_feature(u, VFMIG_USER_FEATURE_GET | VFMIG_USER_F_DEVICE_STATE, &data, 0,
+                         sizeof(data), &size, vfmig_deadline_ns(u->opt.timeout_ns), reterr);
+
+    if (r < 0)
+        return r;
+    if (size < sizeof(data.device_state))
+        return short_reply(u, "the device state", reterr);
+    if (data.device_state >= VFMIG_STATE_COUNT)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                               "%s says that its state is %u", t->info.name, data.device_state);
+    *ret_state = (enum vfmig_state)data.device_state;
+    return 0;
+}
+
+static int set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t timeout_ns,
+                     struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    struct vfmig_user_feature_state data = {.device_state = state};
+
+    if (state == VFMIG_STATE_ERROR || !vfmig_state_supported(t->info.features, state))
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, state,
+                               "%s has no state %s to go to", t->info.name, vfmig_state_name(state));
+    u->ended = false;
+    int r = user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_DEVICE_STATE, &data, sizeof(data),
+                         sizeof(data), NULL, vfmig_deadline_ns(timeout_ns), reterr);
+    if (r == 0)
+        u->asked = state;
+    else if (reterr)
+        reterr->state = state;
+    return r;
+}
+
+/* A server fills a request completely while it has data, so a short answer in S is the last one:
+ * asking again would cost a round trip, and from libvfio-user a full-size transfer of zeroes. */
+static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    uint32_t want = size < u->max_data ? (uint32_t)size : u->max_data;
+    struct vfmig_user_mig_data head = {.argsz = (uint32_t)sizeof(head) + want, .size = want};
+    struct vfmig_call call = {
+        .command = VFMIG_USER_MIG_DATA_READ,
+        .request = &head,
+        .request_size = sizeof(head),
+        .reply_room = sizeof(head),
+        .reply_data = buf,
+        .reply_data_room = want,
+    };
+    struct vfmig_user_mig_data reply = {.size = 0};
+
+    if (u->ended)
+        return 0;
+    call.reply = &reply;
+    int r = user_call(u, &call, reterr);
+    if (r < 0)
+        return r;
+    u->ended = reply.size < want && u->asked == VFMIG_STATE_STOP_COPY;
+    return (ssize_t)reply.size;
+}
+
+static int load(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+
+    for (size_t at = 0; at < size;) {
+        uint32_t step = size - at < u->max_write ? (uint32_t)(size - at) : u->max_write;
+        struct vfmig_user_mig_data head = {.argsz = (uint32_t)sizeof(head) + step, .size = step};
+        struct vfmig_user_mig_data reply;
+        struct vfmig_call call = {
+            .command = VFMIG_USER_MIG_DATA_WRITE,
+            .request = &head,
+            .request_size = sizeof(head),
+            .data = (const char *)data + at,
+            .data_size = step,
+            .reply = &reply,
+            .reply_room = sizeof(reply), /* some answer with more than the header */
+        };
+        int r = user_call(u, &call, reterr);
+        if (r < 0)
+            return r;
+        at += step;
+    }
+    return 0;
+}
+
+static int left(struct vfmig_target *t, uint64_t *ret_bytes, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    struct vfmig_user_feature_data_size data = {0};
+    uint32_t size;
+
+    *ret_bytes = UINT64_MAX;
+    if (!u->data_size)
+        return 0;
+    int r = user_feature(u, VFMIG_USER_FEATURE_GET | VFMIG_USER_F_DATA_SIZE, &data, 0, sizeof(data),
+                         &size, vfmig_deadline_ns(u->opt.timeout_ns), reterr);
+    if (r == 0 && size < sizeof(data))
+        return short_reply(u, "what is left", reterr);
+    if (r == 0)
+        *ret_bytes = data.stop_copy_length;
+    return r;
+}
+
+static int log_stop(struct vfmig_target *t, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+
+    return user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_LOG_STOP, NULL, 0, 0, NULL,
+                        vfmig_deadline_ns(u->opt.timeout_ns), reterr);
+}
+
+static int send_start(struct user *u, uint64_t page_size, const struct vfmig_iova_range *ranges,
+                      uint32_t count, struct vfmig_error *reterr)
+{
+    struct {
+        struct vfmig_user_feature_log_start start;
+        struct vfmig_user_log_range range[MAX_RANGES];
+    } VFMIG_PACKED data;
+
+    count = count <= MAX_RANGES ? count : 0; /* 0: everything */
+    data.start = (struct vfmig_user_feature_log_start){.page_size = page_size, .num_ranges = count};
+    for (uint32_t i = 0; i < count; i++)
+        data.range[i] = (struct vfmig_user_log_range){ranges[i].iova, ranges[i].size};
+    uint32_t size = (uint32_t)(sizeof(data.start) + count * sizeof(data.range[0])), got;
+    int r = user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_LOG_START, &data, size, size, &got,
+                         vfmig_deadline_ns(u->opt.timeout_ns), reterr);
+    if (r == 0 && got >= sizeof(data.start) && data.start.page_size != page_size) {
+        log_stop(&u->base, NULL);
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                               "%s logs pages of %llu bytes only", u->base.info.name,
+                               (unsigned long long)data.start.page_size);
+    }
+    return r;
+}
+
+/* C27: a log that somebody left on is stopped first, because a second start does not clear. */
+static int log_start(struct vfmig_target *t, uint64_t page_size,
+                     const struct vfmig_iova_range *ranges, uint32_t range_count,
+                     struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+
+    log_stop(t, NULL);
+    return send_start(u, page_size, ranges, range_count, reterr);
+}
+
+static int fetch(struct user *u, uint64_t iova, uint64_t size, uint64_t page_size, uint64_t *words,
+                 uint32_t bytes, struct vfmig_error *reterr)
+{
+    struct {
+        struct vfmig_user_feature head;
+        struct vfmig_user_feature_log_report report;
+    } VFMIG_PACKED request = {
+        .head = {.flags = VFMIG_USER_FEATURE_GET | VFMIG_USER_F_LOG_REPORT},
+        .report = {iova, size, page_size},
+    }, reply;
+    struct vfmig_call call = {
+        .command = VFMIG_USER_FEATURE,
+        .request = &request,
+        .request_size = sizeof(request),
+        .reply = &reply,
+        .reply_room = sizeof(reply),
+        .reply_data = words,
+        .reply_data_room = bytes,
+    };
+
+    request.head.argsz = (uint32_t)sizeof(request) + bytes;
+    int r = user_call(u, &call, reterr);
+    /* libvfio-user answers a range over two of its regions with success and no bitmap. */
+    if (r == 0 && call.ret_size != sizeof(reply) + bytes)
+        return short_reply(u, "a log report", reterr);
+    return r;
+}
+
+static int log_report(struct vfmig_target *t, uint64_t iova, uint64_t size, uint64_t page_size,
+                      uint64_t *bitmap, struct vfmig_error *reterr)
+{
+    return user_log_report((struct user *)t, fetch, iova, size, page_size, bitmap, reterr);
+}
+
+const struct vfmig_target_ops user_feature_ops = {
+    .name = "vfio-user feature",
+    .get_state = get_state,
+    .set_state = set_state,
+    .reset = user_reset,
+    .save = save,
+    .load = load,
+    .left = left,
+    .log_start = log_start,
+    .log_stop = log_stop,
+    .log_report = log_report,
+    .dma_map = user_dma_map,
+    .dma_unmap = user_dma_unmap,
+    .region_read = user_region_read,
+    .region_write = user_region_write,
+    .set_irqs = user_set_irqs,
+    .close = user_close,
+};

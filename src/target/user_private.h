@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the files of the vfio-user client share. */
+#ifndef VFMIG_TARGET_USER_PRIVATE_H
+#define VFMIG_TARGET_USER_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "target/conn.h"
+#include "target/user.h"
+
+/* Data bytes in one request to a server that might read a body with a single recv (vfio-user.md
+ * section 11, row 1). The whole message stays below one chunk of a unix socket. */
+#define USER_CAREFUL_BYTES 32768u
+
+/* Place of the registers in the v1 migration region. */
+#define USER_REG(field) offsetof(struct vfmig_user_mig_region, field)
+
+struct user {
+    struct vfmig_target base;
+    struct vfmig_user_options opt; /* timeouts filled in */
+    struct vfmig_conn *conn;
+
+    /* DMA by message. */
+    struct vfmig_conn *twin; /* NULL: commands come over conn */
+    pthread_t twin_thread;
+    void *dma_buffer;        /* max_data bytes, of whoever serves (one at a time) */
+    _Atomic(struct vfmig_tracker *) own;
+
+    /* Negotiated. */
+    uint32_t max_data;   /* bytes of data that both sides handle in one message */
+    uint32_t max_write;  /* bytes of data in one of our requests */
+    uint32_t max_fds;
+    uint64_t region_flags[16];
+    bool log_region;     /* VERSION has the migration capability: DIRTY_PAGES may work */
+
+    /* Region dialect; index 0 is a BAR, so 0 means none. */
+    uint32_t mig_index;
+    uint64_t mig_size;
+    bool mig_ndma;
+    uint8_t *window;     /* mapping of part of the migration region, or NULL */
+    uint64_t window_offset, window_size;
+    uint64_t pending;    /* what the acknowledging read of pending_bytes said; 0: ask again */
+
+    /* Feature dialect. */
+    bool data_size;      /* the server counts what is left to save: one of ours */
+    bool ended;          /* S: the last read was short, so the stream is over */
+    enum vfmig_state asked; /* by the last successful set_state */
+};
+
+extern const struct vfmig_target_ops user_feature_ops, user_region_ops;
+
+/* One request with the target's usual deadline, or another one; the error gets the name. */
+int user_call(struct user *u, struct vfmig_call *call, struct vfmig_error *reterr);
+int user_call_until(struct user *u, struct vfmig_call *call, uint64_t deadline_ns,
+                    struct vfmig_error *reterr);
+
+/* True when a failed call left the connection usable and the server just refused. */
+bool user_refused(int code, const struct vfmig_error *err);
+
+/* DEVICE_FEATURE. flags: operation and feature. size bytes of data go with it and, for GET, up to
+ * room bytes come back; *ret_size (may be NULL) tells how many. */
+int user_feature(struct user *u, uint32_t flags, void *data, uint32_t size, uint32_t room,
+                 uint32_t *ret_size, uint64_t deadline_ns, struct vfmig_error *reterr);
+
+/* The common operations of both dialects. */
+int user_reset(struct vfmig_target *t, struct vfmig_error *reterr);
+int user_dma_map(struct vfmig_target *t, uint64_t iova, uint64_t size, int fd, uint64_t fd_offset,
+                 uint32_t prot, struct vfmig_error *reterr);
+int user_dma_unmap(struct vfmig_target *t, uint64_t iova, uint64_t size,
+                   struct vfmig_error *reterr);
+int user_region_read(struct vfmig_target *t, uint32_t region, uint64_t offset, void *data,
+                     uint32_t size, struct vfmig_error *reterr);
+int user_region_write(struct vfmig_target *t, uint32_t region, uint64_t offset, const void *data,
+                      uint32_t size, bool posted, struct vfmig_error *reterr);
+int user_set_irqs(struct vfmig_target *t, uint32_t index, uint32_t start, uint32_t count,
+                  const int *fds, struct vfmig_error *reterr);
+void user_close(struct vfmig_target *t);
+
+/* Region access with a deadline of its own. */
+int user_region_access(struct user *u, uint32_t region, uint64_t offset, void *read_to,
+                       const void *write_from, uint32_t size, uint64_t deadline_ns,
+                       struct vfmig_error *reterr);
+
+/* What vfmig_user_open finds out (user_setup.c): the VERSION exchange, the description, and which
+ * dialects the device speaks. */
+int user_negotiate(struct user *u, struct vfmig_error *reterr);
+int user_describe(struct user *u, struct vfmig_error *reterr);
+int user_choose_dialect(struct user *u, struct vfmig_error *reterr);
+
+/* Serves a command that came over the main socket (a vfmig_conn_serve; user_dma.c), and the twin
+ * socket's thread, which takes fd. */
+int user_main_serve(void *opaque, struct vfmig_user_msg *msg, struct vfmig_error *reterr);
+int user_twin_start(struct user *u, int fd, struct vfmig_error *reterr);
+void user_twin_stop(struct user *u);
+
+/* Bytes of the bitmap of size bytes of memory. */
+static inline uint64_t user_bitmap_bytes(uint64_t size, uint64_t page_size)
+{
+    uint64_t bits = size / page_size + (size % page_size != 0);
+    return (bits / 64 + (bits % 64 != 0)) * 8;
+}
+
+/* Fetches a log in pieces that fit a message and ORs them into bitmap; one fetches the bytes of a
+ * piece into words. */
+typedef int (*user_report_fn)(struct user *u, uint64_t iova, uint64_t size, uint64_t page_size,
+                              uint64_t *words, uint32_t bytes, struct vfmig_error *reterr);
+int user_log_report(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
+                    uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr);
+
+#endif

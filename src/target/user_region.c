@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The region dialect ("v1"): the migration region and DIRTY_PAGES. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/state.h"
+#include "target/user_private.h"
+
+#define ZERO_PORTIONS 4u /* portions of no bytes in a row, with pending_bytes above 0 (X6) */
+
+static uint64_t deadline(const struct user *u)
+{
+    return vfmig_deadline_ns(u->opt.timeout_ns);
+}
+
+static int read_reg(struct user *u, uint64_t offset, void *value, uint32_t size,
+                    uint64_t deadline_ns, struct vfmig_error *reterr)
+{
+    return user_region_access(u, u->mig_index, offset, value, NULL, size, deadline_ns, reterr);
+}
+
+static int nonsense(const struct user *u, const char *what, uint64_t value,
+                    struct vfmig_error *reterr)
+{
+    return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0, "%s: %s of 0x%llx makes no sense",
+                           u->base.info.name, what, (unsigned long long)value);
+}
+
+/* ---- device_state ---- */
+
+/* Bits that are ours to write; the others are kept as they are (RFC). N is one of them only where
+ * capability 6 says that it exists. */
+static uint32_t state_mask(const struct user *u)
+{
+    return u->mig_ndma ? VFMIG_V1_MASK : VFMIG_V1_MASK & ~VFMIG_V1_NDMA;
+}
+
+static int get_state(struct vfmig_target *t, enum vfmig_state *ret_state,
+                     struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    uint32_t bits;
+    int r = read_reg(u, USER_REG(device_state), &bits, sizeof(bits), deadline(u), reterr);
+
+    if (r == 0 && vfmig_state_from_bits(bits & state_mask(u), ret_state) < 0)
+        return nonsense(u, "device_state", bits, reterr);
+    return r;
+}
+
+static int set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t timeout_ns,
+                     struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    uint64_t deadline_ns = vfmig_deadline_ns(timeout_ns);
+    uint32_t bits, value;
+
+    if (vfmig_state_to_bits(state, &bits) < 0 ||
+        vfmig_state_check_bits(t->info.features, bits) < 0)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, state,
+                               "%s has no state %s to go to", t->info.name, vfmig_state_name(state));
+    int r = read_reg(u, USER_REG(device_state), &value, sizeof(value), deadline_ns, reterr);
+    if (r < 0)
+        return r;
+    value = (value & ~state_mask(u)) | bits;
+    u->pending = 0;
+    r = user_region_access(u, u->mig_index, USER_REG(device_state), NULL, &value, sizeof(value),
+                           deadline_ns, reterr);
+    if (r == 0)
+        u->asked = state;
+    else if (reterr)
+        reterr->state = state;
+    return r;
+}
+
+/* ---- the window ---- */
+
+/* Bytes of the data section: mapped where the server offers it, by message elsewhere. */
+static int window_access(struct user *u, uint64_t offset, void *read_to, const void *write_from,
+                         uint32_t size, struct vfmig_error *reterr)
+{
+    if (u->window && offset >= u->window_offset && size <= u->window_size &&
+        offset - u->window_offset <= u->window_size - size) {
+        uint8_t *at = u->window + (offset - u->window_offset);
+        if (read_to)
+            memcpy(read_to, at, size);
+        else
+            memcpy(at, write_from, size);
+        return 0;
+    }
+    return user_region_access(u, u->mig_index, offset, read_to, write_from, size, deadline(u),
+                              reterr);
+}
+
+static int read_pending(struct user *u, struct vfmig_error *reterr)
+{
+    return read_reg(u, USER_REG(pending_bytes), &u->pending, sizeof(u->pending), deadline(u),
+                    reterr);
+}
+
+/* One portion. Reading pending_bytes after it says that it was taken, and serves as the beginning
+ * of the next one. */
+static ssize_t save_portion(struct user *u, void *buf, size_t room, struct vfmig_error *reterr)
+{
+    uint64_t offset, size;
+    int r = read_reg(u, USER_REG(data_offset), &offset, sizeof(offset), deadline(u), reterr);
+
+    if (r == 0)
+        r = read_reg(u, USER_REG(data_size), &size, sizeof(size), deadline(u), reterr);
+    if (r < 0)
+        return r;
+    if (size && (offset < sizeof(struct vfmig_user_mig_region) || offset > u->mig_size))
+        return nonsense(u, "data_offset", offset, reterr);
+    if (size && size > u->mig_size - offset)
+        return nonsense(u, "data_size", size, reterr);
+    if (size > room || size > UINT32_MAX)
+        return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_DEVICE, 0,
+                               "%s: a portion of %llu bytes is too large", u->base.info.name,
+                               (unsigned long long)size);
+    if (size)
+        r = window_access(u, offset, buf, NULL, (uint32_t)size, reterr);
+    if (r == 0)
+        r = read_pending(u, reterr);
+    return r < 0 ? r : (ssize_t)size;
+}
+
+static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+
+    if (u->pending == 0) {
+        int r = read_pending(u, reterr);
+        if (r < 0)
+            return r;
+    }
+    for (unsigned empty = 0; u->pending && empty < ZERO_PORTIONS; empty++) {
+        ssize_t n = save_portion(u, buf, size, reterr);
+        if (n != 0)
+            return n;
+        if (u->asked != VFMIG_STATE_STOP_COPY) {
+            u->pending = 0; /* nothing now: ask again next time */
+            return 0;
+        }
+    }
+    return 0;
+}
+
+/* Portions are kept whole unless the window here is smaller than where they came from. */
+static int load(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+
+    for (size_t at = 0; at < size;) {
+        uint64_t offset;
+        int r = read_reg(u, USER_REG(data_offset), &offset, sizeof(offset), deadline(u), reterr);
+        if (r < 0)
+            return r;
+        if (offset < sizeof(struct vfmig_user_mig_region) || offset >= u->mig_size)
+            return nonsense(u, "data_offset", offset, reterr);
+        uint64_t step = u->mig_size - offset;
+        step = step < VFMIG_MAX_DATA_XFER_CAP ? step : VFMIG_MAX_DATA_XFER_CAP;
+        step = step < size - at ? step : size - at;
+        r = window_access(u, offset, NULL, (const char *)data + at, (uint32_t)step, reterr);
+        if (r == 0)
+            r = user_region_access(u, u->mig_index, USER_REG(data_size), NULL, &step, sizeof(step),
+                                   deadline(u), reterr);
+        if (r < 0)
+            return r;
+        at += step;
+    }
+    return 0;
+}
+
+static int left(struct vfmig_target *t, uint64_t *ret_bytes, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    int r = read_pending(u, reterr);
+
+    if (r == 0)
+        *ret_bytes = u->pending;
+    return r;
+}
+
+/* ---- DIRTY_PAGES ---- */
+
+static int dirty_switch(struct user *u, uint32_t flags, struct vfmig_error *reterr)
+{
+    struct vfmig_user_dirty_pages request = {.argsz = sizeof(request), .flags = flags};
+    struct vfmig_call call = {
+        .command = VFMIG_USER_DIRTY_PAGES,
+        .request = &request,
+        .request_size = sizeof(request),
+        .reply = &request,
+        .reply_room = sizeof(request),
+    };
+
+    return user_call(u, &call, reterr);
+}
+
+static int log_stop(struct vfmig_target *t, struct vfmig_error *reterr)
+{
+    return dirty_switch((struct user *)t, VFMIG_USER_DIRTY_STOP, reterr);
+}
+
+/* C27: starting a log that is on already succeeds and clears nothing, so it is stopped first. The
+ * region dialect knows no ranges: all of the device's DMA is logged. */
+static int log_start(struct vfmig_target *t, uint64_t page_size,
+                     const struct vfmig_iova_range *ranges, uint32_t range_count,
+                     struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+
+    if (page_size != t->info.log_page_size)
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                               "%s logs pages of %llu bytes only", t->info.name,
+                               (unsigned long long)t->info.log_page_size);
+    log_stop(t, NULL);
+    return dirty_switch(u, VFMIG_USER_DIRTY_START, reterr);
+}
+
+static int fetch(struct user *u, uint64_t iova, uint64_t size, uint64_t page_size, uint64_t *words,
+                 uint32_t bytes, struct vfmig_error *reterr)
+{
+    struct {
+        struct vfmig_user_dirty_pages head;
+        struct vfmig_user_dirty_range range;
+    } VFMIG_PACKED request = {
+        .head = {.flags = VFMIG_USER_DIRTY_GET},
+        .range = {iova, size, {page_size, bytes}},
+    }, reply;
+    struct vfmig_call call = {
+        .command = VFMIG_USER_DIRTY_PAGES,
+        .request = &request,
+        .request_size = sizeof(request),
+        .reply = &reply,
+        .reply_room = sizeof(reply),
+        .reply_data = words,
+        .reply_data_room = bytes,
+    };
+
+    request.head.argsz = (uint32_t)sizeof(request) + bytes;
+    int r = user_call(u, &call, reterr);
+    if (r == 0 && call.ret_size != sizeof(reply) + bytes)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                               "%s: reply to a log report is too short", u->base.info.name);
+    return r;
+}
+
+static int log_report(struct vfmig_target *t, uint64_t iova, uint64_t size, uint64_t page_size,
+                      uint64_t *bitmap, struct vfmig_error *reterr)
+{
+    return user_log_report((struct user *)t, fetch, iova, size, page_size, bitmap, reterr);
+}
+
+const struct vfmig_target_ops user_region_ops = {
+    .name = "vfio-user region",
+    .get_state = get_state,
+    .set_state = set_state,
+    .reset = user_reset,
+    .save = save,
+    .load = load,
+    .left = left,
+    .log_start = log_start,
+    .log_stop = log_stop,
+    .log_report = log_report,
+    .dma_map = user_dma_map,
+    .dma_unmap = user_dma_unmap,
+    .region_read = user_region_read,
+    .region_write = user_region_write,
+    .set_irqs = user_set_irqs,
+    .close = user_close,
+};
