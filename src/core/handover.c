@@ -39,6 +39,7 @@ enum guard {
     UNACKED,
     UNRECORDED,  /* refused, but not on record yet */
     DEAD_THERE,  /* the destination said that the guest died there */
+    LOST_THERE,  /* the source said that its memory is lost */
 };
 
 enum {
@@ -110,6 +111,8 @@ static bool guard_holds(const struct vfmig_handover *h, const struct vfmig_ho_ms
         return h->record != VFMIG_HO_RECORD_REFUSED;
     case DEAD_THERE:
         return h->outcome == VFMIG_HO_OUTCOME_DIED_AT_DESTINATION;
+    case LOST_THERE:
+        return h->outcome == VFMIG_HO_OUTCOME_ONLY_AT_DESTINATION;
     }
     return false;
 }

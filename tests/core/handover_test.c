@@ -168,12 +168,10 @@ static void settle_all(const struct explorer *x)
     for (uint32_t i = 0; i < x->count; i++) {
         const struct world *before = &x->worlds[i];
         struct world after = *before;
-        /* A destination that failed hands back; no rule helps if the source dies on top of that. */
-        bool two_faults = x->limits.failures && !before->failures && !before->crashes;
         bool abort_asked = x->limits.aborts && !before->aborts;
         const char *broken = world_settle(&after, /* returning= */ 3);
         if (!broken)
-            broken = settled_badly(before, &after, abort_asked || two_faults);
+            broken = settled_badly(before, &after, abort_asked || before->excused);
         if (broken) {
             print_trail(x, i);
             print_world(&after);

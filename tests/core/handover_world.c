@@ -225,6 +225,8 @@ static void crash(struct world *w, unsigned side, bool durable)
 
     if (durable)
         write_disk(me);
+    if (side == SRC)
+        w->excused |= w->side[DST].h.failed || w->side[DST].h.pending == VFMIG_HO_RECORD_REFUSED;
     memset(&me->h, 0, sizeof(me->h));
     me->alive = me->runs = me->work = me->has_data = 0;
 }

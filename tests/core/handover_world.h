@@ -28,6 +28,7 @@ struct world {
     uint8_t stale;   /* the source has run since the image was taken */
     uint8_t fenced;  /* an operator vouched for the source */
     uint8_t granted; /* a grant of this epoch was handed to the channel */
+    uint8_t excused;   /* the source died while the destination handed back: nobody's mistake */
     uint8_t ran_there; /* the guest has run at the destination */
     uint8_t crashes, failures, aborts, links; /* faults left to happen */
 };
