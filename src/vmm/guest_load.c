@@ -52,7 +52,7 @@ static void fill_params(struct vfmig_machine *m, const struct vfmig_guest_config
     p->dma_in_flight = value_or(guest->dma_in_flight, 16);
     p->dma_bytes = value_or(guest->dma_bytes, 4096);
     p->dma_ops_s = guest->dma_ops_s;
-    p->irq_timeout_ms = value_or(guest->irq_timeout_ms, 10000);
+    p->irq_timeout_ms = value_or(guest->irq_timeout_ms, 5000);
 }
 
 /* Gives out the heap; -ENOSPC when block 0 is too small. */

@@ -52,7 +52,7 @@ struct vfmig_guest_config {
     uint32_t dma_in_flight;     /* descriptors kept queued per device; default 16 */
     uint32_t dma_bytes;         /* bytes of one descriptor, a multiple of 64; default 4096 */
     uint32_t dma_ops_s;         /* descriptors per second and device; 0: as the device goes */
-    uint32_t irq_timeout_ms;    /* an interrupt this late is lost; default 10000 */
+    uint32_t irq_timeout_ms;    /* an interrupt this late is lost; default 5000 */
     uint32_t device_count;
     uint64_t device_bar[GUEST_MAX_DEVICES]; /* GPA of each dma device's BAR */
 };

@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <sys/eventfd.h>
 
+#include "vmm/machine_internal.h"
+
 static enum vfmig_accel accel;
 
 static const struct vfmig_guest_config small_guest = {
@@ -238,6 +240,28 @@ static void test_no_guest(void **state)
     rig_close(&vm);
 }
 
+static uint64_t seventh_second(void)
+{
+    return UINT64_C(7000000000);
+}
+
+/* On another host the guest's clock goes on from where it was, the time on the way included. */
+static void test_clock_on_another_host(void **state)
+{
+    (void)state;
+    struct machine_tsc tsc;
+    machine_tsc_fill(&tsc, seventh_second, 5000, 1000000);
+    assert_int_equal(tsc.tsc, UINT64_C(7000005000));
+    assert_int_equal(machine_tsc_offset(&tsc, seventh_second), 5000); /* the same host: exact */
+    tsc.boot_id[0] ^= 1;
+    tsc.realtime_ns -= UINT64_C(2000000000);
+    uint64_t now = machine_tsc_offset(&tsc, seventh_second) + seventh_second();
+    assert_true(now >= tsc.tsc + UINT64_C(2000000000));
+    tsc.realtime_ns += UINT64_C(1000000000000); /* a clock that is behind: never back */
+    now = machine_tsc_offset(&tsc, seventh_second) + seventh_second();
+    assert_int_equal(now, tsc.tsc);
+}
+
 static void test_bad_configs(void **state)
 {
     (void)state;
@@ -274,6 +298,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_move_spinning),   cmocka_unit_test(test_move_halted),
         cmocka_unit_test(test_blob_is_checked), cmocka_unit_test(test_identity),
         cmocka_unit_test(test_bad_configs),     cmocka_unit_test(test_guest_sees_the_pause),
+        cmocka_unit_test(test_clock_on_another_host),
         cmocka_unit_test(test_ioeventfd),       cmocka_unit_test(test_no_guest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
