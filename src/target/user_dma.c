@@ -19,7 +19,7 @@ static int memory_access(const struct vfmig_memory *memory, uint64_t gpa, void *
         if (read_to) {
             memcpy(read_to, host, step);
             read_to = (char *)read_to + step;
-        } else {
+        } else if (write_from) {
             memcpy(host, write_from, step);
             write_from = (const char *)write_from + step;
         }

@@ -84,7 +84,7 @@ static int window_access(struct user *u, uint64_t offset, void *read_to, const v
         uint8_t *at = u->window + (offset - u->window_offset);
         if (read_to)
             memcpy(read_to, at, size);
-        else
+        else if (write_from)
             memcpy(at, write_from, size);
         return 0;
     }
