@@ -23,7 +23,7 @@
  * received into one buffer a channel, of the largest of these at most. */
 #define VFMIG_MAX_MEMORY_RUNS    512u         /* runs of pages in one MEMORY or ZERO record */
 #define VFMIG_MAX_MEMORY_PAGES   512u         /* pages of bytes in one MEMORY record */
-#define VFMIG_MAX_MEMORY_RECORD  (12u + 16u * VFMIG_MAX_MEMORY_RUNS + 4096u * VFMIG_MAX_MEMORY_PAGES)
+#define VFMIG_MAX_MEMORY_RECORD  (8u + 16u * VFMIG_MAX_MEMORY_RUNS + 4100u * VFMIG_MAX_MEMORY_PAGES)
 #define VFMIG_MAX_DEVICE_PIECE   (1u << 20)   /* bytes of device state in one record */
 #define VFMIG_MAX_DEVICE_SEGMENT VFMIG_MAX_DATA_XFER_CAP /* bytes of one segment, all its pieces */
 #define VFMIG_MAX_VMSTATE        (1u << 20)   /* bytes of vCPU and VMM state */

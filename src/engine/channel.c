@@ -6,7 +6,6 @@
 #include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -14,7 +13,6 @@
 #include <unistd.h>
 
 #include "base/crc32c.h"
-#include "base/sabotage.h"
 #include "engine/channel_private.h"
 
 #define MAX_PARTS 4
@@ -90,6 +88,11 @@ void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_
     channel->memory = memory;
 }
 
+void vfmig_channel_set_doubt(struct vfmig_channel *channel, struct vfmig_dirty_map *doubt)
+{
+    channel->doubt = doubt;
+}
+
 void vfmig_channel_shutdown(struct vfmig_channel *channel)
 {
     atomic_store(&channel->cancelled, true);
@@ -141,28 +144,21 @@ static int send_all(struct vfmig_channel *channel, struct iovec *iov, size_t cou
     return 0;
 }
 
-/* Head and parts as one record; the payload's CRC is known. */
-static int send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
-                       const struct iovec *parts, size_t part_count, uint32_t length, uint32_t crc,
-                       struct vfmig_error *reterr)
+/* One record; iov[0] is for the head, the payload's CRC is known. iov is consumed. */
+static int send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag, struct iovec *iov,
+                       size_t iov_count, uint32_t length, uint32_t crc, struct vfmig_error *reterr)
 {
     uint8_t head[VFMIG_RECORD_HEAD_BYTES];
-    struct iovec iov[1 + MAX_PARTS];
-    int rc;
 
-    memcpy(iov + 1, parts, part_count * sizeof(*parts));
     pthread_mutex_lock(&channel->send_lock);
-    if (channel->send_failed.code) {
-        if (reterr)
-            *reterr = channel->send_failed;
-        rc = channel->send_failed.code;
-    } else {
+    if (!channel->send_failed.code) {
         vfmig_record_head_encode(head, tag, channel->index, channel->send_sequence++, length, crc);
         iov[0] = (struct iovec){head, sizeof(head)};
-        rc = send_all(channel, iov, 1 + part_count, &channel->send_failed);
-        if (rc < 0 && reterr)
-            *reterr = channel->send_failed;
+        send_all(channel, iov, iov_count, &channel->send_failed);
     }
+    int rc = channel->send_failed.code;
+    if (rc < 0 && reterr)
+        *reterr = channel->send_failed;
     pthread_mutex_unlock(&channel->send_lock);
     return rc;
 }
@@ -171,14 +167,14 @@ int vfmig_channel_sendv(struct vfmig_channel *channel, enum vfmig_record_tag tag
                         const struct iovec *parts, int part_count, struct vfmig_error *reterr)
 {
     const struct vfmig_record_info *info = vfmig_record_info(tag);
-    struct iovec used[MAX_PARTS];
-    size_t used_count = 0, size = 0;
+    struct iovec used[1 + MAX_PARTS];
+    size_t used_count = 1, size = 0;
     uint32_t crc = 0;
 
     for (int i = 0; i < part_count; i++) {
         if (parts[i].iov_len == 0)
             continue;
-        if (used_count == MAX_PARTS)
+        if (used_count > MAX_PARTS)
             return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                    "a record is sent from at most %d parts", MAX_PARTS);
         used[used_count++] = parts[i];
@@ -200,35 +196,62 @@ int vfmig_channel_send(struct vfmig_channel *channel, enum vfmig_record_tag tag,
     return vfmig_channel_sendv(channel, tag, &part, 1, reterr);
 }
 
-int vfmig_channel_send_runs(struct vfmig_channel *channel, const struct vfmig_page_run *runs,
-                            uint32_t run_count, const void *pages, struct vfmig_error *reterr)
+static int count_pages(const struct vfmig_page_run *runs, uint32_t run_count, uint64_t max_pages,
+                       uint64_t *ret_pages, struct vfmig_error *reterr)
 {
-    uint8_t table[VFMIG_RUNS_PREFIX_BYTES + VFMIG_RUN_BYTES * VFMIG_MAX_MEMORY_RUNS];
-    uint64_t page_count = 0;
+    uint64_t pages = 0;
 
     for (uint32_t i = 0; i < run_count; i++)
-        page_count += runs[i].page_count;
-    if (run_count == 0 || run_count > VFMIG_MAX_MEMORY_RUNS || page_count > UINT32_MAX ||
-        (pages && page_count > VFMIG_MAX_MEMORY_PAGES))
+        pages += runs[i].page_count;
+    if (run_count == 0 || run_count > VFMIG_MAX_MEMORY_RUNS || pages > max_pages)
         return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_LOCAL, 0,
                                "%u runs of %" PRIu64 " pages do not fit one record", run_count,
-                               page_count);
-    vfmig_runs_encode(table, runs, run_count);
-    struct iovec parts[2] = {
-        {table, vfmig_runs_bytes(run_count)},
-        {(void *)(uintptr_t)pages, pages ? page_count * VFMIG_PAGE_SIZE : 0},
-    };
-    uint32_t crc = vfmig_crc32c(0, table, parts[0].iov_len);
-    if (pages)
-        crc = vfmig_crc32c(crc, pages, parts[1].iov_len);
-    if (pages && vfmig_sabotage("alter-page"))
-        ((uint8_t *)parts[1].iov_base)[page_count * VFMIG_PAGE_SIZE / 2] ^= 1;
-    int rc = send_record(channel, pages ? VFMIG_RECORD_MEMORY : VFMIG_RECORD_ZERO, parts,
-                         pages ? 2 : 1, (uint32_t)(parts[0].iov_len + parts[1].iov_len), crc,
-                         reterr);
+                               pages);
+    *ret_pages = pages;
+    return 0;
+}
+
+int vfmig_channel_send_pages(struct vfmig_channel *channel, const struct vfmig_memory *memory,
+                             const struct vfmig_page_run *runs, uint32_t run_count,
+                             struct vfmig_error *reterr)
+{
+    uint8_t table[VFMIG_MAX_RUNS_BYTES];
+    uint32_t crcs[VFMIG_MAX_MEMORY_PAGES];
+    struct iovec iov[2 + VFMIG_MAX_MEMORY_RUNS];
+    uint64_t pages = 0, n = 0;
+    int rc = count_pages(runs, run_count, VFMIG_MAX_MEMORY_PAGES, &pages, reterr);
+
+    if (rc < 0)
+        return rc;
+    for (uint32_t i = 0; i < run_count; i++) {
+        uint8_t *at = vfmig_page_address(memory, &runs[i]);
+        iov[2 + i] = (struct iovec){at, (size_t)runs[i].page_count * VFMIG_PAGE_SIZE};
+        for (uint32_t page = 0; page < runs[i].page_count; page++, at += VFMIG_PAGE_SIZE)
+            crcs[n++] = vfmig_crc32c(0, at, VFMIG_PAGE_SIZE);
+    }
+    size_t size = vfmig_runs_encode(table, runs, run_count, crcs);
+    iov[1] = (struct iovec){table, size};
+    rc = send_record(channel, VFMIG_RECORD_MEMORY, iov, 2 + run_count,
+                     (uint32_t)(size + pages * VFMIG_PAGE_SIZE), vfmig_crc32c(0, table, size),
+                     reterr);
     if (rc == 0)
-        atomic_fetch_add_explicit(pages ? &channel->pages_sent : &channel->zero_pages_sent,
-                                  page_count, memory_order_relaxed);
+        atomic_fetch_add_explicit(&channel->pages_sent, pages, memory_order_relaxed);
+    return rc;
+}
+
+int vfmig_channel_send_zero(struct vfmig_channel *channel, const struct vfmig_page_run *runs,
+                            uint32_t run_count, struct vfmig_error *reterr)
+{
+    uint8_t table[VFMIG_MAX_RUNS_BYTES];
+    uint64_t pages = 0;
+    int rc = count_pages(runs, run_count, UINT32_MAX, &pages, reterr);
+
+    if (rc == 0)
+        rc = vfmig_channel_send(channel, VFMIG_RECORD_ZERO, table,
+                                vfmig_runs_encode(table, runs, run_count, /* page_crcs= */ NULL),
+                                reterr);
+    if (rc == 0)
+        atomic_fetch_add_explicit(&channel->zero_pages_sent, pages, memory_order_relaxed);
     return rc;
 }
 

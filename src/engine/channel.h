@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "dirty/tracker.h"
 #include "stream/record.h"
 #include "vfmig/error.h"
 #include "vfmig/memory.h"
@@ -50,6 +51,10 @@ void vfmig_channel_end_sending(struct vfmig_channel *channel);
 /* Where MEMORY and ZERO records go; without it they are refused. Kept by reference. */
 void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_memory *memory);
 
+/* Where pages in doubt are noted (record.h); every channel of a migration shares it. Without it a
+ * page whose CRC is wrong ends the stream. Kept by reference. */
+void vfmig_channel_set_doubt(struct vfmig_channel *channel, struct vfmig_dirty_map *doubt);
+
 /* Ends both directions at once; whoever is inside returns -ECANCELED. Any thread. */
 void vfmig_channel_shutdown(struct vfmig_channel *channel);
 
@@ -59,10 +64,13 @@ int vfmig_channel_send(struct vfmig_channel *channel, enum vfmig_record_tag tag,
 int vfmig_channel_sendv(struct vfmig_channel *channel, enum vfmig_record_tag tag,
                         const struct iovec *parts, int part_count, struct vfmig_error *reterr);
 
-/* MEMORY (pages points to copies of the runs' pages, so that their CRC stays true) or ZERO (pages
- * is NULL). */
-int vfmig_channel_send_runs(struct vfmig_channel *channel, const struct vfmig_page_run *runs,
-                            uint32_t run_count, const void *pages, struct vfmig_error *reterr);
+/* The pages of runs as one MEMORY record straight from guest memory, at most VFMIG_MAX_MEMORY_PAGES;
+ * they may be written meanwhile (record.h). */
+int vfmig_channel_send_pages(struct vfmig_channel *channel, const struct vfmig_memory *memory,
+                             const struct vfmig_page_run *runs, uint32_t run_count,
+                             struct vfmig_error *reterr);
+int vfmig_channel_send_zero(struct vfmig_channel *channel, const struct vfmig_page_run *runs,
+                            uint32_t run_count, struct vfmig_error *reterr);
 
 /* A ROUND mark with this channel's counts. */
 int vfmig_channel_send_round(struct vfmig_channel *channel, uint64_t round,

@@ -8,9 +8,9 @@
 
 #include "engine/channel.h"
 
-/* Read ahead of the record that is being received: enough for the next head, the prefix of its
- * table and a few runs, so that a record of contiguous pages costs one system call. */
-#define AHEAD_BYTES 128u
+/* Read ahead of the record that is being received: enough for the next head, its table and the CRCs
+ * of its pages, so that a record of contiguous pages costs one system call. */
+#define AHEAD_BYTES 512u
 
 struct vfmig_channel {
     int fd;
@@ -18,6 +18,7 @@ struct vfmig_channel {
     enum vfmig_side side;
     atomic_bool cancelled;
     const struct vfmig_memory *memory;
+    struct vfmig_dirty_map *doubt;
 
     pthread_mutex_t send_lock;
     uint64_t send_sequence;         /* under send_lock */
@@ -31,7 +32,7 @@ struct vfmig_channel {
     size_t ahead_at, ahead_end;
     uint8_t *buffer; /* grows to the largest record met, at most VFMIG_MAX_CHANNEL_BUFFER */
     size_t buffer_bytes;
-    uint8_t table[VFMIG_RUNS_PREFIX_BYTES + VFMIG_RUN_BYTES * VFMIG_MAX_MEMORY_RUNS];
+    uint8_t table[VFMIG_MAX_RUNS_BYTES];
     struct vfmig_page_run runs[VFMIG_MAX_MEMORY_RUNS];
     struct iovec iov[VFMIG_MAX_MEMORY_RUNS + 1];
 
@@ -39,6 +40,12 @@ struct vfmig_channel {
     _Atomic uint64_t pages_sent, pages_received;
     _Atomic uint64_t zero_pages_sent, zero_pages_received;
 };
+
+static inline uint8_t *vfmig_page_address(const struct vfmig_memory *memory,
+                                          const struct vfmig_page_run *run)
+{
+    return (uint8_t *)memory->blocks[run->block].host + run->first_page * VFMIG_PAGE_SIZE;
+}
 
 /* Makes the pages of a run zero, touching none that already is. */
 void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, uint64_t page_count);

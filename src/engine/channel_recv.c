@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The receiving half of a channel. */
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/bitmap.h"
 #include "base/crc32c.h"
+#include "base/le.h"
+#include "base/sabotage.h"
 #include "base/zero.h"
 #include "engine/channel_private.h"
 
@@ -142,13 +146,6 @@ static int receive_payload(struct vfmig_channel *channel, const struct vfmig_rec
     return rc;
 }
 
-static void *page_address(const struct vfmig_memory *memory, const struct vfmig_page_run *run)
-{
-    uint8_t *host = memory->blocks[run->block].host;
-
-    return host + run->first_page * VFMIG_PAGE_SIZE;
-}
-
 static int need_memory(const struct vfmig_channel *channel, const struct vfmig_record_head *head,
                        struct vfmig_error *reterr)
 {
@@ -159,41 +156,88 @@ static int need_memory(const struct vfmig_channel *channel, const struct vfmig_r
                            head->name, channel->index);
 }
 
-/* Table first, so that it is known where the pages go; then the pages into their places. */
-static int receive_memory(struct vfmig_channel *channel, const struct vfmig_record_head *head,
-                          struct vfmig_error *reterr)
+/* Table and page CRCs of a MEMORY or ZERO record into channel->table and channel->runs. */
+static int receive_runs(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                        uint32_t *ret_run_count, const uint8_t **ret_page_crcs,
+                        struct vfmig_error *reterr)
 {
     const size_t prefix = VFMIG_RUNS_PREFIX_BYTES;
-    uint32_t run_count = 0;
+    size_t size = 0;
     int rc = need_memory(channel, head, reterr);
 
     if (rc == 0)
         rc = receive_bytes(channel, channel->table, prefix, /* inside= */ true, reterr);
     if (rc == 0)
-        rc = vfmig_runs_prefix_decode(channel->table, head, &run_count, reterr);
+        rc = vfmig_runs_prefix_decode(channel->table, head, &size, reterr);
     if (rc == 0)
-        rc = receive_bytes(channel, channel->table + prefix, vfmig_runs_bytes(run_count) - prefix,
-                           /* inside= */ true, reterr);
+        rc = receive_bytes(channel, channel->table + prefix, size - prefix, /* inside= */ true,
+                           reterr);
     if (rc == 0)
-        rc = vfmig_runs_decode(channel->table, head, channel->memory, run_count, channel->runs,
-                               reterr);
+        rc = vfmig_runs_decode(channel->table, size, head, channel->memory, channel->runs,
+                               ret_run_count, ret_page_crcs, reterr);
+    return rc;
+}
+
+/* Of a page whose CRC is wrong: the peer's guest wrote it, or it was altered (record.h). */
+static int doubt_page(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                      uint32_t block, uint64_t page, struct vfmig_error *reterr)
+{
+    if (!channel->doubt)
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, head->tag,
+                               "page %" PRIu64 " of block %u was altered on its way", page, block);
+    vfmig_bitmap_set_range_atomic(channel->doubt->bitmaps[block], page, 1);
+    return 0;
+}
+
+static void trust_page(struct vfmig_channel *channel, uint32_t block, uint64_t page)
+{
+    uint64_t *word = channel->doubt ? &channel->doubt->bitmaps[block][page / 64] : NULL;
+    uint64_t bit = UINT64_C(1) << page % 64;
+
+    if (word && __atomic_load_n(word, __ATOMIC_RELAXED) & bit)
+        __atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED);
+}
+
+/* The pages of one run against their CRCs. */
+static int check_run(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                     const struct vfmig_page_run *run, const uint8_t *crcs,
+                     struct vfmig_error *reterr)
+{
+    uint8_t *at = vfmig_page_address(channel->memory, run);
+    int rc = 0;
+
+    if (vfmig_sabotage("alter-page"))
+        at[run->page_count * VFMIG_PAGE_SIZE / 2] ^= 1;
+    for (uint32_t i = 0; rc == 0 && i < run->page_count; i++, at += VFMIG_PAGE_SIZE) {
+        if (vfmig_crc32c(0, at, VFMIG_PAGE_SIZE) == vfmig_le32_get(crcs + i * VFMIG_PAGE_CRC_BYTES))
+            trust_page(channel, run->block, run->first_page + i);
+        else
+            rc = doubt_page(channel, head, run->block, run->first_page + i, reterr);
+    }
+    return rc;
+}
+
+/* Table first, so that it is known where the pages go; then the pages into their places. */
+static int receive_memory(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                          struct vfmig_error *reterr)
+{
+    const uint8_t *crcs = NULL;
+    uint32_t run_count = 0;
+    int rc = receive_runs(channel, head, &run_count, &crcs, reterr);
+
     if (rc < 0)
         return rc;
     for (uint32_t i = 0; i < run_count; i++)
-        channel->iov[i] = (struct iovec){page_address(channel->memory, &channel->runs[i]),
+        channel->iov[i] = (struct iovec){vfmig_page_address(channel->memory, &channel->runs[i]),
                                          (size_t)channel->runs[i].page_count * VFMIG_PAGE_SIZE};
     rc = receive_all(channel, channel->iov, run_count, /* inside= */ true, reterr);
-    if (rc < 0)
-        return rc;
-    uint32_t crc = vfmig_crc32c(0, channel->table, vfmig_runs_bytes(run_count));
-    uint64_t pages = 0;
-    for (uint32_t i = 0; i < run_count; i++) {
-        crc = vfmig_crc32c(crc, page_address(channel->memory, &channel->runs[i]),
-                           (size_t)channel->runs[i].page_count * VFMIG_PAGE_SIZE);
-        pages += channel->runs[i].page_count;
+    for (uint32_t i = 0; rc == 0 && i < run_count; i++) {
+        rc = check_run(channel, head, &channel->runs[i], crcs, reterr);
+        crcs += channel->runs[i].page_count * VFMIG_PAGE_CRC_BYTES;
+        atomic_fetch_add_explicit(&channel->pages_received, channel->runs[i].page_count,
+                                  memory_order_relaxed);
     }
-    atomic_fetch_add_explicit(&channel->pages_received, pages, memory_order_relaxed);
-    return vfmig_record_payload_check(head, crc, reterr);
+    return rc;
 }
 
 void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, uint64_t page_count)
@@ -221,21 +265,15 @@ void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, 
 static int receive_zero(struct vfmig_channel *channel, const struct vfmig_record_head *head,
                         struct vfmig_error *reterr)
 {
+    const uint8_t *no_crcs;
     uint32_t run_count = 0;
-    int rc = need_memory(channel, head, reterr);
+    int rc = receive_runs(channel, head, &run_count, &no_crcs, reterr);
 
-    if (rc == 0)
-        rc = receive_bytes(channel, channel->table, head->length, /* inside= */ true, reterr);
-    if (rc == 0)
-        rc = vfmig_record_payload_check(head, vfmig_crc32c(0, channel->table, head->length), reterr);
-    if (rc == 0)
-        rc = vfmig_runs_prefix_decode(channel->table, head, &run_count, reterr);
-    if (rc == 0)
-        rc = vfmig_runs_decode(channel->table, head, channel->memory, run_count, channel->runs,
-                               reterr);
     for (uint32_t i = 0; rc == 0 && i < run_count; i++) {
         const struct vfmig_page_run *run = &channel->runs[i];
         vfmig_zero_apply(&channel->memory->blocks[run->block], run->first_page, run->page_count);
+        for (uint32_t page = 0; channel->doubt && page < run->page_count; page++)
+            trust_page(channel, run->block, run->first_page + page);
         atomic_fetch_add_explicit(&channel->zero_pages_received, run->page_count,
                                   memory_order_relaxed);
     }

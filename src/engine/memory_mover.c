@@ -15,9 +15,9 @@
 #include "base/zero.h"
 #include "engine/channel_private.h"
 
-/* Pages in one record: staged copy, checksum and the socket's copy all happen in the second-level
- * cache. docs/performance.md has the measurements. */
-#define RECORD_PAGES 64u
+/* Pages in one record: the socket's copy finds in the second-level cache what the checksum has just
+ * read. docs/performance.md has the measurements. */
+#define RECORD_PAGES 128u
 #define STRIPE_WORDS (VFMIG_STRIPE_PAGES / 64)
 
 _Static_assert(VFMIG_STRIPE_PAGES % 64 == 0, "a word of the bitmap belongs to one channel");
@@ -34,7 +34,6 @@ struct worker {
     pthread_t thread;
     uint64_t round_seen;
     uint32_t zero_misses;
-    uint8_t *staging; /* RECORD_PAGES pages */
     uint32_t page_count, run_count, zero_run_count;
     struct vfmig_page_run runs[RECORD_PAGES];
     struct vfmig_page_run zero_runs[VFMIG_MAX_MEMORY_RUNS];
@@ -97,7 +96,7 @@ static int flush_pages(struct worker *w, struct vfmig_error *reterr)
     if (rc == 0)
         rc = wait_for_share(w->mover, (uint64_t)w->page_count * VFMIG_PAGE_SIZE, reterr);
     if (rc == 0)
-        rc = vfmig_channel_send_runs(w->channel, w->runs, w->run_count, w->staging, reterr);
+        rc = vfmig_channel_send_pages(w->channel, w->mover->memory, w->runs, w->run_count, reterr);
     atomic_fetch_add_explicit(&w->mover->pages_done, w->page_count, memory_order_relaxed);
     w->page_count = w->run_count = 0;
     return rc;
@@ -110,7 +109,7 @@ static int flush_zero(struct worker *w, struct vfmig_error *reterr)
     uint64_t pages = 0;
     for (uint32_t i = 0; i < w->zero_run_count; i++)
         pages += w->zero_runs[i].page_count;
-    int rc = vfmig_channel_send_runs(w->channel, w->zero_runs, w->zero_run_count, NULL, reterr);
+    int rc = vfmig_channel_send_zero(w->channel, w->zero_runs, w->zero_run_count, reterr);
     atomic_fetch_add_explicit(&w->mover->pages_done, pages, memory_order_relaxed);
     w->zero_run_count = 0;
     return rc;
@@ -173,8 +172,6 @@ static int send_page(struct worker *w, uint32_t block_index, uint64_t page,
         w->zero_run_count = add_to_runs(w->zero_runs, w->zero_run_count, block_index, page);
         return w->zero_run_count == VFMIG_MAX_MEMORY_RUNS ? flush_zero(w, reterr) : 0;
     }
-    /* The copy is what is checked and sent: the page itself may be written at any time. */
-    memcpy(w->staging + (size_t)w->page_count * VFMIG_PAGE_SIZE, host, VFMIG_PAGE_SIZE);
     w->run_count = add_to_runs(w->runs, w->run_count, block_index, page);
     return ++w->page_count == RECORD_PAGES ? flush_pages(w, reterr) : 0;
 }
@@ -277,10 +274,6 @@ static int start_workers(struct vfmig_mover *mover, struct vfmig_channel *const 
         w->mover = mover;
         w->channel = channels[i];
         w->index = i;
-        w->staging = aligned_alloc(VFMIG_PAGE_SIZE, RECORD_PAGES * VFMIG_PAGE_SIZE);
-        if (!w->staging)
-            return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
-                                   "no memory for the copies of %u pages", RECORD_PAGES);
         int code = pthread_create(&w->thread, NULL, worker_main, w);
         if (code)
             return vfmig_error_set(reterr, -code, VFMIG_ORIGIN_KERNEL, 0,
@@ -338,8 +331,6 @@ void vfmig_mover_free(struct vfmig_mover *mover)
         vfmig_channel_shutdown(mover->workers[i].channel);
     for (uint32_t i = 0; i < mover->thread_count; i++)
         pthread_join(mover->workers[i].thread, NULL);
-    for (uint32_t i = 0; mover->workers && i < mover->worker_count; i++)
-        free(mover->workers[i].staging);
     free(mover->workers);
     pthread_cond_destroy(&mover->changed);
     pthread_mutex_destroy(&mover->lock);

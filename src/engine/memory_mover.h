@@ -6,8 +6,10 @@
  * never overtake a newer one, without barriers between rounds. ROUND marks say when a round is
  * complete on each channel.
  *
- * A page may be written while it is sent: its bytes are copied once, and checksum and socket see
- * that copy. The write is in the next round, because the log was read before the page was. */
+ * A page may be written while it is sent, even between its checksum and its way through the socket.
+ * Then it arrives with a wrong CRC and is in doubt; but the log was read before the page was, so
+ * the same write is in the log and the page comes again. A page that is still in doubt when the
+ * last round is complete was altered on its way, or written by somebody who is not logged. */
 #ifndef VFMIG_ENGINE_MEMORY_MOVER_H
 #define VFMIG_ENGINE_MEMORY_MOVER_H
 
@@ -80,11 +82,12 @@ int vfmig_receiver_new(struct vfmig_channel *const *channels, uint32_t channel_c
  * inside the callback. */
 void vfmig_receiver_free(struct vfmig_receiver *receiver);
 
-/* The first failure also ends the stream for the peer: it is told by an ERROR record (unless an ERROR
+/* A stream's first failure also ends the stream for the peer: it is told by an ERROR record (unless an ERROR
  * was what failed), all channels but 0 are closed, and channel 0 is read until the peer closes it.
  *
  * Until every channel is past the mark of this round: 0, -ETIMEDOUT, or the first error of any
- * channel. UINT64_MAX waits for ever. May be called inside the callback of channel 0 only for a
+ * channel; UINT64_MAX waits for ever. Meant for the last round, with the writers stopped: a page
+ * in doubt is -EBADMSG, origin STREAM. May be called inside the callback of channel 0 only for a
  * round whose mark on channel 0 has passed. */
 int vfmig_receiver_wait_round(struct vfmig_receiver *receiver, uint64_t round, uint64_t timeout_ns,
                               struct vfmig_error *reterr);

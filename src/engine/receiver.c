@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/bitmap.h"
 #include "engine/channel_private.h"
 #include "engine/memory_mover.h"
 
@@ -30,6 +31,7 @@ struct vfmig_receiver {
     pthread_cond_t changed;
     struct vfmig_error failed;
     bool stopping;
+    struct vfmig_dirty_map doubt; /* empty without memory */
 };
 
 static void signal_end(struct lane *lane)
@@ -147,6 +149,12 @@ int vfmig_receiver_new(struct vfmig_channel *const *channels, uint32_t channel_c
     }
     *receiver = (struct vfmig_receiver){
         .on_record = on_record, .user = user, .lane_count = channel_count, .lanes = lanes};
+    int rc = memory ? vfmig_dirty_map_init(&receiver->doubt, memory, reterr) : 0;
+    if (rc < 0) {
+        free(receiver);
+        free(lanes);
+        return rc;
+    }
     pthread_mutex_init(&receiver->lock, NULL);
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
@@ -156,6 +164,7 @@ int vfmig_receiver_new(struct vfmig_channel *const *channels, uint32_t channel_c
         lanes[i].receiver = receiver;
         lanes[i].channel = channels[i];
         vfmig_channel_set_memory(channels[i], memory);
+        vfmig_channel_set_doubt(channels[i], memory ? &receiver->doubt : NULL);
     }
     for (; receiver->thread_count < channel_count; receiver->thread_count++) {
         struct lane *lane = &lanes[receiver->thread_count];
@@ -209,6 +218,7 @@ void vfmig_receiver_free(struct vfmig_receiver *receiver)
         pthread_join(receiver->lanes[i].thread, NULL);
     pthread_cond_destroy(&receiver->changed);
     pthread_mutex_destroy(&receiver->lock);
+    vfmig_dirty_map_done(&receiver->doubt);
     free(receiver->lanes);
     free(receiver);
 }
@@ -227,6 +237,22 @@ static bool all_ended(const struct vfmig_receiver *receiver)
         if (!receiver->lanes[i].ended)
             return false;
     return true;
+}
+
+static int check_doubt(const struct vfmig_receiver *receiver, struct vfmig_error *reterr)
+{
+    const struct vfmig_memory *memory = &receiver->doubt.memory;
+
+    for (uint32_t i = 0; i < memory->block_count; i++) {
+        uint64_t pages = memory->blocks[i].size / VFMIG_PAGE_SIZE;
+        uint64_t page = vfmig_bitmap_next(receiver->doubt.bitmaps[i], pages, 0);
+        if (page < pages)
+            return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_MEMORY,
+                                   "page %" PRIu64 " of block %u was altered on its way, or "
+                                   "written on the source without being logged",
+                                   page, i);
+    }
+    return 0;
 }
 
 int vfmig_receiver_wait_round(struct vfmig_receiver *receiver, uint64_t round, uint64_t timeout_ns,
@@ -250,7 +276,7 @@ int vfmig_receiver_wait_round(struct vfmig_receiver *receiver, uint64_t round, u
             *reterr = receiver->failed;
     }
     pthread_mutex_unlock(&receiver->lock);
-    return rc;
+    return rc < 0 ? rc : check_doubt(receiver, reterr);
 }
 
 int vfmig_receiver_wait_end(struct vfmig_receiver *receiver, struct vfmig_error *reterr)

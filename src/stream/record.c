@@ -150,13 +150,8 @@ int vfmig_record_payload_check(const struct vfmig_record_head *head, uint32_t pa
                            head->sequence, head->name, head->channel);
 }
 
-static uint32_t runs_crc(const uint8_t *in, uint32_t run_count)
-{
-    uint32_t crc = vfmig_crc32c(0, in, 8);
-    return vfmig_crc32c(crc, in + VFMIG_RUNS_PREFIX_BYTES, (size_t)VFMIG_RUN_BYTES * run_count);
-}
-
-void vfmig_runs_encode(uint8_t *out, const struct vfmig_page_run *runs, uint32_t run_count)
+size_t vfmig_runs_encode(uint8_t out[VFMIG_MAX_RUNS_BYTES], const struct vfmig_page_run *runs,
+                         uint32_t run_count, const uint32_t *page_crcs)
 {
     uint8_t *at = out + VFMIG_RUNS_PREFIX_BYTES;
     uint32_t pages = 0;
@@ -169,26 +164,30 @@ void vfmig_runs_encode(uint8_t *out, const struct vfmig_page_run *runs, uint32_t
     }
     vfmig_le32_put(out, run_count);
     vfmig_le32_put(out + 4, pages);
-    vfmig_le32_put(out + 8, runs_crc(out, run_count));
+    for (uint32_t i = 0; page_crcs && i < pages; i++, at += VFMIG_PAGE_CRC_BYTES)
+        vfmig_le32_put(at, page_crcs[i]);
+    return (size_t)(at - out);
 }
 
 int vfmig_runs_prefix_decode(const uint8_t in[VFMIG_RUNS_PREFIX_BYTES],
-                             const struct vfmig_record_head *head, uint32_t *ret_run_count,
+                             const struct vfmig_record_head *head, size_t *ret_bytes,
                              struct vfmig_error *reterr)
 {
     uint32_t runs = vfmig_le32_get(in), pages = vfmig_le32_get(in + 4);
+    bool with_bytes = head->tag == VFMIG_RECORD_MEMORY;
 
-    if (runs == 0 || runs > VFMIG_MAX_MEMORY_RUNS || pages < runs)
+    if (runs == 0 || runs > VFMIG_MAX_MEMORY_RUNS || pages < runs ||
+        (with_bytes && pages > VFMIG_MAX_MEMORY_PAGES))
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, head->tag,
                                "record %s announces %u runs of %u pages", head->name, runs, pages);
-    uint64_t bytes = vfmig_runs_bytes(runs);
-    if (head->tag == VFMIG_RECORD_MEMORY)
-        bytes += (uint64_t)pages * VFMIG_PAGE_SIZE;
-    if (bytes != head->length || (head->tag == VFMIG_RECORD_MEMORY && pages > VFMIG_MAX_MEMORY_PAGES))
+    size_t bytes = VFMIG_RUNS_PREFIX_BYTES + (size_t)VFMIG_RUN_BYTES * runs;
+    if (with_bytes)
+        bytes += (size_t)VFMIG_PAGE_CRC_BYTES * pages;
+    if (bytes + (with_bytes ? (size_t)VFMIG_PAGE_SIZE * pages : 0) != head->length)
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, head->tag,
                                "record %s of %u bytes announces %u runs of %u pages", head->name,
                                head->length, runs, pages);
-    *ret_run_count = runs;
+    *ret_bytes = bytes;
     return 0;
 }
 
@@ -200,18 +199,18 @@ static bool run_fits(const struct vfmig_page_run *run, const struct vfmig_memory
     return run->first_page < pages && run->page_count <= pages - run->first_page;
 }
 
-int vfmig_runs_decode(const uint8_t *in, const struct vfmig_record_head *head,
-                      const struct vfmig_memory *memory, uint32_t run_count,
-                      struct vfmig_page_run *ret_runs, struct vfmig_error *reterr)
+int vfmig_runs_decode(const uint8_t *in, size_t size, const struct vfmig_record_head *head,
+                      const struct vfmig_memory *memory, struct vfmig_page_run *ret_runs,
+                      uint32_t *ret_run_count, const uint8_t **ret_page_crcs,
+                      struct vfmig_error *reterr)
 {
     const uint8_t *at = in + VFMIG_RUNS_PREFIX_BYTES;
+    uint32_t run_count = vfmig_le32_get(in);
     uint64_t left = vfmig_le32_get(in + 4);
+    int rc = vfmig_record_payload_check(head, vfmig_crc32c(0, in, size), reterr);
 
-    if (vfmig_le32_get(in + 8) != runs_crc(in, run_count))
-        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, head->tag,
-                               "record %" PRIu64 " (%s) of channel %u: its table was altered on "
-                               "its way",
-                               head->sequence, head->name, head->channel);
+    if (rc < 0)
+        return rc;
     for (uint32_t i = 0; i < run_count; i++, at += VFMIG_RUN_BYTES) {
         ret_runs[i].block = vfmig_le32_get(at);
         ret_runs[i].page_count = vfmig_le32_get(at + 4);
@@ -228,5 +227,7 @@ int vfmig_runs_decode(const uint8_t *in, const struct vfmig_record_head *head,
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, head->tag,
                                "record %s has %" PRIu64 " pages fewer than announced", head->name,
                                left);
+    *ret_run_count = run_count;
+    *ret_page_crcs = at;
     return 0;
 }

@@ -93,38 +93,43 @@ int vfmig_record_head_decode(const uint8_t in[VFMIG_RECORD_HEAD_BYTES],
 int vfmig_record_payload_check(const struct vfmig_record_head *head, uint32_t payload_crc,
                                struct vfmig_error *reterr);
 
-/* --- MEMORY and ZERO: u32 run count, u32 page count, u32 CRC-32C of those 8 bytes and the table,
- * then the table {u32 block, u32 pages, u64 first page}, then (MEMORY only) the pages. The table
- * has its own CRC because pages are received in place, before the payload's CRC can be checked:
- * altered bytes may spoil a page that then fails the check, but never choose where bytes go. */
+/* --- MEMORY and ZERO: u32 run count, u32 page count, the table {u32 block, u32 pages, u64 first
+ * page}; then, MEMORY only, a CRC-32C for each page and the pages. The head's payload CRC covers
+ * everything before the pages and is checked before the first page is received, because pages are
+ * received in place: altered bytes may spoil a page, but never choose where bytes go.
+ *
+ * Each page has its own CRC because a guest may write a page between its checksum and its way
+ * through the socket. Such a page is in doubt, not the stream: the same write is in the log, and the
+ * page comes again. A page still in doubt when the last round is complete was altered. */
 struct vfmig_page_run {
     uint32_t block;
     uint32_t page_count;
     uint64_t first_page; /* in the block */
 };
 
-#define VFMIG_RUNS_PREFIX_BYTES 12u
+#define VFMIG_RUNS_PREFIX_BYTES 8u
 #define VFMIG_RUN_BYTES         16u
+#define VFMIG_PAGE_CRC_BYTES    4u
+#define VFMIG_MAX_RUNS_BYTES                                                                       \
+    (VFMIG_RUNS_PREFIX_BYTES + VFMIG_RUN_BYTES * VFMIG_MAX_MEMORY_RUNS +                           \
+     VFMIG_PAGE_CRC_BYTES * VFMIG_MAX_MEMORY_PAGES)
 
-static inline size_t vfmig_runs_bytes(uint32_t run_count)
-{
-    return VFMIG_RUNS_PREFIX_BYTES + (size_t)VFMIG_RUN_BYTES * run_count;
-}
+/* Writes prefix and table, and page_crcs unless it is NULL; returns the bytes written. */
+size_t vfmig_runs_encode(uint8_t out[VFMIG_MAX_RUNS_BYTES], const struct vfmig_page_run *runs,
+                         uint32_t run_count, const uint32_t *page_crcs);
 
-/* Writes prefix and table, vfmig_runs_bytes(run_count) bytes. */
-void vfmig_runs_encode(uint8_t *out, const struct vfmig_page_run *runs, uint32_t run_count);
-
-/* Checks the prefix of a MEMORY or ZERO record of head->length payload bytes against the bounds;
- * *ret_run_count entries follow. */
+/* Checks the prefix of a MEMORY or ZERO record against its length and the bounds; *ret_bytes is
+ * where the pages begin, or the end. */
 int vfmig_runs_prefix_decode(const uint8_t in[VFMIG_RUNS_PREFIX_BYTES],
-                             const struct vfmig_record_head *head, uint32_t *ret_run_count,
+                             const struct vfmig_record_head *head, size_t *ret_bytes,
                              struct vfmig_error *reterr);
 
-/* Checks the table (prefix included in `in`): its CRC, every run inside the memory map, counts in
- * sum as announced. */
-int vfmig_runs_decode(const uint8_t *in, const struct vfmig_record_head *head,
-                      const struct vfmig_memory *memory, uint32_t run_count,
-                      struct vfmig_page_run *ret_runs, struct vfmig_error *reterr);
+/* Checks all of it, prefix included: the CRC, every run inside the memory map, counts in sum as
+ * announced. *ret_page_crcs points into `in` (little endian, unaligned). */
+int vfmig_runs_decode(const uint8_t *in, size_t size, const struct vfmig_record_head *head,
+                      const struct vfmig_memory *memory, struct vfmig_page_run *ret_runs,
+                      uint32_t *ret_run_count, const uint8_t **ret_page_crcs,
+                      struct vfmig_error *reterr);
 
 /* --- HELLO. The destination's answer on channel 0 chooses the version and makes the token; the
  * source's HELLO on every further channel repeats it. */

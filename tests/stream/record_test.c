@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The stream's codec: every record of the table, every bit, every bound. */
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/crc32c.h"
+#include "base/le.h"
+#include "stream/record.h"
+
+static const enum vfmig_record_tag tags[] = {
+#define STREAM_RECORD(name, tag, min, max, required, senders, channels, text) VFMIG_RECORD_##name,
+#include "../tables/stream.def"
+#undef STREAM_RECORD
+};
+#define TAGS (sizeof(tags) / sizeof(tags[0]))
+
+static void seal(uint8_t *head)
+{
+    vfmig_le32_put(head + 36, vfmig_crc32c(0, head, 36));
+}
+
+static enum vfmig_side sender_of(const struct vfmig_record_info *info)
+{
+    return info->senders & VFMIG_SIDE_SOURCE ? VFMIG_SIDE_SOURCE : VFMIG_SIDE_DEST;
+}
+
+static void every_record_survives_the_trip(void **state)
+{
+    for (size_t i = 0; i < TAGS; i++) {
+        const struct vfmig_record_info *info = vfmig_record_info(tags[i]);
+        uint8_t bytes[VFMIG_RECORD_HEAD_BYTES];
+        struct vfmig_record_head head;
+        uint64_t sequence = UINT64_C(0x123456789abc) + i;
+        struct vfmig_record_expect expect = {.sender = sender_of(info), .sequence = sequence};
+
+        assert_non_null(info);
+        vfmig_record_head_encode(bytes, tags[i], 0, sequence, info->min_bytes, 0xcafe);
+        assert_int_equal(vfmig_record_head_decode(bytes, &expect, &head, NULL), 1);
+        assert_int_equal(head.tag, tags[i]);
+        assert_string_equal(head.name, info->name);
+        assert_int_equal(head.sequence, sequence);
+        assert_int_equal(head.length, info->min_bytes);
+        assert_int_equal(head.payload_crc, 0xcafe);
+        assert_int_equal(vfmig_record_payload_check(&head, 0xcafe, NULL), 0);
+        assert_int_equal(vfmig_record_payload_check(&head, 0xcaff, NULL), -EBADMSG);
+    }
+    assert_null(vfmig_record_info(VFMIG_RECORD_NONE));
+    assert_null(vfmig_record_info(VFMIG_RECORD_COUNT));
+    assert_null(vfmig_record_info(UINT32_MAX));
+}
+
+static void every_flipped_bit_of_a_head_is_seen(void **state)
+{
+    const struct vfmig_record_expect expect = {.sender = VFMIG_SIDE_SOURCE, .sequence = 5};
+    uint8_t bytes[VFMIG_RECORD_HEAD_BYTES];
+    struct vfmig_record_head head = {.tag = 99};
+    struct vfmig_error error;
+
+    vfmig_record_head_encode(bytes, VFMIG_RECORD_ROUND, 0, 5, VFMIG_ROUND_BYTES, 1);
+    for (size_t bit = 0; bit < sizeof(bytes) * 8; bit++) {
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        assert_int_equal(vfmig_record_head_decode(bytes, &expect, &head, &error), -EBADMSG);
+        assert_int_equal(error.origin, VFMIG_ORIGIN_STREAM);
+        assert_int_equal(head.tag, 99); /* untouched on failure */
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
+}
+
+static int decode_as(enum vfmig_record_tag tag, enum vfmig_side sender, uint32_t channel,
+                     uint64_t sequence, uint32_t length, struct vfmig_error *reterr)
+{
+    const struct vfmig_record_expect expect = {sender, channel, 7};
+    uint8_t bytes[VFMIG_RECORD_HEAD_BYTES];
+    struct vfmig_record_head head;
+
+    vfmig_record_head_encode(bytes, tag, channel, sequence, length, 0);
+    return vfmig_record_head_decode(bytes, &expect, &head, reterr);
+}
+
+static void bounds_senders_and_channels_are_those_of_the_table(void **state)
+{
+    for (size_t i = 0; i < TAGS; i++) {
+        const struct vfmig_record_info *info = vfmig_record_info(tags[i]);
+        enum vfmig_side sender = sender_of(info);
+        struct vfmig_error error;
+
+        assert_int_equal(decode_as(tags[i], sender, 0, 7, info->max_bytes, &error), 1);
+        assert_int_equal(decode_as(tags[i], sender, 0, 7, info->max_bytes + 1, &error), -EMSGSIZE);
+        assert_int_equal(decode_as(tags[i], sender, 0, 7, UINT32_MAX, &error), -EMSGSIZE);
+        if (info->min_bytes)
+            assert_int_equal(decode_as(tags[i], sender, 0, 7, info->min_bytes - 1, &error),
+                             -EMSGSIZE);
+        assert_int_equal(decode_as(tags[i], sender, 3, 7, info->min_bytes, &error),
+                         info->any_channel ? 1 : -EPROTO);
+        for (int side = VFMIG_SIDE_SOURCE; side <= VFMIG_SIDE_DEST; side++)
+            assert_int_equal(decode_as(tags[i], (enum vfmig_side)side, 0, 7, info->min_bytes,
+                                       &error), info->senders & side ? 1 : -EPROTO);
+        assert_non_null(strstr(error.text, info->name));
+    }
+}
+
+static void replayed_lost_and_reordered_records_are_seen(void **state)
+{
+    struct vfmig_error error;
+
+    for (uint64_t sequence = 0; sequence < 16; sequence++)
+        assert_int_equal(decode_as(VFMIG_RECORD_BYE, VFMIG_SIDE_SOURCE, 0, sequence, 0, &error),
+                         sequence == 7 ? 1 : -EBADMSG);
+    assert_int_equal(decode_as(VFMIG_RECORD_BYE, VFMIG_SIDE_SOURCE, 0, UINT64_C(7) << 32, 0,
+                               &error), -EBADMSG);
+    /* Another channel's record with the right sequence. */
+    const struct vfmig_record_expect expect = {VFMIG_SIDE_SOURCE, 1, 7};
+    uint8_t bytes[VFMIG_RECORD_HEAD_BYTES];
+    struct vfmig_record_head head;
+    vfmig_record_head_encode(bytes, VFMIG_RECORD_BYE, 2, 7, 0, 0);
+    assert_int_equal(vfmig_record_head_decode(bytes, &expect, &head, &error), -EBADMSG);
+}
+
+static int decode_unknown(uint16_t tag, uint16_t flags, const char *name, uint32_t length,
+                          struct vfmig_error *reterr)
+{
+    const struct vfmig_record_expect expect = {VFMIG_SIDE_SOURCE, 0, 0};
+    uint8_t bytes[VFMIG_RECORD_HEAD_BYTES];
+    struct vfmig_record_head head;
+
+    vfmig_record_head_encode(bytes, VFMIG_RECORD_BYE, 0, 0, length, 0);
+    vfmig_le16_put(bytes + 4, tag);
+    vfmig_le16_put(bytes + 6, flags);
+    memset(bytes + 8, 0, 8);
+    memcpy(bytes + 8, name, strlen(name));
+    seal(bytes);
+    return vfmig_record_head_decode(bytes, &expect, &head, reterr);
+}
+
+static void unknown_records_are_skipped_or_refused_by_name(void **state)
+{
+    const uint16_t unknown[] = {0, VFMIG_RECORD_COUNT, 1000, UINT16_MAX};
+    struct vfmig_error error;
+
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(decode_unknown(unknown[i], 0, "FUTURE", 10, &error), 0);
+        assert_int_equal(decode_unknown(unknown[i], 0, "FUTURE", VFMIG_MAX_SKIPPED, &error), 0);
+        assert_int_equal(decode_unknown(unknown[i], 0, "FUTURE", VFMIG_MAX_SKIPPED + 1, &error),
+                         -EMSGSIZE);
+        assert_int_equal(decode_unknown(unknown[i], VFMIG_RECORD_REQUIRED, "FUTURE", 10, &error),
+                         -EPROTONOSUPPORT);
+        assert_non_null(strstr(error.text, "FUTURE"));
+        assert_int_equal(decode_unknown(unknown[i], 2, "FUTURE", 10, &error), -EPROTONOSUPPORT);
+        /* A name is the peer's: it must not write control bytes into a terminal. */
+        assert_int_equal(decode_unknown(unknown[i], VFMIG_RECORD_REQUIRED, "\033[2J", 10, &error),
+                         -EPROTONOSUPPORT);
+        assert_null(strchr(error.text, '\033'));
+    }
+    /* A known tag under another name, or without its flag. */
+    assert_int_equal(decode_unknown(VFMIG_RECORD_BYE, VFMIG_RECORD_REQUIRED, "HELLO", 0, &error),
+                     -EPROTO);
+    assert_int_equal(decode_unknown(VFMIG_RECORD_BYE, 0, "BYE", 0, &error), -EPROTO);
+}
+
+/* --- Tables of pages --- */
+
+static const struct vfmig_ram_block blocks[2] = {{.size = 100 * 4096}, {.size = 7 * 4096}};
+static const struct vfmig_memory memory = {blocks, 2};
+
+static int decode_table(const uint8_t *bytes, size_t size, enum vfmig_record_tag tag,
+                        uint32_t length, struct vfmig_page_run *runs, uint32_t *ret_count)
+{
+    struct vfmig_record_head head = {.tag = (uint16_t)tag, .length = length,
+                                     .payload_crc = vfmig_crc32c(0, bytes, size)};
+    const uint8_t *crcs;
+    size_t table_bytes;
+    int rc = vfmig_runs_prefix_decode(bytes, &head, &table_bytes, NULL);
+
+    if (rc == 0 && table_bytes != size)
+        return -E2BIG;
+    return rc < 0 ? rc
+                  : vfmig_runs_decode(bytes, size, &head, &memory, runs, ret_count, &crcs, NULL);
+}
+
+static void tables_survive_the_trip_and_stay_inside_the_map(void **state)
+{
+    uint8_t *bytes = calloc(1, VFMIG_MAX_RUNS_BYTES);
+    uint32_t *crcs = calloc(VFMIG_MAX_MEMORY_PAGES, sizeof(*crcs));
+    struct vfmig_page_run runs[VFMIG_MAX_MEMORY_RUNS];
+    uint32_t seed = 5, count;
+
+    assert_true(bytes && crcs);
+    for (int turn = 0; turn < 4000; turn++) {
+        struct vfmig_page_run in[3];
+        uint32_t run_count = 1 + (uint32_t)turn % 3, pages = 0;
+        bool inside = true;
+        for (uint32_t i = 0; i < run_count; i++) {
+            seed = seed * 1103515245u + 12345u;
+            in[i].block = (seed >> 8) % 16 == 0 ? 2 : (seed >> 16) & 1;
+            in[i].page_count = (seed >> 20) % 9;
+            in[i].first_page = (seed >> 24) % 8 == 0 ? UINT64_MAX - 3 : (seed >> 10) % 110;
+            uint64_t size = in[i].block < 2 ? blocks[in[i].block].size / 4096 : 0;
+            inside = inside && in[i].page_count && in[i].first_page < size &&
+                     in[i].first_page + in[i].page_count <= size;
+            pages += in[i].page_count;
+        }
+        size_t size = vfmig_runs_encode(bytes, in, run_count, crcs);
+        int rc = decode_table(bytes, size, VFMIG_RECORD_MEMORY,
+                              (uint32_t)(size + pages * 4096), runs, &count);
+        assert_int_equal(rc == 0, inside);
+        if (inside) {
+            assert_int_equal(count, run_count);
+            for (uint32_t i = 0; i < run_count; i++) {
+                assert_int_equal(runs[i].block, in[i].block);
+                assert_int_equal(runs[i].page_count, in[i].page_count);
+                assert_int_equal(runs[i].first_page, in[i].first_page);
+            }
+        }
+        size = vfmig_runs_encode(bytes, in, run_count, /* page_crcs= */ NULL);
+        rc = decode_table(bytes, size, VFMIG_RECORD_ZERO, (uint32_t)size, runs, &count);
+        assert_int_equal(rc == 0, inside);
+    }
+    free(bytes);
+    free(crcs);
+}
+
+static void tables_that_lie_about_their_size_are_refused(void **state)
+{
+    const struct vfmig_page_run run = {.block = 0, .page_count = 4, .first_page = 1};
+    uint8_t bytes[VFMIG_MAX_RUNS_BYTES] = {0};
+    const uint32_t crcs[4] = {1, 2, 3, 4};
+    struct vfmig_page_run runs[VFMIG_MAX_MEMORY_RUNS];
+    uint32_t count;
+    size_t size = vfmig_runs_encode(bytes, &run, 1, crcs);
+    uint32_t length = (uint32_t)size + 4 * 4096;
+
+    assert_int_equal(decode_table(bytes, size, VFMIG_RECORD_MEMORY, length, runs, &count), 0);
+    for (int by = -4096; by <= 4096; by += 16)
+        if (by)
+            assert_int_equal(decode_table(bytes, size, VFMIG_RECORD_MEMORY,
+                                          length + (uint32_t)by, runs, &count), -EBADMSG);
+    const uint32_t counts[] = {0, 2, 5, VFMIG_MAX_MEMORY_RUNS + 1, UINT32_MAX};
+    for (size_t i = 0; i < 5; i++) {
+        vfmig_le32_put(bytes, counts[i]);
+        assert_true(decode_table(bytes, size, VFMIG_RECORD_MEMORY, length, runs, &count) < 0);
+        vfmig_le32_put(bytes, 1);
+        vfmig_le32_put(bytes + 4, counts[i]);
+        assert_true(decode_table(bytes, size, VFMIG_RECORD_MEMORY, length, runs, &count) < 0);
+        vfmig_le32_put(bytes + 4, 4);
+    }
+    /* More pages in the runs than in the sum, and fewer. */
+    for (uint32_t pages = 0; pages < 9; pages++) {
+        vfmig_le32_put(bytes + 8 + 4, pages);
+        assert_int_equal(decode_table(bytes, size, VFMIG_RECORD_MEMORY, length, runs, &count) == 0,
+                         pages == 4);
+    }
+}
+
+static void a_flipped_bit_of_a_table_is_seen_before_a_page_is_placed(void **state)
+{
+    const struct vfmig_page_run run = {.block = 0, .page_count = 1, .first_page = 1};
+    const uint32_t crc = 77;
+    uint8_t bytes[VFMIG_MAX_RUNS_BYTES];
+    size_t size = vfmig_runs_encode(bytes, &run, 1, &crc);
+    struct vfmig_record_head head = {.tag = VFMIG_RECORD_MEMORY, .length = (uint32_t)size + 4096,
+                                     .payload_crc = vfmig_crc32c(0, bytes, size)};
+    struct vfmig_page_run out = {.block = 55};
+    const uint8_t *crcs;
+    uint32_t count;
+
+    for (size_t bit = 0; bit < size * 8; bit++) {
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        assert_int_equal(vfmig_runs_decode(bytes, size, &head, &memory, &out, &count, &crcs, NULL),
+                         -EBADMSG);
+        assert_int_equal(out.block, 55);
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
+}
+
+/* --- Small payloads --- */
+
+static void hello_is_checked_field_by_field(void **state)
+{
+    struct vfmig_hello hello = {.version_min = 1, .version_max = 3, .channel = 2,
+                                .channel_count = 3, .page_size = 4096};
+    struct vfmig_hello out;
+    uint8_t bytes[VFMIG_HELLO_BYTES];
+    struct vfmig_error error;
+
+    memset(hello.migration_id, 0x5a, 16);
+    memset(hello.token, 0xa5, 16);
+    vfmig_hello_encode(bytes, &hello);
+    assert_int_equal(vfmig_hello_decode(bytes, sizeof(bytes), &out, &error), 0);
+    assert_memory_equal(&out, &hello, sizeof(out));
+    for (size_t cut = 0; cut < sizeof(bytes); cut++)
+        assert_int_equal(vfmig_hello_decode(bytes, cut, &out, &error), -EBADMSG);
+    const struct {
+        size_t at;
+        uint32_t value;
+        int code;
+    } bad[] = {
+        {0, 2, -EPROTONOSUPPORT}, {0, 4, -EBADMSG},   {4, 0, -EBADMSG},
+        {40, 3, -EBADMSG},        {44, 0, -EBADMSG},  {44, VFMIG_MAX_CHANNELS + 1, -EBADMSG},
+        {48, 65536, -EPROTONOSUPPORT}, {52, 1, -EBADMSG},
+    };
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        vfmig_hello_encode(bytes, &hello);
+        vfmig_le32_put(bytes + bad[i].at, bad[i].value);
+        assert_int_equal(vfmig_hello_decode(bytes, sizeof(bytes), &out, &error), bad[i].code);
+        assert_int_equal(error.origin, VFMIG_ORIGIN_STREAM);
+    }
+}
+
+static void device_records_survive_the_trip(void **state)
+{
+    uint8_t bytes[VFMIG_DEVICE_END_BYTES + 1] = {0};
+    struct vfmig_device_piece piece;
+    struct vfmig_device_end end;
+
+    for (int more = 0; more < 2; more++) {
+        vfmig_device_piece_encode(bytes, &(struct vfmig_device_piece){255, more, 1ull << 40});
+        assert_int_equal(vfmig_device_piece_decode(bytes, 17, &piece, NULL), 0);
+        assert_int_equal(piece.device, 255);
+        assert_int_equal(piece.more, more);
+        assert_int_equal(piece.segment, 1ull << 40);
+        assert_int_equal(vfmig_device_piece_decode(bytes, 16, &piece, NULL), -EBADMSG);
+    }
+    vfmig_le32_put(bytes + 4, 2);
+    assert_int_equal(vfmig_device_piece_decode(bytes, 17, &piece, NULL), -EBADMSG);
+    vfmig_device_piece_encode(bytes, &(struct vfmig_device_piece){VFMIG_MAX_DEVICES, 0, 0});
+    assert_int_equal(vfmig_device_piece_decode(bytes, 17, &piece, NULL), -EBADMSG);
+
+    vfmig_device_end_encode(bytes, &(struct vfmig_device_end){3, 4, 5});
+    assert_int_equal(vfmig_device_end_decode(bytes, 24, &end, NULL), 0);
+    assert_true(end.device == 3 && end.segments == 4 && end.bytes == 5);
+    assert_int_equal(vfmig_device_end_decode(bytes, 23, &end, NULL), -EBADMSG);
+    vfmig_le32_put(bytes, VFMIG_MAX_DEVICES);
+    assert_int_equal(vfmig_device_end_decode(bytes, 24, &end, NULL), -EBADMSG);
+}
+
+static void texts_are_bounded_terminated_and_printable(void **state)
+{
+    uint8_t bytes[VFMIG_MAX_STREAM_TEXT];
+    struct vfmig_verdict verdict = {.accept = true, .text = "welcome"}, got_verdict;
+    struct vfmig_error error = {.code = -ENOSPC, .origin = VFMIG_ORIGIN_KERNEL, .text = "disk full"};
+    struct vfmig_error got;
+    size_t size = vfmig_verdict_encode(bytes, &verdict);
+
+    assert_int_equal(vfmig_verdict_decode(bytes, size, &got_verdict, NULL), 0);
+    assert_true(got_verdict.accept);
+    assert_string_equal(got_verdict.text, "welcome");
+    vfmig_le32_put(bytes, 2);
+    assert_int_equal(vfmig_verdict_decode(bytes, size, &got_verdict, NULL), -EBADMSG);
+
+    size = vfmig_stream_error_encode(bytes, &error);
+    assert_int_equal(vfmig_stream_error_decode(bytes, size, &got, NULL), 0);
+    assert_int_equal(got.code, -ENOSPC);
+    assert_int_equal(got.origin, VFMIG_ORIGIN_KERNEL);
+    assert_string_equal(got.text, "disk full");
+    memset(bytes + 8, '\033', sizeof(bytes) - 8);
+    assert_int_equal(vfmig_stream_error_decode(bytes, sizeof(bytes), &got, NULL), 0);
+    assert_int_equal(strlen(got.text), sizeof(got.text) - 1);
+    assert_null(strchr(got.text, '\033'));
+    const uint32_t codes[] = {0, 4096, UINT32_MAX};
+    for (size_t i = 0; i < 3; i++) {
+        vfmig_le32_put(bytes, codes[i]);
+        assert_int_equal(vfmig_stream_error_decode(bytes, 16, &got, NULL), -EBADMSG);
+    }
+    vfmig_le32_put(bytes, 5);
+    vfmig_le32_put(bytes + 4, VFMIG_ORIGIN_COUNT);
+    assert_int_equal(vfmig_stream_error_decode(bytes, 16, &got, NULL), -EBADMSG);
+    assert_int_equal(vfmig_stream_error_decode(bytes, 7, &got, NULL), -EBADMSG);
+}
+
+static void the_clock_offset_is_inside_its_error(void **state)
+{
+    struct vfmig_clock_offset clock = {0};
+    uint32_t seed = 9;
+
+    /* The peer's clock is 5 s ahead; requests and answers take whatever they like. */
+    for (int i = 0; i < 1000; i++) {
+        uint64_t sent = 1000000u + (uint64_t)i * 1000000u;
+        seed = seed * 1103515245u + 12345u;
+        uint64_t out = (seed >> 8) % 50000, held = (seed >> 4) % 9000, back = (seed >> 12) % 50000;
+        struct vfmig_pong pong = {.id = 1, .sent_ns = sent,
+                                  .received_ns = sent + out + 5000000000u,
+                                  .answered_ns = sent + out + held + 5000000000u};
+        uint8_t bytes[VFMIG_PONG_BYTES];
+        vfmig_pong_encode(bytes, &pong);
+        assert_int_equal(vfmig_pong_decode(bytes, sizeof(bytes), &pong, NULL), 0);
+        vfmig_clock_offset_add(&clock, &pong, sent + out + held + back);
+        assert_true((uint64_t)llabs(clock.offset_ns - 5000000000ll) <= clock.error_ns);
+    }
+    assert_true(clock.rtt_ns < 20000);
+    assert_int_equal(clock.samples, 1000);
+    struct vfmig_clock_offset before = clock;
+    /* Held longer than the whole trip took: not a sample. */
+    vfmig_clock_offset_add(&clock, &(struct vfmig_pong){1, 100, 0, 1000}, 200);
+    assert_int_equal(clock.rtt_ns, before.rtt_ns);
+    uint8_t bytes[VFMIG_PONG_BYTES];
+    struct vfmig_pong out;
+    vfmig_pong_encode(bytes, &(struct vfmig_pong){1, 2, 10, 9});
+    assert_int_equal(vfmig_pong_decode(bytes, sizeof(bytes), &out, NULL), -EBADMSG);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_record_survives_the_trip),
+        cmocka_unit_test(every_flipped_bit_of_a_head_is_seen),
+        cmocka_unit_test(bounds_senders_and_channels_are_those_of_the_table),
+        cmocka_unit_test(replayed_lost_and_reordered_records_are_seen),
+        cmocka_unit_test(unknown_records_are_skipped_or_refused_by_name),
+        cmocka_unit_test(tables_survive_the_trip_and_stay_inside_the_map),
+        cmocka_unit_test(tables_that_lie_about_their_size_are_refused),
+        cmocka_unit_test(a_flipped_bit_of_a_table_is_seen_before_a_page_is_placed),
+        cmocka_unit_test(hello_is_checked_field_by_field),
+        cmocka_unit_test(device_records_survive_the_trip),
+        cmocka_unit_test(texts_are_bounded_terminated_and_printable),
+        cmocka_unit_test(the_clock_offset_is_inside_its_error),
+    };
+    return cmocka_run_group_tests_name("record", tests, NULL, NULL);
+}
