@@ -90,6 +90,21 @@ static int make_vm(struct vfmig_machine *m, struct vfmig_error *reterr)
     return add_memory(m, reterr);
 }
 
+/* What says on which host CPU the question was asked is not part of what the guest gets, and
+ * differs from one call to the next. */
+static void forget_host_cpu(struct kvm_machine *k)
+{
+    for (uint32_t i = 0; i < k->cpuid.head.nent; i++) {
+        struct kvm_cpuid_entry2 *e = &k->cpuid.entries[i];
+        if (e->function == 1)
+            e->ebx &= 0x00ffffff; /* initial APIC id */
+        if (e->function == 0xb || e->function == 0x1f)
+            e->edx = 0; /* x2APIC id */
+        if (e->function == 0x8000001e)
+            e->eax = e->ebx = e->ecx = 0; /* APIC, core and node id */
+    }
+}
+
 static int set_cpuid(struct kvm_machine *k, uint32_t vcpu, struct vfmig_error *reterr)
 {
     struct kvm_cpuid_table cpuid = k->cpuid;
@@ -165,6 +180,7 @@ static int create_parts(struct vfmig_machine *m, struct vfmig_error *reterr)
     k->cpuid.head.nent = KVM_CPUID_MAX;
     if (ioctl(k->kvm_fd, KVM_GET_SUPPORTED_CPUID, &k->cpuid) < 0)
         return kvm_fail(reterr, "cannot read the supported CPUID");
+    forget_host_cpu(k);
     for (uint32_t i = 0; i < m->config.vcpu_count; i++) {
         ret = make_vcpu(m, i, reterr);
         if (ret < 0)
