@@ -141,6 +141,7 @@ struct vfmig_migrate_options {
     uint64_t reconnect_ns;      /* how long the source tries again once the link is lost and the
                                    outcome open, before it reports it undecided; 10 s */
     const char *journal_dir;    /* directory of the journal; required */
+    const char *control_path;   /* put on record for `vfmig status`: the VMM's control socket */
     uint8_t migration_id[VFMIG_MIGRATION_ID_BYTES]; /* all zero: a random one */
 };
 

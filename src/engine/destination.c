@@ -1,0 +1,562 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The destination: its control thread and its public face. */
+#include "engine/destination.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "io/sock.h"
+
+#define RETRY_NS UINT64_C(1000000000)
+
+static struct vfmig_destination *of(struct engine *e)
+{
+    return (struct vfmig_destination *)e;
+}
+
+/* What a waiter waits for has come: the guest is here for good, or nobody wants it any more. */
+static void end_wait(struct engine *e, enum vfmig_migrate_state state)
+{
+    pthread_mutex_lock(&e->status_lock);
+    of(e)->ended = true;
+    pthread_mutex_unlock(&e->status_lock);
+    engine_state(e, state);
+}
+
+/* --- an attempt begins and ends --- */
+
+static void forget_attempt(struct engine *e)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        vfmig_buffer_free(&e->inbox[i]);
+        e->inbox[i].limit = VFMIG_MAX_VMSTATE;
+        e->inbox_full[i] = false;
+    }
+    pthread_mutex_lock(&e->status_lock);
+    memset(&e->stamps, 0, sizeof(e->stamps));
+    memset(&e->failure, 0, sizeof(e->failure));
+    memset(&e->progress.error, 0, sizeof(e->progress.error));
+    memset(e->progress.steps, 0, sizeof(e->progress.steps));
+    e->progress.devices_lost = 0;
+    pthread_mutex_unlock(&e->status_lock);
+    atomic_store(&e->abort, false);
+    e->shutdown_at_ns = 0;
+    e->run_early = false;
+}
+
+/* The devices are fresh again and the next source may come. */
+static void attempt_over(struct engine *e, enum vfmig_migrate_state state)
+{
+    engine_enter_step(e, VFMIG_STEP_END);
+    engine_workers_stop(e);
+    engine_link_free(e, /* bye= */ true);
+    e->retry_at_ns = 0;
+    if (e->progress.state == VFMIG_MIGRATE_ACTIVE || e->progress.state == VFMIG_MIGRATE_UNDECIDED)
+        engine_state(e, state);
+}
+
+static int open_journal(struct engine *e, const uint8_t *id, bool memory, struct vfmig_error *reterr)
+{
+    struct vfmig_journal *journal;
+    int ret;
+
+    vfmig_journal_close(e->journal);
+    e->journal = NULL;
+    ret = vfmig_journal_open(e->journal_dir, id, VFMIG_HO_DESTINATION, memory, e->control_path,
+                             &journal, reterr);
+    if (ret)
+        return ret;
+    e->journal = journal;
+    const struct vfmig_journal_entry *last = vfmig_journal_last(journal);
+    bool known = last->record != VFMIG_HO_RECORD_NONE;
+    return vfmig_handover_init(&e->handover, VFMIG_HO_DESTINATION, known ? id : NULL,
+                               known ? last->epoch : 0, last->record, /* memory= */ false);
+}
+
+/* Nothing of an earlier attempt is under way, and no guest is here. */
+static bool idle(const struct engine *e)
+{
+    uint8_t state = e->handover.state;
+
+    return !e->flow_active && !e->linked &&
+           (!e->handover_active || state == VFMIG_HO_DST_LISTEN || state == VFMIG_HO_DST_REFUSED) &&
+           e->progress.state != VFMIG_MIGRATE_COMPLETED && e->progress.state != VFMIG_MIGRATE_PAUSED;
+}
+
+static int judge(struct engine *e, const struct arrival *arrival, struct vfmig_error *reterr)
+{
+    struct vfmig_buffer ours = {.limit = VFMIG_MAX_IDENTITY + 1};
+    int ret;
+
+    if (!idle(e))
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
+                               "another migration is under way or done");
+    ret = engine_vm_check(&e->vm, reterr);
+    if (ret == 0)
+        ret = engine_identity(&e->vm, &ours, reterr);
+    if (ret == 0 && vfmig_buffer_append(&ours, NULL, 1))
+        ret = vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity");
+    if (ret == 0)
+        ret = engine_identity_compare((const char *)ours.data, (const char *)arrival->text.data,
+                                      reterr);
+    vfmig_buffer_free(&ours);
+    return ret;
+}
+
+static int begin(struct engine *e, struct arrival *arrival, struct vfmig_error *reterr)
+{
+    uint32_t features[VFMIG_MAX_DEVICES];
+    int ret = engine_workers_start(e, reterr);
+
+    if (ret)
+        return ret;
+    for (uint32_t i = 0; i < e->vm.device_count; i++)
+        features[i] = e->vm.devices[i]->info.features;
+    ret = vfmig_flow_init(&e->flow, VFMIG_FLOW_DESTINATION, e->vm.device_count, features,
+                          e->options.device_timeout_ns, e->options.viommu_timeout_ns);
+    if (ret == 0) {
+        uint32_t count = arrival->count;
+        arrival->count = 0; /* the link's from here on */
+        ret = engine_link_new(e, arrival->channels, count, count, &e->vm.memory,
+                              destination_on_record, reterr);
+    }
+    if (ret) {
+        engine_workers_stop(e);
+        return ret;
+    }
+    memcpy(e->progress.migration_id, arrival->id, VFMIG_MIGRATION_ID_BYTES);
+    engine_state(e, VFMIG_MIGRATE_ACTIVE);
+    engine_handover(e, VFMIG_HO_EVENT_START);
+    e->flow_active = true;
+    engine_flow_kind(e, VFMIG_FLOW_EVENT_START);
+    return 0;
+}
+
+/* The verdict goes out before anything else does: the source sends nothing until it has it. */
+static void new_migration(struct engine *e, struct arrival *arrival)
+{
+    struct vfmig_error error = {0};
+    struct vfmig_verdict verdict = {0};
+    uint8_t out[VFMIG_VERDICT_BYTES_MAX];
+    int ret = judge(e, arrival, &error);
+
+    if (ret == 0) {
+        forget_attempt(e);
+        ret = open_journal(e, arrival->id, /* memory= */ true, &error);
+        e->handover_active = ret == 0;
+    }
+    verdict.accept = ret == 0;
+    memcpy(verdict.text, error.text, sizeof(verdict.text));
+    engine_trace(e, "verdict", "\"accept\":%s", ret ? "false" : "true");
+    ret = vfmig_channel_send(arrival->channels[0], VFMIG_RECORD_VERDICT, out,
+                             vfmig_verdict_encode(out, &verdict), ret ? NULL : &error);
+    if (ret == 0 && verdict.accept)
+        ret = begin(e, arrival, &error);
+    if (error.code && e->progress.state != VFMIG_MIGRATE_COMPLETED) {
+        pthread_mutex_lock(&e->status_lock);
+        e->progress.error = error;
+        pthread_mutex_unlock(&e->status_lock);
+    }
+}
+
+/* A source that lost its link, or came back from a crash, asks. */
+static void asked_again(struct engine *e, struct arrival *arrival)
+{
+    struct vfmig_error error = {0};
+    bool ours = e->handover_active && memcmp(e->handover.id, arrival->id, sizeof(arrival->id)) == 0;
+    uint32_t count = arrival->count;
+
+    if (!ours) {
+        if (!idle(e))
+            return;
+        forget_attempt(e);
+        if (open_journal(e, arrival->id, /* memory= */ false, &error))
+            return;
+        e->handover_active = true;
+        engine_handover(e, VFMIG_HO_EVENT_START);
+    }
+    if (e->linked || e->channel_count) {
+        /* The source says that the old link is gone; what hangs on it learns it now. */
+        if (e->flow_active && e->flow.running)
+            return;
+        e->linked = false;
+        engine_link_free(e, /* bye= */ false);
+        engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
+    }
+    arrival->count = 0;
+    if (engine_link_new(e, arrival->channels, count, count, NULL, destination_on_record, &error))
+        return;
+    engine_trace(e, "link-up", NULL);
+    if (e->progress.state == VFMIG_MIGRATE_UNDECIDED)
+        engine_state(e, VFMIG_MIGRATE_ACTIVE);
+    engine_handover(e, VFMIG_HO_EVENT_LINK_UP);
+    engine_handover_msg(e, &arrival->msg);
+}
+
+static void connection(struct engine *e)
+{
+    struct vfmig_destination *destination = of(e);
+    struct arrival *arrival;
+
+    pthread_mutex_lock(&destination->arrival_lock);
+    arrival = destination->arrival;
+    destination->arrival = NULL;
+    pthread_cond_signal(&destination->arrival_wake);
+    pthread_mutex_unlock(&destination->arrival_lock);
+    if (!arrival)
+        return;
+    if (arrival->identity)
+        new_migration(e, arrival);
+    else
+        asked_again(e, arrival);
+    arrival_free(arrival);
+}
+
+/* --- what the machines ask for --- */
+
+static void failed(struct engine *e)
+{
+    switch (vfmig_flow_current(&e->flow)) {
+    case VFMIG_STEP_R3:
+        engine_handover(e, VFMIG_HO_EVENT_PREPARE_FAILED);
+        break;
+    case VFMIG_STEP_R4:
+        e->flow_active = false;
+        engine_handover(e, VFMIG_HO_EVENT_RUN_FAILED);
+        end_wait(e, VFMIG_MIGRATE_PAUSED);
+        break;
+    default:
+        (void)engine_send_progress(e, PROGRESS_REASON, e->failure.text, strlen(e->failure.text));
+        engine_handover(e, VFMIG_HO_EVENT_LOAD_FAILED);
+        /* Not even offered yet: there is nothing to refuse. */
+        if (e->flow_active && e->handover.state == VFMIG_HO_DST_LISTEN)
+            engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
+    }
+}
+
+static void flow_ended(struct engine *e)
+{
+    struct engine_report report = {.valid = true};
+
+    if (e->flow.row == VFMIG_ROW_END && e->flow.parked) {
+        attempt_over(e, VFMIG_MIGRATE_FAILED);
+        return;
+    }
+    report.grant_received = e->stamps.grant_received;
+    report.running = e->stamps.running;
+    report.journal_ns = e->stamps.journal_stopped_ns;
+    report.device_load_ns = e->stamps.load_end - e->stamps.load_begin;
+    report.state_load_ns = e->stamps.state_load_end - e->stamps.state_load_begin;
+    engine_handover(e, VFMIG_HO_EVENT_RUN_DONE);
+    (void)engine_send_report(e, &report);
+    engine_enter_step(e, VFMIG_STEP_END);
+    engine_trace(e, "running", "\"record\":\"%s\"", vfmig_ho_record_name(e->handover.record));
+    end_wait(e, VFMIG_MIGRATE_COMPLETED);
+}
+
+static void on_action(struct engine *e, const struct vfmig_flow_action *action)
+{
+    switch (action->kind) {
+    case VFMIG_FLOW_ACT_LOADED:
+        engine_stamp(e, &e->stamps.load_end);
+        engine_handover(e, VFMIG_HO_EVENT_LOADED);
+        break;
+    case VFMIG_FLOW_ACT_PREPARED:
+        if (e->run_early)
+            engine_flow_kind(e, VFMIG_FLOW_EVENT_RUN);
+        else
+            engine_handover(e, VFMIG_HO_EVENT_PREPARED);
+        break;
+    case VFMIG_FLOW_ACT_FAILED:
+        failed(e);
+        break;
+    case VFMIG_FLOW_ACT_ENDED:
+        flow_ended(e);
+        break;
+    default:
+        break;
+    }
+}
+
+static void note_outcome(struct engine *e, uint8_t outcome)
+{
+    if (outcome == VFMIG_HO_OUTCOME_UNDECIDED || outcome == VFMIG_HO_OUTCOME_ONLY_AT_DESTINATION ||
+        outcome == VFMIG_HO_OUTCOME_PAUSED_AT_DESTINATION)
+        engine_state(e, VFMIG_MIGRATE_UNDECIDED);
+}
+
+/* RUN without a wait for PREPARED is the fault "run-before-grant" of the handover machine; the
+ * guest then runs before this side may let it, and the grant finds it running. */
+static void run(struct engine *e)
+{
+    if (!e->flow_active && !e->flow.parked)
+        engine_handover(e, VFMIG_HO_EVENT_RUN_DONE);
+    else if (e->flow.row == VFMIG_ROW_PREPARED)
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_RUN);
+    else
+        e->run_early = true;
+}
+
+static void on_handover(struct engine *e, const struct vfmig_ho_actions *actions)
+{
+    if (actions->flags & (VFMIG_HO_ACT_RELEASE | VFMIG_HO_ACT_DROP_LOAD))
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
+    if (actions->flags & VFMIG_HO_ACT_PREPARE) {
+        if (e->flow.row == VFMIG_ROW_LOADED)
+            engine_flow_kind(e, VFMIG_FLOW_EVENT_PREPARE);
+        else
+            engine_handover(e, VFMIG_HO_EVENT_PREPARED);
+    }
+    if (actions->flags & VFMIG_HO_ACT_RUN)
+        run(e);
+    if (actions->flags & VFMIG_HO_ACT_REPORT)
+        note_outcome(e, actions->outcome);
+}
+
+/* --- events --- */
+
+static void link_lost(struct engine *e, const struct engine_event *event)
+{
+    struct vfmig_error error = event->error;
+
+    if (!e->linked || event->generation != e->generation)
+        return;
+    e->linked = false;
+    if (!error.code)
+        vfmig_error_set(&error, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
+                        "the source closed the connection");
+    engine_trace(e, "link-lost", "\"code\":%d", error.code);
+    if (e->flow_active && e->flow.row < VFMIG_ROW_COUNT && e->flow.row < VFMIG_ROW_R3_ENTER)
+        engine_note(e, &error);
+    engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
+    /* The offer never came: the handover knows of nothing that it could refuse. */
+    if (e->flow_active && e->handover.state == VFMIG_HO_DST_LISTEN)
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
+    if (!e->flow_active)
+        engine_link_free(e, /* bye= */ false);
+}
+
+static void cancel(struct engine *e)
+{
+    struct vfmig_error error = {0};
+
+    if (of(e)->ended)
+        return;
+    vfmig_error_set(&error, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the destination was cancelled");
+    engine_note(e, &error);
+    if (e->handover_active)
+        engine_handover(e, VFMIG_HO_EVENT_ABORT);
+    if (e->flow_active && e->handover.state == VFMIG_HO_DST_LISTEN)
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
+    e->cancelled = true;
+}
+
+static void handle(struct engine *e, const struct engine_event *event)
+{
+    switch (event->kind) {
+    case ENGINE_EVENT_FLOW:
+        if (event->flow.err && !atomic_load(&e->abort))
+            engine_note(e, &event->error);
+        engine_flow(e, &event->flow);
+        break;
+    case ENGINE_EVENT_MESSAGE:
+        if (event->msg.kind == VFMIG_HO_MSG_GRANT && !e->stamps.grant_received)
+            e->stamps.grant_received = event->at_ns;
+        engine_handover_msg(e, &event->msg);
+        break;
+    case ENGINE_EVENT_LINK_LOST:
+        link_lost(e, event);
+        break;
+    case ENGINE_EVENT_CONNECTION:
+        connection(e);
+        break;
+    case ENGINE_EVENT_CANCEL:
+        cancel(e);
+        break;
+    case ENGINE_EVENT_QUIT:
+        cancel(e);
+        e->quit = true;
+        break;
+    default:
+        break;
+    }
+}
+
+/* The guest or its only copy may be here: no unwinding changes that. */
+static bool undecided(const struct engine *e)
+{
+    return e->handover.state == VFMIG_HO_DST_GRANTED || e->handover.state == VFMIG_HO_DST_FENCED ||
+           e->handover.state == VFMIG_HO_DST_RUNNING;
+}
+
+static void on_time(struct engine *e)
+{
+    uint64_t now = vfmig_now_ns();
+
+    if (e->flow_active && e->flow.deadline_ns && now >= e->flow.deadline_ns)
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_TICK);
+    if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)
+        engine_link_shutdown(e);
+    if (engine_due(&e->retry_at_ns, now))
+        engine_handover(e, VFMIG_HO_EVENT_RETRY);
+    if (!e->retry_at_ns && e->handover_active && vfmig_handover_waits(&e->handover))
+        e->retry_at_ns = now + RETRY_NS;
+    engine_beat(e, now);
+    if (e->cancelled && !of(e)->ended && (!e->flow_active || undecided(e)))
+        end_wait(e, VFMIG_MIGRATE_CANCELLED);
+    if (e->quit && (!e->flow_active || undecided(e)))
+        e->finished = true;
+}
+
+static void *destination_main(void *arg)
+{
+    struct vfmig_destination *destination = arg;
+    struct engine *e = &destination->e;
+    struct engine_event event;
+
+    while (!e->finished) {
+        if (engine_next(e, engine_wakeup(e), &event))
+            handle(e, &event);
+        on_time(e);
+    }
+    atomic_store(&e->abort, true);
+    if (e->flow_active)
+        engine_link_shutdown(e);
+    engine_workers_stop(e);
+    engine_link_free(e, /* bye= */ true);
+    return NULL;
+}
+
+/* --- public --- */
+
+int vfmig_destination_new(const struct vfmig_vm *vm, const struct vfmig_migrate_options *options,
+                          struct vfmig_destination **ret_destination, struct vfmig_error *reterr)
+{
+    struct vfmig_destination *destination = calloc(1, sizeof(*destination));
+    int ret;
+
+    if (!destination)
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a destination");
+    destination->listener = -1;
+    ret = engine_init(&destination->e, VFMIG_FLOW_DESTINATION, vm, options, reterr);
+    if (ret) {
+        free(destination);
+        return ret;
+    }
+    destination->e.flow.parked = 1;
+    destination->e.do_work = destination_do_work;
+    destination->e.do_data = destination_do_data;
+    destination->e.on_action = on_action;
+    destination->e.on_handover = on_handover;
+    pthread_mutex_init(&destination->arrival_lock, NULL);
+    pthread_cond_init(&destination->arrival_wake, NULL);
+    *ret_destination = destination;
+    return 0;
+}
+
+static uint16_t bound_port(int fd)
+{
+    struct sockaddr_storage address;
+    socklen_t size = sizeof(address);
+
+    if (getsockname(fd, (struct sockaddr *)&address, &size))
+        return 0;
+    if (address.ss_family == AF_INET)
+        return ntohs(((struct sockaddr_in *)&address)->sin_port);
+    if (address.ss_family == AF_INET6)
+        return ntohs(((struct sockaddr_in6 *)&address)->sin6_port);
+    return 0;
+}
+
+int vfmig_destination_listen(struct vfmig_destination *destination, const char *uri,
+                             struct vfmig_error *reterr)
+{
+    struct engine *e = &destination->e;
+    int ret;
+
+    if (destination->listening)
+        return vfmig_error_set(reterr, -EALREADY, VFMIG_ORIGIN_LOCAL, 0, "it listens already");
+    ret = vfmig_sock_listen(uri, &destination->listener, reterr);
+    if (ret) {
+        destination->listener = -1;
+        return ret;
+    }
+    destination->port = bound_port(destination->listener);
+    ret = -pthread_create(&e->control, NULL, destination_main, destination);
+    if (ret)
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
+    ret = -pthread_create(&destination->acceptor, NULL, destination_acceptor, destination);
+    if (ret) {
+        engine_post(e, &(struct engine_event){.kind = ENGINE_EVENT_QUIT});
+        pthread_join(e->control, NULL);
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
+    }
+    destination->listening = true;
+    return 0;
+}
+
+void vfmig_destination_status(struct vfmig_destination *destination,
+                              struct vfmig_progress *ret_progress)
+{
+    engine_snapshot(&destination->e, ret_progress);
+}
+
+int vfmig_destination_wait(struct vfmig_destination *destination, uint64_t timeout_ns,
+                           struct vfmig_error *reterr)
+{
+    struct engine *e = &destination->e;
+    uint64_t until_ns = vfmig_deadline_ns(timeout_ns);
+    int ret = 0;
+
+    pthread_mutex_lock(&e->status_lock);
+    while (!destination->ended && (until_ns == UINT64_MAX || vfmig_now_ns() < until_ns))
+        engine_sleep_until(&e->status_changed, &e->status_lock, until_ns);
+    if (!destination->ended) {
+        ret = vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_LOCAL, 0, "no guest has arrived");
+    } else if (e->progress.state == VFMIG_MIGRATE_PAUSED) {
+        ret = e->progress.error.code ? e->progress.error.code : -EIO;
+        if (reterr)
+            *reterr = e->progress.error;
+    } else if (e->progress.state == VFMIG_MIGRATE_CANCELLED) {
+        ret = vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
+                              "the destination was cancelled");
+    }
+    pthread_mutex_unlock(&e->status_lock);
+    return ret;
+}
+
+void vfmig_destination_cancel(struct vfmig_destination *destination)
+{
+    engine_post(&destination->e, &(struct engine_event){.kind = ENGINE_EVENT_CANCEL});
+}
+
+uint16_t vfmig_destination_port(const struct vfmig_destination *destination)
+{
+    return destination->port;
+}
+
+void vfmig_destination_free(struct vfmig_destination *destination)
+{
+    if (!destination)
+        return;
+    if (destination->listening) {
+        atomic_store(&destination->quit, true);
+        pthread_mutex_lock(&destination->arrival_lock);
+        pthread_cond_signal(&destination->arrival_wake);
+        pthread_mutex_unlock(&destination->arrival_lock);
+        pthread_join(destination->acceptor, NULL);
+        engine_post(&destination->e, &(struct engine_event){.kind = ENGINE_EVENT_QUIT});
+        pthread_join(destination->e.control, NULL);
+    }
+    arrival_free(destination->arrival);
+    if (destination->listener >= 0)
+        close(destination->listener);
+    engine_done(&destination->e);
+    pthread_mutex_destroy(&destination->arrival_lock);
+    pthread_cond_destroy(&destination->arrival_wake);
+    free(destination);
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the files of the destination share. */
+#ifndef VFMIG_ENGINE_DESTINATION_H
+#define VFMIG_ENGINE_DESTINATION_H
+
+#include "engine/engine.h"
+
+/* A connection that said HELLO and one record more. */
+struct arrival {
+    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
+    uint32_t count;
+    uint8_t id[VFMIG_MIGRATION_ID_BYTES];
+    bool identity;          /* text, else msg */
+    struct vfmig_buffer text;
+    struct vfmig_ho_msg msg;
+};
+
+struct vfmig_destination {
+    struct engine e;
+    int listener;
+    uint16_t port;
+    bool listening; /* threads were started */
+    bool ended;     /* for the waiters: completed, paused or cancelled; under status_lock */
+    atomic_bool quit;
+
+    pthread_t acceptor;
+    uint32_t taken; /* connections of the arrival under way; acceptor only */
+    pthread_mutex_t arrival_lock;
+    pthread_cond_t arrival_wake;
+    struct arrival *arrival; /* waits for the control thread */
+};
+
+/* destination_accept.c */
+void *destination_acceptor(void *arg);
+void arrival_free(struct arrival *arrival); /* closes what was not taken */
+
+/* destination_works.c */
+int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr);
+int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
+                        struct vfmig_error *reterr);
+int destination_on_record(void *user, const struct vfmig_record *record, struct vfmig_error *reterr);
+
+#endif

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Accepts connections at any time, one arrival after the other: a new migration, or the source of an
+ * old one that asks for its outcome. */
+#include "engine/destination.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/sock.h"
+
+#define LOOK_NS UINT64_C(100000000) /* how often the acceptor looks whether it is still wanted */
+
+static int next_fd(void *user, struct vfmig_error *reterr)
+{
+    struct vfmig_destination *destination = user;
+    struct engine *e = &destination->e;
+    uint64_t until_ns = destination->taken++ ? vfmig_deadline_ns(e->options.stall_ns) : UINT64_MAX;
+
+    while (!atomic_load(&destination->quit)) {
+        int fd;
+        int ret = vfmig_sock_accept(destination->listener, vfmig_deadline_ns(LOOK_NS), &fd, reterr);
+        if (ret == 0)
+            return fd;
+        if (ret != -ETIMEDOUT || vfmig_now_ns() >= until_ns)
+            return ret;
+    }
+    return -ECANCELED;
+}
+
+void arrival_free(struct arrival *arrival)
+{
+    if (!arrival)
+        return;
+    for (uint32_t i = 0; i < arrival->count; i++)
+        vfmig_channel_free(arrival->channels[i]);
+    vfmig_buffer_free(&arrival->text);
+    free(arrival);
+}
+
+/* The first record says what the connection is for. */
+static int read_purpose(struct arrival *arrival, struct vfmig_error *reterr)
+{
+    struct vfmig_record record;
+    int ret = vfmig_channel_recv(arrival->channels[0], &record, reterr);
+
+    if (ret)
+        return ret;
+    if (record.tag == VFMIG_RECORD_HANDOVER)
+        return engine_ho_msg_decode(&record, &arrival->msg, reterr);
+    if (record.tag != VFMIG_RECORD_IDENTITY)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record.tag,
+                               "a migration begins with %s", vfmig_record_info(record.tag)->name);
+    arrival->identity = true;
+    arrival->text.limit = VFMIG_MAX_IDENTITY + 1;
+    ret = vfmig_buffer_append(&arrival->text, record.payload, record.length);
+    if (ret == 0)
+        ret = vfmig_buffer_append(&arrival->text, NULL, 1); /* the terminator */
+    return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for an identity") : 0;
+}
+
+static void hand_in(struct vfmig_destination *destination, struct arrival *arrival)
+{
+    pthread_mutex_lock(&destination->arrival_lock);
+    destination->arrival = arrival;
+    engine_post(&destination->e, &(struct engine_event){.kind = ENGINE_EVENT_CONNECTION});
+    while (destination->arrival && !atomic_load(&destination->quit))
+        pthread_cond_wait(&destination->arrival_wake, &destination->arrival_lock);
+    pthread_mutex_unlock(&destination->arrival_lock);
+}
+
+void *destination_acceptor(void *arg)
+{
+    struct vfmig_destination *destination = arg;
+    struct engine *e = &destination->e;
+
+    while (!atomic_load(&destination->quit)) {
+        struct vfmig_error error = {0};
+        struct arrival *arrival = calloc(1, sizeof(*arrival));
+        int ret;
+
+        if (!arrival)
+            return NULL;
+        destination->taken = 0;
+        ret = vfmig_channels_accept(next_fd, destination, e->options.stall_ns, arrival->id,
+                                    arrival->channels, &arrival->count, &error);
+        if (ret == 0)
+            ret = read_purpose(arrival, &error);
+        if (ret == 0) {
+            hand_in(destination, arrival);
+            continue;
+        }
+        arrival_free(arrival);
+        if (!atomic_load(&destination->quit))
+            engine_trace(e, "connection-refused", "\"code\":%d", ret);
+    }
+    return NULL;
+}

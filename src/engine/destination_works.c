@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the destination receives, and what it does with it beside the devices' state changes. */
+#include "engine/destination.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/le.h"
+#include "io/sock.h"
+
+/* --- records, in the receiver's threads --- */
+
+static int push_segment(struct device_worker *dev, const void *data, size_t size, bool end,
+                        struct vfmig_error *reterr)
+{
+    struct segment *segment = malloc(sizeof(*segment) + size);
+
+    if (!segment)
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
+                               "no memory for the data of device %s", dev->id);
+    segment->next = NULL;
+    segment->end = end;
+    segment->size = size;
+    if (size)
+        memcpy(segment->data, data, size);
+    pthread_mutex_lock(&dev->lock);
+    /* The source is slowed down to what the device takes. */
+    while (dev->queued_bytes > ENGINE_MAX_QUEUE && !atomic_load(&dev->engine->abort))
+        pthread_cond_wait(&dev->wake, &dev->lock);
+    *dev->tail = segment;
+    dev->tail = &segment->next;
+    dev->queued_bytes += size;
+    dev->ended |= end;
+    pthread_cond_broadcast(&dev->wake);
+    pthread_mutex_unlock(&dev->lock);
+    return 0;
+}
+
+/* A device's records are on one channel, so that one thread alone keeps its counts. */
+static struct device_worker *device_of(struct engine *e, const struct vfmig_record *record,
+                                       uint32_t index, struct vfmig_error *reterr)
+{
+    if (index >= e->vm.device_count) {
+        vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,
+                        "data for device %u of %u", index, e->vm.device_count);
+        return NULL;
+    }
+    if (record->channel != index % e->channel_count) {
+        vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, record->tag,
+                        "data for device %s on channel %u", e->devices[index].id, record->channel);
+        return NULL;
+    }
+    if (e->devices[index].ended) {
+        vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,
+                        "data for device %s after its end", e->devices[index].id);
+        return NULL;
+    }
+    return &e->devices[index];
+}
+
+static int device_data(struct engine *e, const struct vfmig_record *record,
+                       struct vfmig_error *reterr)
+{
+    struct vfmig_device_piece piece;
+    int ret = vfmig_device_piece_decode(record->payload, record->length, &piece, reterr);
+    struct device_worker *dev = ret ? NULL : device_of(e, record, piece.device, reterr);
+
+    if (!dev)
+        return ret ? ret : -EBADMSG;
+    if (piece.segment != dev->received_segments)
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, record->tag,
+                               "segment %llu of device %s instead of %llu",
+                               (unsigned long long)piece.segment, dev->id,
+                               (unsigned long long)dev->received_segments);
+    ret = vfmig_buffer_append(&dev->partial, record->payload + VFMIG_DEVICE_PIECE_BYTES,
+                              record->length - VFMIG_DEVICE_PIECE_BYTES);
+    if (ret)
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_STREAM, record->tag,
+                               "a segment of device %s is larger than %u bytes", dev->id,
+                               VFMIG_MAX_DEVICE_SEGMENT);
+    if (piece.more)
+        return 0;
+    dev->received_segments++;
+    dev->received_bytes += dev->partial.size;
+    ret = push_segment(dev, dev->partial.data, dev->partial.size, false, reterr);
+    dev->partial.size = 0;
+    return ret;
+}
+
+static int device_end(struct engine *e, const struct vfmig_record *record, struct vfmig_error *reterr)
+{
+    struct vfmig_device_end end;
+    int ret = vfmig_device_end_decode(record->payload, record->length, &end, reterr);
+    struct device_worker *dev = ret ? NULL : device_of(e, record, end.device, reterr);
+
+    if (!dev)
+        return ret ? ret : -EBADMSG;
+    if (end.segments != dev->received_segments || end.bytes != dev->received_bytes)
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, record->tag,
+                               "device %s: %llu segments were sent and %llu arrived", dev->id,
+                               (unsigned long long)end.segments,
+                               (unsigned long long)dev->received_segments);
+    return push_segment(dev, NULL, 0, /* end= */ true, reterr);
+}
+
+static int vm_state(struct engine *e, const struct vfmig_record *record, struct vfmig_error *reterr)
+{
+    uint32_t kind = record->length >= VMSTATE_HEAD_BYTES ? vfmig_le32_get(record->payload) : 0;
+    int ret = 0;
+
+    if (kind < VMSTATE_EXTERNAL_FIRST || kind > VMSTATE_VCPUS)
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, record->tag,
+                               "VM state of an unknown kind %u", kind);
+    pthread_mutex_lock(&e->inbox_lock);
+    if (e->inbox_full[kind])
+        ret = vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, record->tag,
+                              "VM state of kind %u came twice", kind);
+    else
+        ret = vfmig_buffer_append(&e->inbox[kind], record->payload + VMSTATE_HEAD_BYTES,
+                                  record->length - VMSTATE_HEAD_BYTES);
+    if (ret == 0) {
+        e->inbox_full[kind] = true;
+        if (kind == VMSTATE_VCPUS)
+            e->final_round = vfmig_le64_get(record->payload + 8);
+        pthread_cond_broadcast(&e->inbox_wake);
+    }
+    pthread_mutex_unlock(&e->inbox_lock);
+    return ret;
+}
+
+int destination_on_record(void *user, const struct vfmig_record *record, struct vfmig_error *reterr)
+{
+    struct engine *e = user;
+    int ret;
+
+    switch (record->tag) {
+    case VFMIG_RECORD_DEVDATA:
+        return device_data(e, record, reterr);
+    case VFMIG_RECORD_DEVEND:
+        return device_end(e, record, reterr);
+    case VFMIG_RECORD_VMSTATE:
+        return vm_state(e, record, reterr);
+    default:
+        ret = engine_common_record(e, record, reterr);
+        return ret <= 0 ? ret
+                        : vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record->tag,
+                                          "the source sent %s", vfmig_record_info(record->tag)->name);
+    }
+}
+
+/* --- works --- */
+
+static int given_up(struct vfmig_error *reterr)
+{
+    return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the migration was given up");
+}
+
+static int wait_inbox(struct engine *e, uint32_t kind, struct vfmig_error *reterr)
+{
+    pthread_mutex_lock(&e->inbox_lock);
+    while (!e->inbox_full[kind] && !atomic_load(&e->abort))
+        pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
+    bool full = e->inbox_full[kind];
+    pthread_mutex_unlock(&e->inbox_lock);
+    return full ? 0 : given_up(reterr);
+}
+
+/* After wait_inbox: nobody writes a full slot again during an attempt. */
+static int load_external(struct engine *e, uint32_t kind, struct vfmig_error *reterr)
+{
+    int ret = wait_inbox(e, kind, reterr);
+
+    if (ret || !e->vm.ops->external_load)
+        return ret;
+    return e->vm.ops->external_load(e->vm.opaque, e->inbox[kind].data, e->inbox[kind].size, reterr);
+}
+
+static int receive_all(struct engine *e, struct vfmig_error *reterr)
+{
+    int ret = wait_inbox(e, VMSTATE_VCPUS, reterr);
+
+    return ret ? ret : vfmig_receiver_wait_round(e->receiver, e->final_round, UINT64_MAX, reterr);
+}
+
+static int load_state(struct engine *e, struct vfmig_error *reterr)
+{
+    int ret;
+
+    engine_stamp(e, &e->stamps.state_load_begin);
+    ret = load_external(e, VMSTATE_EXTERNAL_FINAL, reterr);
+    if (ret == 0)
+        ret = e->vm.ops->state_load(e->vm.opaque, e->inbox[VMSTATE_VCPUS].data,
+                                    e->inbox[VMSTATE_VCPUS].size, reterr);
+    engine_stamp(e, &e->stamps.state_load_end);
+    return ret;
+}
+
+int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
+{
+    int ret;
+
+    switch (work) {
+    case VFMIG_WORK_EXTERNAL:
+        return load_external(e, VMSTATE_EXTERNAL_FIRST, reterr);
+    case VFMIG_WORK_RECEIVE:
+        return receive_all(e, reterr);
+    case VFMIG_WORK_STATE_LOAD:
+        return load_state(e, reterr);
+    case VFMIG_WORK_VCPU_START:
+        ret = e->vm.ops->vcpus_start(e->vm.opaque, reterr);
+        if (ret == 0)
+            engine_stamp(e, &e->stamps.running);
+        return ret;
+    default:
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "%s is no work of a destination", vfmig_work_name(work));
+    }
+}
+
+static struct segment *next_segment(struct device_worker *dev)
+{
+    struct segment *segment;
+
+    pthread_mutex_lock(&dev->lock);
+    while (!dev->head && !atomic_load(&dev->engine->abort))
+        pthread_cond_wait(&dev->wake, &dev->lock);
+    segment = atomic_load(&dev->engine->abort) ? NULL : dev->head;
+    if (segment) {
+        dev->head = segment->next;
+        if (!dev->head)
+            dev->tail = &dev->head;
+        dev->queued_bytes -= segment->size;
+        pthread_cond_broadcast(&dev->wake);
+    }
+    pthread_mutex_unlock(&dev->lock);
+    return segment;
+}
+
+/* Loads what arrives, in the order in which it was saved (C16, C66), until the end. */
+int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
+                        struct vfmig_error *reterr)
+{
+    for (;;) {
+        struct segment *segment = next_segment(dev);
+        int ret = 0;
+
+        if (!segment)
+            return given_up(reterr);
+        bool end = segment->end;
+        if (!end) {
+            ret = dev->target->ops->load(dev->target, segment->data, segment->size, reterr);
+            dev->bytes += segment->size;
+        }
+        free(segment);
+        if (ret || end)
+            return ret;
+    }
+}

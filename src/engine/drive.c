@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Runs the two machines of a side: events in, actions carried out. Control thread only. */
+#include <errno.h>
+#include <string.h>
+
+#include "core/state.h"
+#include "engine/engine.h"
+#include "io/sock.h"
+
+/* How long an aborted attempt may go on sending before its connections are cut. */
+#define ABORT_GRACE_NS UINT64_C(300000000)
+
+void engine_note(struct engine *e, const struct vfmig_error *error)
+{
+    if (!error->code || e->failure.code)
+        return;
+    e->failure = *error;
+    pthread_mutex_lock(&e->status_lock);
+    e->progress.error = *error;
+    pthread_mutex_unlock(&e->status_lock);
+    engine_trace(e, "failure", "\"code\":%d,\"origin\":\"%s\"", error->code,
+                 vfmig_origin_name(error->origin));
+}
+
+/* --- flow --- */
+
+static void stamp_row(struct engine *e, uint32_t row)
+{
+    struct engine_stamps *stamps = &e->stamps;
+
+    if (row == VFMIG_ROW_S5_ENTER)
+        engine_stamp(e, &stamps->devices_asked);
+    else if (row == VFMIG_ROW_S5_STATE)
+        engine_stamp(e, &stamps->devices_stopped);
+    else if (row == VFMIG_ROW_R2_LOAD)
+        engine_stamp(e, &stamps->load_begin);
+}
+
+static void enter_row(struct engine *e, uint32_t row)
+{
+    stamp_row(e, row);
+    engine_enter_step(e, vfmig_row_step(row));
+    engine_trace(e, "row", "\"row\":\"%s\",\"step\":\"%s\"", vfmig_row_name(row),
+                 vfmig_step_name(vfmig_row_step(row)));
+}
+
+static void abort_works(struct engine *e)
+{
+    atomic_store(&e->abort, true);
+    if (e->mover)
+        vfmig_mover_cancel(e->mover);
+    pthread_mutex_lock(&e->inbox_lock);
+    pthread_cond_broadcast(&e->inbox_wake);
+    pthread_mutex_unlock(&e->inbox_lock);
+    for (uint32_t i = 0; i < e->vm.device_count; i++) {
+        pthread_mutex_lock(&e->devices[i].lock);
+        pthread_cond_broadcast(&e->devices[i].wake);
+        pthread_mutex_unlock(&e->devices[i].lock);
+    }
+    e->shutdown_at_ns = vfmig_now_ns() + ABORT_GRACE_NS;
+}
+
+static void device_lost(struct engine *e, uint32_t device)
+{
+    pthread_mutex_lock(&e->status_lock);
+    e->progress.devices_lost++;
+    pthread_mutex_unlock(&e->status_lock);
+    engine_trace(e, "device-lost", "\"id\":\"%s\"", e->devices[device].id);
+}
+
+static void each_device(struct engine *e, const struct vfmig_flow_action *action)
+{
+    for (uint32_t i = 0; i < e->vm.device_count; i++) {
+        if (!vfmig_devset_has(&action->devices, i))
+            continue;
+        if (action->kind == VFMIG_FLOW_ACT_GO)
+            engine_device_job(&e->devices[i], DEVICE_GO, e->flow.want[i]);
+        else if (action->kind == VFMIG_FLOW_ACT_DATA)
+            engine_device_job(&e->devices[i], DEVICE_DATA, action->arg);
+        else
+            device_lost(e, i);
+    }
+}
+
+static void note_timeout(struct engine *e)
+{
+    struct vfmig_error error = {0};
+    uint32_t late = e->flow.late;
+
+    if (late < e->vm.device_count)
+        vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_DEVICE, e->flow.state[late],
+                        "device %s did not answer in step %s", e->devices[late].id,
+                        vfmig_step_name(vfmig_flow_current(&e->flow)));
+    else
+        vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_LOCAL, 0, "step %s took too long",
+                        vfmig_step_name(vfmig_flow_current(&e->flow)));
+    engine_note(e, &error);
+}
+
+static void carry_out(struct engine *e, const struct vfmig_flow_action *action)
+{
+    switch (action->kind) {
+    case VFMIG_FLOW_ACT_ENTER:
+        enter_row(e, action->arg);
+        break;
+    case VFMIG_FLOW_ACT_GO:
+    case VFMIG_FLOW_ACT_DATA:
+    case VFMIG_FLOW_ACT_LOST:
+        each_device(e, action);
+        break;
+    case VFMIG_FLOW_ACT_WORK:
+        engine_work_job(e, action->arg);
+        break;
+    case VFMIG_FLOW_ACT_ABORT:
+        abort_works(e);
+        break;
+    case VFMIG_FLOW_ACT_FAILED:
+        if (action->arg == ETIMEDOUT)
+            note_timeout(e);
+        e->on_action(e, action);
+        break;
+    case VFMIG_FLOW_ACT_ENDED:
+        e->flow_active = false;
+        e->on_action(e, action);
+        break;
+    default:
+        e->on_action(e, action);
+    }
+}
+
+int engine_flow(struct engine *e, const struct vfmig_flow_event *event)
+{
+    struct vfmig_flow_actions actions;
+    int ret;
+
+    if (!e->flow_active)
+        return -EINVAL;
+    ret = vfmig_flow_step(&e->flow, event, vfmig_now_ns(), &actions);
+    if (ret == 0 && event->kind == VFMIG_FLOW_EVENT_DEVICE_DONE) {
+        pthread_mutex_lock(&e->status_lock);
+        if (event->device < VFMIG_PROGRESS_DEVICES)
+            e->progress.device_state[event->device] = (uint8_t)event->state;
+        pthread_mutex_unlock(&e->status_lock);
+    }
+    /* Points and failures come last in the list, so their own steps cannot overtake it. */
+    for (uint32_t i = 0; ret == 0 && i < actions.count; i++)
+        carry_out(e, &actions.list[i]);
+    return ret;
+}
+
+int engine_flow_kind(struct engine *e, enum vfmig_flow_event_kind kind)
+{
+    return engine_flow(e, &(struct vfmig_flow_event){.kind = kind});
+}
+
+/* --- handover --- */
+
+static int write_journal(struct engine *e, uint32_t record)
+{
+    struct vfmig_error error = {0};
+    uint64_t sync_ns = 0;
+    int ret;
+
+    if (record == VFMIG_HO_RECORD_GRANT_SENT)
+        engine_stamp(e, &e->stamps.grant_journal_begin);
+    ret = vfmig_journal_append(e->journal, e->handover.epoch, record, e->failure.text, &sync_ns,
+                               &error);
+    if (record == VFMIG_HO_RECORD_GRANT_SENT)
+        engine_stamp(e, &e->stamps.grant_journal_end);
+    engine_trace(e, "journal", "\"record\":\"%s\",\"ret\":%d,\"took_ns\":%llu",
+                 vfmig_ho_record_name(record), ret, (unsigned long long)sync_ns);
+    pthread_mutex_lock(&e->status_lock);
+    e->progress.journal_total_ns += sync_ns;
+    e->progress.journal_writes++;
+    pthread_mutex_unlock(&e->status_lock);
+    e->journal_ns = e->journal_ns > sync_ns ? e->journal_ns : sync_ns;
+    if (e->flow.parked && !e->stamps.running)
+        e->stamps.journal_stopped_ns += sync_ns;
+    if (ret)
+        engine_note(e, &error);
+    return ret;
+}
+
+static void send_message(struct engine *e, const struct vfmig_ho_msg *msg)
+{
+    struct vfmig_error error = {0};
+    int ret = engine_send_msg(e, msg, &error);
+
+    if (msg->kind == VFMIG_HO_MSG_GRANT)
+        engine_stamp(e, &e->stamps.grant_sent);
+    engine_trace(e, "message", "\"out\":\"%s\",\"ret\":%d", vfmig_ho_msg_name(msg->kind), ret);
+}
+
+static int handover_step(struct engine *e, const struct vfmig_ho_event *event)
+{
+    struct vfmig_ho_actions actions;
+    int ret;
+
+    if (!e->handover_active)
+        return -EINVAL;
+    ret = vfmig_handover_step(&e->handover, event, &actions);
+    while (ret == 0 && actions.journal) {
+        struct vfmig_ho_event written = {.kind = VFMIG_HO_EVENT_JOURNAL_DONE};
+
+        if (write_journal(e, actions.journal))
+            written.kind = VFMIG_HO_EVENT_JOURNAL_FAILED;
+        ret = vfmig_handover_step(&e->handover, &written, &actions);
+    }
+    if (ret)
+        return ret;
+    if (actions.flags & VFMIG_HO_ACT_REPORT)
+        engine_trace(e, "outcome", "\"outcome\":\"%s\"", vfmig_ho_outcome_name(actions.outcome));
+    /* The message does not wait for what the flags begin: it says what is on record, and RUN goes
+     * on in other threads. */
+    if (actions.flags)
+        e->on_handover(e, &actions);
+    if (actions.send.kind)
+        send_message(e, &actions.send);
+    return 0;
+}
+
+int engine_handover(struct engine *e, enum vfmig_ho_event_kind kind)
+{
+    return handover_step(e, &(struct vfmig_ho_event){.kind = (uint8_t)kind});
+}
+
+int engine_handover_msg(struct engine *e, const struct vfmig_ho_msg *msg)
+{
+    engine_trace(e, "message", "\"in\":\"%s\",\"record\":\"%s\"", vfmig_ho_msg_name(msg->kind),
+                 vfmig_ho_record_name(msg->record));
+    return handover_step(e, &(struct vfmig_ho_event){.kind = VFMIG_HO_EVENT_MESSAGE, .msg = *msg});
+}
+
+/* --- time --- */
+
+bool engine_due(uint64_t *at_ns, uint64_t now_ns)
+{
+    if (!*at_ns || now_ns < *at_ns)
+        return false;
+    *at_ns = 0;
+    return true;
+}
+
+/* A sign of life, so that the peer's stall limit means what it says. Memory is one, too. */
+void engine_beat(struct engine *e, uint64_t now_ns)
+{
+    struct vfmig_mover_progress moved = {0};
+
+    if (e->beat_at_ns && now_ns < e->beat_at_ns)
+        return;
+    if (e->mover)
+        vfmig_mover_progress(e->mover, &moved);
+    /* Before the offer the source measures the clocks and expects nothing else. */
+    if (e->linked && !moved.running && e->handover.state != VFMIG_HO_DST_LISTEN)
+        (void)engine_send_progress(e, PROGRESS_ALIVE, NULL, 0);
+    e->beat_at_ns = now_ns + e->options.stall_ns / 4;
+}

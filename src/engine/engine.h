@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What source and destination share: one control thread that runs the machines, a thread per
+ * device that carries out what blocks there, two for the rest, and the events they all post.
+ *
+ * The control thread owns the machines (flow, handover), the journal and the attempt's life. What
+ * other threads read is either constant during an attempt or under one of the locks. */
+#ifndef VFMIG_ENGINE_ENGINE_H
+#define VFMIG_ENGINE_ENGINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/buffer.h"
+#include "core/converge.h"
+#include "core/flow.h"
+#include "core/handover.h"
+#include "dirty/tracker.h"
+#include "engine/channel.h"
+#include "engine/journal.h"
+#include "engine/memory_mover.h"
+#include "target/target.h"
+#include "vfmig/migrate.h"
+
+struct engine;
+struct engine_link;
+
+#define ENGINE_MAX_EVENTS   2048u
+#define ENGINE_MAX_MESSAGES 64u /* of the peer, waiting; it repeats what is dropped */
+#define ENGINE_MAX_QUEUE    (8u << 20) /* bytes of device data that wait to be loaded, per device */
+
+enum engine_event_kind {
+    ENGINE_EVENT_FLOW = 1,   /* flow, error */
+    ENGINE_EVENT_MESSAGE,    /* msg, at_ns */
+    ENGINE_EVENT_LINK_LOST,  /* error, generation */
+    ENGINE_EVENT_REPORT,     /* destination's times have arrived */
+    ENGINE_EVENT_CONNECTION, /* destination: a connection with its first record is waiting */
+    ENGINE_EVENT_CANCEL,
+    ENGINE_EVENT_QUIT,
+};
+
+struct engine_event {
+    enum engine_event_kind kind;
+    uint32_t generation; /* of the link it came from */
+    struct vfmig_flow_event flow;
+    struct vfmig_error error;
+    struct vfmig_ho_msg msg;
+    uint64_t at_ns;
+};
+
+/* Moments on this side's clock; 0: has not happened. */
+struct engine_stamps {
+    uint64_t stop_asked, parked, snapshot_begin, snapshot_end, devices_asked, devices_stopped;
+    uint64_t state_begin, state_end, log_begin, log_end, sent, ready, grant_journal_begin,
+        grant_journal_end, grant_sent;
+    uint64_t grant_received, running; /* destination */
+    uint64_t load_begin, load_end, state_load_begin, state_load_end;
+    uint64_t journal_stopped_ns; /* fsyncs since the vCPUs were parked */
+};
+
+/* What the destination tells when the guest runs; on its own clock. */
+struct engine_report {
+    bool valid;
+    uint64_t grant_received, running, journal_ns, device_load_ns, state_load_ns;
+};
+
+enum device_command { DEVICE_NONE = 0, DEVICE_GO, DEVICE_DATA, DEVICE_QUIT };
+
+struct device_job {
+    enum device_command command;
+    uint32_t arg; /* state or VFMIG_WANT_RESET; enum vfmig_work */
+};
+
+/* A received segment that waits to be loaded; size 0 with end set: nothing follows. */
+struct segment {
+    struct segment *next;
+    bool end;
+    size_t size;
+    uint8_t data[];
+};
+
+struct device_worker {
+    struct engine *engine;
+    struct vfmig_target *target;
+    const char *id;
+    uint32_t index;
+    pthread_t thread;
+    bool started;
+
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    struct device_job jobs[4]; /* one, but for sabotages of the barrier */
+    uint32_t job_count;
+
+    /* Source: what was sent. */
+    uint64_t segments, bytes;
+    uint64_t left_bytes;    /* estimate of what the stopped device still says; under lock */
+    uint64_t rate_bytes;    /* per second, as measured */
+    uint64_t change_ns;     /* its slowest state change so far */
+    /* Destination: what has arrived; under lock. */
+    struct segment *head, **tail;
+    size_t queued_bytes;
+    uint64_t received_segments, received_bytes;
+    struct vfmig_buffer partial; /* receiver's thread only */
+    bool ended;
+};
+
+/* A thread that does works one after the other. */
+struct work_thread {
+    struct engine *engine;
+    pthread_t thread;
+    bool started, quit;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    uint32_t jobs[VFMIG_WORK_COUNT];
+    uint32_t job_count;
+};
+
+struct engine {
+    enum vfmig_flow_role role;
+    struct vfmig_vm vm;
+    struct vfmig_migrate_options options;
+    char journal_dir[256], control_path[256], uri[256];
+
+    /* Events to the control thread. */
+    pthread_mutex_t event_lock;
+    pthread_cond_t event_wake;
+    struct engine_event *events; /* ring of ENGINE_MAX_EVENTS */
+    uint32_t event_head, event_count, message_count;
+
+    /* Control thread. */
+    pthread_t control;
+    bool control_started;
+    struct vfmig_flow flow;
+    bool flow_active; /* begun and not ended */
+    struct vfmig_handover handover;
+    bool handover_active;
+    struct vfmig_journal *journal;
+    struct vfmig_error failure; /* the first one of the attempt */
+    bool cancelled, run_early, finished, quit;
+    uint32_t epoch;
+    uint64_t shutdown_at_ns; /* when an aborted attempt that still sends is cut off; 0: never */
+    uint64_t retry_at_ns, give_up_at_ns, reconnect_at_ns, beat_at_ns;
+    int (*do_work)(struct engine *e, uint32_t work, struct vfmig_error *reterr);
+    int (*do_data)(struct engine *e, struct device_worker *dev, bool final,
+                   struct vfmig_error *reterr);
+    void (*on_action)(struct engine *e, const struct vfmig_flow_action *action);
+    void (*on_handover)(struct engine *e, const struct vfmig_ho_actions *actions);
+
+    /* Workers. */
+    struct device_worker *devices;
+    struct work_thread memory_thread, vm_thread;
+    atomic_bool abort;      /* what runs is of no use any more */
+    atomic_bool round_over; /* memory of this round is through: pre-copy data may end too */
+
+    /* The link. generation counts links, so that news of an old one are told from the new. */
+    pthread_mutex_t link_lock; /* channels and receiver against status and shutdown */
+    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
+    uint32_t channel_count;
+    struct vfmig_receiver *receiver;
+    struct engine_link *link;
+    uint32_t generation;
+    bool linked;
+
+    /* Source: memory. Work threads, one after the other; map's words are atomic. */
+    struct vfmig_dirty_map map, fresh, seen;
+    bool maps_made, trackers_on;
+    struct vfmig_mover *mover; /* under link_lock for status */
+    uint64_t round, stop_round;
+    uint64_t last_sync_ns, dirty_pages, dirty_rate, bandwidth, log_ns, journal_ns;
+    uint64_t bytes_at_stop, pages_at_stop;
+    struct vfmig_clock_offset clock;
+    struct vfmig_buffer blob;
+    uint64_t vm_state_bytes;
+    uint64_t final_log_pages;
+    uint32_t rounds;
+
+    /* Destination: what arrived for the works. */
+    pthread_mutex_t inbox_lock;
+    pthread_cond_t inbox_wake;
+    struct vfmig_buffer inbox[4]; /* by kind of VMSTATE */
+    bool inbox_full[4];
+    uint64_t final_round;
+    struct engine_report report;
+    char peer_reason[232];
+
+    /* Told to others. */
+    pthread_mutex_t status_lock;
+    pthread_cond_t status_changed;
+    struct vfmig_progress progress;
+    struct engine_stamps stamps;
+    pthread_mutex_t trace_lock;
+};
+
+/* Kinds of VMSTATE; 16 bytes {u32 kind, u32 0, u64 final round} come before the blob. */
+enum {
+    VMSTATE_EXTERNAL_FIRST = 1,
+    VMSTATE_EXTERNAL_FINAL = 2,
+    VMSTATE_VCPUS = 3,
+};
+#define VMSTATE_HEAD_BYTES 16u
+
+/* engine.c */
+int engine_init(struct engine *e, enum vfmig_flow_role role, const struct vfmig_vm *vm,
+                const struct vfmig_migrate_options *options, struct vfmig_error *reterr);
+void engine_done(struct engine *e);
+void engine_post(struct engine *e, const struct engine_event *event);
+/* Waits until an event comes or it is until_ns (UINT64_MAX: for ever): true with an event. */
+bool engine_next(struct engine *e, uint64_t until_ns, struct engine_event *ret_event);
+uint64_t engine_wakeup(const struct engine *e);
+void engine_sleep_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_ns);
+void engine_cond_init(pthread_cond_t *cond);
+
+/* drive.c: the machines */
+int engine_flow(struct engine *e, const struct vfmig_flow_event *event);
+int engine_flow_kind(struct engine *e, enum vfmig_flow_event_kind kind);
+int engine_handover(struct engine *e, enum vfmig_ho_event_kind kind);
+int engine_handover_msg(struct engine *e, const struct vfmig_ho_msg *msg);
+void engine_note(struct engine *e, const struct vfmig_error *error); /* keeps the first failure */
+bool engine_due(uint64_t *at_ns, uint64_t now_ns);
+void engine_beat(struct engine *e, uint64_t now_ns);
+
+/* workers.c */
+int engine_workers_start(struct engine *e, struct vfmig_error *reterr);
+void engine_workers_stop(struct engine *e);
+void engine_device_job(struct device_worker *dev, enum device_command command, uint32_t arg);
+void engine_work_job(struct engine *e, uint32_t work);
+
+/* link.c */
+int engine_link_new(struct engine *e, struct vfmig_channel **channels, uint32_t count,
+                    uint32_t receive_count, const struct vfmig_memory *memory,
+                    vfmig_record_fn on_record, struct vfmig_error *reterr);
+void engine_link_shutdown(struct engine *e); /* unblocks whoever is inside; any thread */
+void engine_link_free(struct engine *e, bool bye);
+int engine_send_msg(struct engine *e, const struct vfmig_ho_msg *msg, struct vfmig_error *reterr);
+/* HANDOVER, PROGRESS and ERROR records of either side; 1: not one of them. */
+int engine_common_record(struct engine *e, const struct vfmig_record *record,
+                         struct vfmig_error *reterr);
+int engine_send_vmstate(struct engine *e, uint32_t kind, uint64_t final_round,
+                        const struct vfmig_buffer *blob, struct vfmig_error *reterr);
+int engine_ho_msg_decode(const struct vfmig_record *record, struct vfmig_ho_msg *ret_msg,
+                         struct vfmig_error *reterr);
+/* First byte of a PROGRESS record. */
+#define PROGRESS_ALIVE  'a' /* nothing but that */
+#define PROGRESS_REPORT 'r' /* struct engine_report */
+#define PROGRESS_REASON 't' /* why the destination will refuse */
+int engine_send_progress(struct engine *e, char kind, const void *data, size_t size);
+int engine_send_report(struct engine *e, const struct engine_report *report);
+
+/* identity.c */
+int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct vfmig_error *reterr);
+/* 0 when text (the peer's) agrees with ours, else -EINVAL naming the first difference. */
+int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_error *reterr);
+/* What no migration can do anything about: C63, C70, devices that cannot migrate. */
+int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr);
+
+/* report.c */
+void engine_trace(struct engine *e, const char *name, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void engine_stamp(struct engine *e, uint64_t *stamp);
+void engine_enter_step(struct engine *e, enum vfmig_step step);
+void engine_state(struct engine *e, enum vfmig_migrate_state state);
+void engine_count_bytes(struct engine *e); /* while the channels are there */
+void engine_snapshot(struct engine *e, struct vfmig_progress *ret_progress);
+void engine_downtime(struct engine *e);
+int engine_wait_state(struct engine *e, uint64_t timeout_ns, struct vfmig_error *reterr);
+
+/* memory.c: the source's works on memory and trackers */
+int engine_maps_init(struct engine *e, struct vfmig_error *reterr);
+void engine_maps_done(struct engine *e);
+int engine_trackers_start(struct engine *e, struct vfmig_error *reterr);
+int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr);
+void engine_trackers_sync(struct engine *e, uint64_t *ret_pages);
+int engine_round(struct engine *e, struct vfmig_error *reterr);
+
+#endif

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What both sides must have in common, as lines "key=value"; differences are named. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/bounds.h"
+#include "engine/engine.h"
+
+#define IDENTITY_VERSION 1
+#define MAX_SHOWN        48 /* characters of a value in a sentence */
+
+static int append_device(struct vfmig_buffer *out, uint32_t index, const char *id,
+                         const struct vfmig_target_info *info)
+{
+    int ret = vfmig_buffer_printf(out, "device.%u.id=%s\n", index, id);
+
+    if (!ret)
+        ret = vfmig_buffer_printf(out, "device.%u.pci=%04x:%04x:%04x:%04x:%02x\n", index,
+                                  info->pci_vendor, info->pci_device, info->pci_subvendor,
+                                  info->pci_subdevice, info->pci_revision);
+    for (uint32_t i = 0; !ret && i < 7 && i < info->region_count; i++)
+        ret = vfmig_buffer_printf(out, "device.%u.region.%u=%#" PRIx64 "\n", index, i,
+                                  info->region_size[i]);
+    for (uint32_t i = 0; !ret && i < 3; i++)
+        ret = vfmig_buffer_printf(out, "device.%u.irqs.%u=%u\n", index, i, info->irq_count[i]);
+    if (!ret)
+        ret = vfmig_buffer_printf(out, "info.device.%u.features=%#x\n", index, info->features);
+    return ret;
+}
+
+int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct vfmig_error *reterr)
+{
+    int ret = vfmig_buffer_printf(out, "identity=%d\nmemory.blocks=%u\n", IDENTITY_VERSION,
+                                  vm->memory.block_count);
+
+    for (uint32_t i = 0; !ret && i < vm->memory.block_count; i++)
+        ret = vfmig_buffer_printf(out, "memory.%u=%#" PRIx64 "+%#" PRIx64 "\n", i,
+                                  vm->memory.blocks[i].gpa, vm->memory.blocks[i].size);
+    if (!ret)
+        ret = vfmig_buffer_printf(out, "devices=%u\n", vm->device_count);
+    for (uint32_t i = 0; !ret && i < vm->device_count; i++)
+        ret = append_device(out, i, vm->device_ids[i], &vm->devices[i]->info);
+    if (ret)
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity");
+    return vm->ops->identity ? vm->ops->identity(vm->opaque, out, reterr) : 0;
+}
+
+struct line {
+    const char *key, *value;
+    int key_size, value_size;
+};
+
+/* The line at *at, which moves on; false at the end. Lines without '=' are all key. */
+static bool next_line(const char **at, struct line *ret_line)
+{
+    const char *begin = *at, *end, *equal;
+
+    if (!*begin)
+        return false;
+    end = strchrnul(begin, '\n');
+    equal = memchr(begin, '=', (size_t)(end - begin));
+    ret_line->key = begin;
+    ret_line->key_size = (int)((equal ? equal : end) - begin);
+    ret_line->value = equal ? equal + 1 : end;
+    ret_line->value_size = (int)(end - ret_line->value);
+    *at = *end ? end + 1 : end;
+    return true;
+}
+
+static bool find_line(const char *text, const struct line *wanted, struct line *ret_line)
+{
+    while (next_line(&text, ret_line))
+        if (ret_line->key_size == wanted->key_size &&
+            memcmp(ret_line->key, wanted->key, (size_t)wanted->key_size) == 0)
+            return true;
+    return false;
+}
+
+static int shown(int size)
+{
+    return size < MAX_SHOWN ? size : MAX_SHOWN;
+}
+
+static bool is_info(const struct line *line)
+{
+    return line->key_size >= 5 && memcmp(line->key, "info.", 5) == 0;
+}
+
+int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_error *reterr)
+{
+    struct line line, other;
+
+    for (const char *at = theirs; next_line(&at, &line);) {
+        if (is_info(&line))
+            continue;
+        if (!find_line(ours, &line, &other))
+            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                                   "%.*s is %.*s at the source and missing at the destination",
+                                   shown(line.key_size), line.key, shown(line.value_size),
+                                   line.value);
+        if (other.value_size != line.value_size ||
+            memcmp(other.value, line.value, (size_t)line.value_size))
+            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                                   "%.*s is %.*s at the source and %.*s at the destination",
+                                   shown(line.key_size), line.key, shown(line.value_size),
+                                   line.value, shown(other.value_size), other.value);
+    }
+    for (const char *at = ours; next_line(&at, &line);)
+        if (!is_info(&line) && !find_line(theirs, &line, &other))
+            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                                   "%.*s is %.*s at the destination and missing at the source",
+                                   shown(line.key_size), line.key, shown(line.value_size),
+                                   line.value);
+    return 0;
+}
+
+int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr)
+{
+    for (uint32_t i = 0; i < vm->device_count; i++) {
+        const struct vfmig_target_info *info = &vm->devices[i]->info;
+        bool quiet = (info->features & VFMIG_FEATURE_NDMA) && info->quiet != VFMIG_QUIET_NONE;
+
+        if (!(info->features & VFMIG_FEATURE_STOP_COPY))
+            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                                   "device %s cannot migrate", vm->device_ids[i]);
+        if (!quiet && vm->peer_mappings && vm->device_count > 1)
+            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                                   "device %s has no NDMA, and others can reach it by peer to peer DMA",
+                                   vm->device_ids[i]);
+        if (!quiet && vm->page_faults)
+            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                                   "device %s has no NDMA, and its DMA may wait for the guest",
+                                   vm->device_ids[i]);
+    }
+    return 0;
+}

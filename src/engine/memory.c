@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The source's memory: what the trackers say, and rounds of sending it. */
+#include <errno.h>
+#include <string.h>
+
+#include "base/bitmap.h"
+#include "base/sabotage.h"
+#include "engine/engine.h"
+#include "io/sock.h"
+
+/* A round of fewer bytes says little about the bandwidth. */
+#define MEASURED_BYTES (UINT64_C(4) << 20)
+#define SECOND_NS      UINT64_C(1000000000)
+
+int engine_maps_init(struct engine *e, struct vfmig_error *reterr)
+{
+    struct vfmig_dirty_map *maps[] = {&e->map, &e->fresh, &e->seen};
+
+    for (size_t i = 0; i < 3; i++) {
+        int ret = vfmig_dirty_map_init(maps[i], &e->vm.memory, reterr);
+        if (ret) {
+            while (i-- > 0)
+                vfmig_dirty_map_done(maps[i]);
+            return ret;
+        }
+    }
+    vfmig_dirty_map_fill(&e->map); /* the first round is everything */
+    e->maps_made = true;
+    return 0;
+}
+
+void engine_maps_done(struct engine *e)
+{
+    if (!e->maps_made)
+        return;
+    vfmig_dirty_map_done(&e->map);
+    vfmig_dirty_map_done(&e->fresh);
+    vfmig_dirty_map_done(&e->seen);
+    e->maps_made = false;
+}
+
+int engine_trackers_start(struct engine *e, struct vfmig_error *reterr)
+{
+    for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
+        struct vfmig_tracker *tracker = e->vm.trackers[i];
+        int ret = tracker->ops->start(tracker, &e->vm.memory, reterr);
+
+        engine_trace(e, "tracker", "\"start\":\"%s\",\"ret\":%d", tracker->ops->name, ret);
+        if (ret) {
+            vfmig_error_prefix(reterr, "tracker %s", tracker->ops->name);
+            while (i-- > 0)
+                (void)e->vm.trackers[i]->ops->stop(e->vm.trackers[i], NULL);
+            e->trackers_on = false;
+            return ret;
+        }
+    }
+    e->trackers_on = true;
+    e->last_sync_ns = vfmig_now_ns();
+    return 0;
+}
+
+int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr)
+{
+    int first = 0;
+
+    if (!e->trackers_on)
+        return 0;
+    for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
+        struct vfmig_tracker *tracker = e->vm.trackers[i];
+        int ret = tracker->ops->stop(tracker, first ? NULL : reterr);
+
+        engine_trace(e, "tracker", "\"stop\":\"%s\",\"ret\":%d", tracker->ops->name, ret);
+        if (ret && !first) {
+            vfmig_error_prefix(reterr, "tracker %s", tracker->ops->name);
+            first = ret;
+        }
+    }
+    e->trackers_on = false;
+    return first;
+}
+
+/* What a tracker just said goes into what is to be sent (a round may be taking bits from there) and
+ * into what was ever seen. */
+static uint64_t merge_fresh(struct engine *e)
+{
+    uint64_t pages = 0;
+
+    for (uint32_t b = 0; b < e->vm.memory.block_count; b++) {
+        size_t words = vfmig_bitmap_words(e->vm.memory.blocks[b].size >> VFMIG_PAGE_SHIFT);
+
+        for (size_t i = 0; i < words; i++) {
+            uint64_t word = vfmig_bitmap_take_word(&e->fresh.bitmaps[b][i]);
+            if (!word)
+                continue;
+            pages += (uint64_t)__builtin_popcountll(word);
+            e->seen.bitmaps[b][i] |= word;
+            __atomic_fetch_or(&e->map.bitmaps[b][i], word, __ATOMIC_ACQ_REL);
+        }
+    }
+    return pages;
+}
+
+static void take_all(struct engine *e)
+{
+    for (uint32_t b = 0; b < e->vm.memory.block_count; b++)
+        vfmig_bitmap_set_range_atomic(e->map.bitmaps[b], 0,
+                                      e->vm.memory.blocks[b].size >> VFMIG_PAGE_SHIFT);
+}
+
+/* Reads and clears every log. A tracker that fails has lost what it knew: everything is dirty. */
+void engine_trackers_sync(struct engine *e, uint64_t *ret_pages)
+{
+    uint64_t begin = vfmig_now_ns();
+    uint64_t pages;
+
+    for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
+        struct vfmig_tracker *tracker = e->vm.trackers[i];
+        struct vfmig_error error = {0};
+        int ret = tracker->ops->sync(tracker, &e->fresh, &error);
+
+        if (ret) {
+            engine_trace(e, "tracker", "\"sync\":\"%s\",\"ret\":%d", tracker->ops->name, ret);
+            take_all(e);
+        }
+    }
+    pages = merge_fresh(e);
+    uint64_t now = vfmig_now_ns();
+    if (now > e->last_sync_ns)
+        e->dirty_rate = (uint64_t)((double)pages * (double)SECOND_NS / (double)(now - e->last_sync_ns));
+    e->last_sync_ns = now;
+    e->log_ns = now - begin;
+    e->dirty_pages = vfmig_dirty_map_count(&e->map);
+    engine_trace(e, "log", "\"pages\":%llu,\"dirty\":%llu,\"took_ns\":%llu", (unsigned long long)pages,
+                 (unsigned long long)e->dirty_pages, (unsigned long long)(now - begin));
+    pthread_mutex_lock(&e->status_lock);
+    e->progress.working_set_pages = vfmig_dirty_map_count(&e->seen);
+    e->progress.dirty_bytes = e->dirty_rate * VFMIG_PAGE_SIZE;
+    e->progress.remaining_bytes = e->dirty_pages * VFMIG_PAGE_SIZE;
+    pthread_mutex_unlock(&e->status_lock);
+    *ret_pages = pages;
+}
+
+static void measure(struct engine *e, uint64_t bytes, uint64_t took_ns)
+{
+    if (took_ns && (bytes >= MEASURED_BYTES || !e->bandwidth))
+        e->bandwidth = (uint64_t)((double)bytes * (double)SECOND_NS / (double)took_ns);
+    pthread_mutex_lock(&e->status_lock);
+    e->progress.rounds = e->rounds;
+    e->progress.rate_bytes = e->bandwidth;
+    pthread_mutex_unlock(&e->status_lock);
+}
+
+/* Sends what is known dirty, then asks the trackers what was dirtied meanwhile. */
+int engine_round(struct engine *e, struct vfmig_error *reterr)
+{
+    struct vfmig_mover_progress before, after;
+    uint64_t begin = vfmig_now_ns(), pages;
+    int ret;
+
+    vfmig_mover_progress(e->mover, &before);
+    ret = vfmig_mover_send(e->mover, &e->map, ++e->round, reterr);
+    atomic_store(&e->round_over, true);
+    if (ret)
+        return ret;
+    vfmig_mover_progress(e->mover, &after);
+    e->rounds++;
+    measure(e, after.bytes_sent - before.bytes_sent, vfmig_now_ns() - begin);
+    engine_trace(e, "round", "\"round\":%u,\"pages\":%llu,\"bytes\":%llu,\"rate\":%llu", e->rounds,
+                 (unsigned long long)after.pages_total,
+                 (unsigned long long)(after.bytes_sent - before.bytes_sent),
+                 (unsigned long long)e->bandwidth);
+    engine_trackers_sync(e, &pages);
+    return 0;
+}

@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The source: its control thread and its public face. */
+#include "engine/source.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "io/sock.h"
+
+#define RETRY_NS     UINT64_C(1000000000)
+#define RECONNECT_NS UINT64_C(200000000)
+#define REPORT_NS    UINT64_C(1000000000) /* how long the destination's times are waited for */
+
+/* --- what the machines ask for --- */
+
+static void fail_flow(struct engine *e, int err, const char *text)
+{
+    struct vfmig_error error = {0};
+
+    vfmig_error_set(&error, err, VFMIG_ORIGIN_LOCAL, 0, "%s", text);
+    engine_note(e, &error);
+    engine_flow(e, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_FAIL, .err = err});
+}
+
+static void decide(struct engine *e)
+{
+    switch (source_decide(e)) {
+    case VFMIG_CONVERGE_AGAIN:
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_AGAIN);
+        break;
+    case VFMIG_CONVERGE_GO:
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_GO);
+        break;
+    default:
+        fail_flow(e, -ETIME, "the guest dirties memory faster than it can be sent: the deadline passed");
+    }
+}
+
+static enum vfmig_migrate_state unwound_state(const struct engine *e)
+{
+    return e->cancelled ? VFMIG_MIGRATE_CANCELLED : VFMIG_MIGRATE_FAILED;
+}
+
+/* The guest is this side's and runs; the destination may still have to hear of it. */
+static void unwound(struct engine *e)
+{
+    engine_enter_step(e, VFMIG_STEP_END);
+    engine_state(e, unwound_state(e));
+    e->give_up_at_ns = vfmig_now_ns() + (e->linked ? REPORT_NS : e->options.reconnect_ns);
+}
+
+static void completed(struct engine *e)
+{
+    engine_count_bytes(e);
+    engine_downtime(e);
+    engine_enter_step(e, VFMIG_STEP_END);
+    engine_state(e, VFMIG_MIGRATE_COMPLETED);
+    e->finished = true;
+}
+
+static void flow_ended(struct engine *e)
+{
+    if (e->handover.state != VFMIG_HO_SRC_RELEASED) {
+        unwound(e);
+        return;
+    }
+    if (e->report.valid)
+        completed(e);
+    else
+        e->give_up_at_ns = vfmig_now_ns() + REPORT_NS;
+}
+
+static void on_action(struct engine *e, const struct vfmig_flow_action *action)
+{
+    switch (action->kind) {
+    case VFMIG_FLOW_ACT_ASK:
+        decide(e);
+        break;
+    case VFMIG_FLOW_ACT_SENT:
+        engine_stamp(e, &e->stamps.sent);
+        engine_handover(e, VFMIG_HO_EVENT_STOPPED);
+        break;
+    case VFMIG_FLOW_ACT_FAILED:
+        engine_handover(e, VFMIG_HO_EVENT_ABORT);
+        break;
+    case VFMIG_FLOW_ACT_ENDED:
+        flow_ended(e);
+        break;
+    default:
+        break;
+    }
+}
+
+static void note_outcome(struct engine *e, uint8_t outcome)
+{
+    struct vfmig_error error = {0};
+
+    if (outcome == VFMIG_HO_OUTCOME_DIED_AT_DESTINATION)
+        vfmig_error_set(&error, -EOWNERDEAD, VFMIG_ORIGIN_PEER, 0,
+                        "the guest ran at the destination and died there");
+    else if (outcome == VFMIG_HO_OUTCOME_CONFLICT)
+        vfmig_error_set(&error, -EEXIST, VFMIG_ORIGIN_PEER, 0,
+                        "the destination runs a guest that was taken back: stop one of them");
+    engine_note(e, &error);
+    if (outcome == VFMIG_HO_OUTCOME_DIED_AT_DESTINATION && e->handover.state == VFMIG_HO_SRC_GRANTED)
+        engine_state(e, VFMIG_MIGRATE_UNDECIDED);
+}
+
+static void on_handover(struct engine *e, const struct vfmig_ho_actions *actions)
+{
+    if (actions->flags & VFMIG_HO_ACT_RELEASE) {
+        if (e->vm.ops->released)
+            e->vm.ops->released(e->vm.opaque);
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_RELEASE);
+    }
+    if (actions->flags & VFMIG_HO_ACT_RESUME) {
+        if (e->flow_active)
+            engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
+        else if (e->progress.state == VFMIG_MIGRATE_ACTIVE)
+            unwound(e);
+    }
+    if (actions->flags & VFMIG_HO_ACT_REPORT)
+        note_outcome(e, actions->outcome);
+}
+
+/* --- events --- */
+
+static void link_lost(struct engine *e, const struct engine_event *event)
+{
+    struct vfmig_error error = event->error;
+
+    if (!e->linked || event->generation != e->generation)
+        return;
+    e->linked = false;
+    engine_count_bytes(e);
+    if (!error.code)
+        vfmig_error_set(&error, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
+                        "the destination closed the connection");
+    engine_trace(e, "link-lost", "\"code\":%d", error.code);
+    if (e->handover.state != VFMIG_HO_SRC_RELEASED && e->progress.state == VFMIG_MIGRATE_ACTIVE)
+        engine_note(e, &error);
+    engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
+    if (vfmig_handover_waits(&e->handover)) {
+        e->reconnect_at_ns = vfmig_now_ns() + RECONNECT_NS;
+        if (e->progress.state == VFMIG_MIGRATE_ACTIVE && !e->flow_active)
+            e->give_up_at_ns = vfmig_now_ns() + e->options.reconnect_ns;
+        else if (e->handover.state == VFMIG_HO_SRC_GRANTED)
+            e->give_up_at_ns = vfmig_now_ns() + e->options.reconnect_ns;
+    }
+}
+
+static void refused(struct engine *e)
+{
+    struct vfmig_error error = {0};
+
+    pthread_mutex_lock(&e->inbox_lock);
+    vfmig_error_set(&error, -EREMOTEIO, VFMIG_ORIGIN_PEER, 0, "the destination refused%s%s",
+                    e->peer_reason[0] ? ": " : "", e->peer_reason);
+    pthread_mutex_unlock(&e->inbox_lock);
+    engine_note(e, &error);
+}
+
+static void message(struct engine *e, const struct engine_event *event)
+{
+    if (event->msg.kind == VFMIG_HO_MSG_READY && !e->stamps.ready)
+        e->stamps.ready = event->at_ns;
+    if (event->msg.kind == VFMIG_HO_MSG_REFUSED && e->progress.state == VFMIG_MIGRATE_ACTIVE)
+        refused(e);
+    engine_handover_msg(e, &event->msg);
+}
+
+static void cancel(struct engine *e)
+{
+    struct vfmig_error error = {0};
+
+    if (e->progress.state != VFMIG_MIGRATE_ACTIVE && e->progress.state != VFMIG_MIGRATE_UNDECIDED)
+        return;
+    if (!e->failure.code)
+        e->cancelled = true;
+    vfmig_error_set(&error, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the migration was cancelled");
+    engine_note(e, &error);
+    engine_handover(e, VFMIG_HO_EVENT_ABORT);
+}
+
+static void handle(struct engine *e, const struct engine_event *event)
+{
+    switch (event->kind) {
+    case ENGINE_EVENT_FLOW:
+        if (event->flow.err && !atomic_load(&e->abort) && e->flow.row < VFMIG_ROW_S6_ENTER)
+            engine_note(e, &event->error);
+        engine_flow(e, &event->flow);
+        break;
+    case ENGINE_EVENT_MESSAGE:
+        message(e, event);
+        break;
+    case ENGINE_EVENT_LINK_LOST:
+        link_lost(e, event);
+        break;
+    case ENGINE_EVENT_REPORT:
+        if (!e->flow_active && e->handover.state == VFMIG_HO_SRC_RELEASED && !e->finished)
+            completed(e);
+        break;
+    case ENGINE_EVENT_CANCEL:
+        cancel(e);
+        break;
+    case ENGINE_EVENT_QUIT:
+        e->quit = true;
+        cancel(e);
+        break;
+    default:
+        break;
+    }
+}
+
+/* --- time --- */
+
+static void try_again(struct engine *e)
+{
+    struct vfmig_error error = {0};
+    bool idle = !e->flow_active || (e->flow.row >= VFMIG_ROW_WAIT && !e->flow.running);
+
+    if (e->linked || !vfmig_handover_waits(&e->handover))
+        return;
+    /* What the old link still carries must have ended before it is taken away. */
+    if (idle) {
+        engine_link_free(e, /* bye= */ false);
+        if (source_reconnect((struct vfmig_source *)e, &error) == 0) {
+            engine_trace(e, "link-up", NULL);
+            engine_handover(e, VFMIG_HO_EVENT_LINK_UP);
+            return;
+        }
+    }
+    e->reconnect_at_ns = vfmig_now_ns() + RECONNECT_NS;
+}
+
+static void gave_up(struct engine *e)
+{
+    if (e->progress.state == VFMIG_MIGRATE_ACTIVE && e->handover.state == VFMIG_HO_SRC_RELEASED)
+        completed(e); /* without the destination's times */
+    else if (e->progress.state == VFMIG_MIGRATE_ACTIVE)
+        engine_state(e, VFMIG_MIGRATE_UNDECIDED);
+    else if (e->progress.state != VFMIG_MIGRATE_UNDECIDED)
+        e->finished = true;
+}
+
+static void on_time(struct engine *e)
+{
+    uint64_t now = vfmig_now_ns();
+
+    if (e->flow_active && e->flow.deadline_ns && now >= e->flow.deadline_ns)
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_TICK);
+    if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)
+        engine_link_shutdown(e);
+    if (engine_due(&e->retry_at_ns, now) && e->linked)
+        engine_handover(e, VFMIG_HO_EVENT_RETRY);
+    if (!e->retry_at_ns && vfmig_handover_waits(&e->handover) && !e->flow_active)
+        e->retry_at_ns = now + RETRY_NS;
+    if (!e->retry_at_ns && e->handover.state >= VFMIG_HO_SRC_STOPPED &&
+        vfmig_handover_waits(&e->handover))
+        e->retry_at_ns = now + RETRY_NS;
+    if (engine_due(&e->reconnect_at_ns, now))
+        try_again(e);
+    if (engine_due(&e->give_up_at_ns, now))
+        gave_up(e);
+    engine_beat(e, now);
+    /* Once the guest is back and the destination has nothing left to hear, it is over. */
+    if (e->progress.state == VFMIG_MIGRATE_FAILED || e->progress.state == VFMIG_MIGRATE_CANCELLED)
+        e->finished |= !vfmig_handover_waits(&e->handover);
+    if (e->quit && !e->flow_active)
+        e->finished = true;
+    if (e->quit && e->handover.state == VFMIG_HO_SRC_GRANTED)
+        e->finished = true; /* nothing here may decide it: the journal stands */
+}
+
+/* --- the attempt --- */
+
+static int prepare(struct vfmig_source *source, struct vfmig_error *reterr)
+{
+    struct engine *e = &source->e;
+    uint32_t features[VFMIG_MAX_DEVICES];
+    int ret = engine_vm_check(&e->vm, reterr);
+
+    if (ret == 0)
+        ret = source_connect(source, reterr);
+    if (ret == 0)
+        ret = engine_maps_init(e, reterr);
+    if (ret == 0)
+        ret = vfmig_mover_new(e->channels, e->channel_count, &e->vm.memory, &e->mover, reterr);
+    if (ret == 0)
+        ret = engine_workers_start(e, reterr);
+    if (ret)
+        return ret;
+    vfmig_mover_set_bandwidth(e->mover, e->options.max_bandwidth);
+    for (uint32_t i = 0; i < e->vm.device_count; i++)
+        features[i] = e->vm.devices[i]->info.features;
+    return vfmig_flow_init(&e->flow, VFMIG_FLOW_SOURCE, e->vm.device_count, features,
+                           e->options.device_timeout_ns, e->options.viommu_timeout_ns);
+}
+
+static void begin(struct engine *e)
+{
+    struct vfmig_error error = {0};
+
+    vfmig_handover_init(&e->handover, VFMIG_HO_SOURCE, e->options.migration_id, e->epoch,
+                        VFMIG_HO_RECORD_NONE, /* memory= */ true);
+    e->handover_active = true;
+    engine_handover(e, VFMIG_HO_EVENT_START);
+    if (e->handover.state != VFMIG_HO_SRC_OFFERED)
+        return;
+    if (source_send_external(e, VMSTATE_EXTERNAL_FIRST, &error)) {
+        engine_note(e, &error);
+        engine_handover(e, VFMIG_HO_EVENT_ABORT);
+        return;
+    }
+    e->flow_active = true;
+    engine_flow_kind(e, VFMIG_FLOW_EVENT_START);
+}
+
+static void *source_main(void *arg)
+{
+    struct vfmig_source *source = arg;
+    struct engine *e = &source->e;
+    struct vfmig_error error = {0};
+    struct engine_event event;
+
+    engine_enter_step(e, VFMIG_STEP_CONNECT);
+    if (prepare(source, &error)) {
+        e->cancelled = atomic_load(&source->cancel);
+        if (e->cancelled)
+            vfmig_error_set(&error, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the migration was cancelled");
+        engine_note(e, &error);
+        engine_enter_step(e, VFMIG_STEP_END);
+        engine_workers_stop(e);
+        engine_link_free(e, /* bye= */ true);
+        engine_maps_done(e);
+        engine_state(e, unwound_state(e));
+        return NULL;
+    }
+    begin(e);
+    while (!e->finished) {
+        if (engine_next(e, engine_wakeup(e), &event))
+            handle(e, &event);
+        on_time(e);
+    }
+    engine_workers_stop(e);
+    engine_count_bytes(e);
+    engine_link_free(e, /* bye= */ true);
+    engine_maps_done(e);
+    return NULL;
+}
+
+/* --- public --- */
+
+static int open_journal(struct engine *e, struct vfmig_error *reterr)
+{
+    static const uint8_t zero[VFMIG_MIGRATION_ID_BYTES];
+    uint8_t *id = e->options.migration_id;
+
+    if (memcmp(id, zero, sizeof(zero)) == 0 &&
+        getrandom(id, VFMIG_MIGRATION_ID_BYTES, 0) != VFMIG_MIGRATION_ID_BYTES)
+        return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_KERNEL, 0, "no random migration id");
+    int ret = vfmig_journal_open(e->journal_dir, id, VFMIG_HO_SOURCE, /* memory= */ true,
+                                 e->control_path, &e->journal, reterr);
+    if (ret)
+        return ret;
+    const struct vfmig_journal_entry *last = vfmig_journal_last(e->journal);
+    if (last->record != VFMIG_HO_RECORD_NONE && last->record != VFMIG_HO_RECORD_RESUMED)
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
+                               "an earlier attempt with this id ended with %s: see vfmig status",
+                               vfmig_ho_record_name(last->record));
+    e->epoch = last->epoch + 1;
+    memcpy(e->progress.migration_id, id, VFMIG_MIGRATION_ID_BYTES);
+    e->progress.epoch = e->epoch;
+    return 0;
+}
+
+int vfmig_source_new(const struct vfmig_vm *vm, const struct vfmig_migrate_options *options,
+                     struct vfmig_source **ret_source, struct vfmig_error *reterr)
+{
+    struct vfmig_source *source = calloc(1, sizeof(*source));
+    int ret;
+
+    if (!source)
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a source");
+    ret = engine_init(&source->e, VFMIG_FLOW_SOURCE, vm, options, reterr);
+    if (ret) {
+        free(source);
+        return ret;
+    }
+    source->e.do_work = source_do_work;
+    source->e.do_data = source_do_data;
+    source->e.on_action = on_action;
+    source->e.on_handover = on_handover;
+    ret = open_journal(&source->e, reterr);
+    if (ret) {
+        engine_done(&source->e);
+        free(source);
+        return ret;
+    }
+    *ret_source = source;
+    return 0;
+}
+
+int vfmig_source_start(struct vfmig_source *source, const char *uri, struct vfmig_error *reterr)
+{
+    struct engine *e = &source->e;
+    int ret;
+
+    if (source->started)
+        return vfmig_error_set(reterr, -EALREADY, VFMIG_ORIGIN_LOCAL, 0,
+                               "this migration was started before");
+    if (strlen(uri) >= sizeof(e->uri))
+        return vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0, "the address is too long");
+    strcpy(e->uri, uri);
+    engine_state(e, VFMIG_MIGRATE_ACTIVE);
+    ret = -pthread_create(&e->control, NULL, source_main, source);
+    if (ret) {
+        engine_state(e, VFMIG_MIGRATE_FAILED);
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
+    }
+    source->started = true;
+    return 0;
+}
+
+void vfmig_source_cancel(struct vfmig_source *source)
+{
+    struct engine *e = &source->e;
+
+    atomic_store(&source->cancel, true);
+    engine_post(e, &(struct engine_event){.kind = ENGINE_EVENT_CANCEL});
+    /* While identity is exchanged nobody looks at events: cut it. */
+    pthread_mutex_lock(&e->link_lock);
+    for (uint32_t i = 0; !e->receiver && i < e->channel_count; i++)
+        vfmig_channel_shutdown(e->channels[i]);
+    pthread_mutex_unlock(&e->link_lock);
+}
+
+void vfmig_source_status(struct vfmig_source *source, struct vfmig_progress *ret_progress)
+{
+    engine_snapshot(&source->e, ret_progress);
+}
+
+int vfmig_source_wait(struct vfmig_source *source, uint64_t timeout_ns, struct vfmig_error *reterr)
+{
+    return engine_wait_state(&source->e, timeout_ns, reterr);
+}
+
+void vfmig_source_free(struct vfmig_source *source)
+{
+    if (!source)
+        return;
+    if (source->started) {
+        vfmig_source_cancel(source);
+        engine_post(&source->e, &(struct engine_event){.kind = ENGINE_EVENT_QUIT});
+        pthread_join(source->e.control, NULL);
+    }
+    engine_done(&source->e);
+    free(source);
+}

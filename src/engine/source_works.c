@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the source does beside the devices' state changes; in the work and device threads. */
+#include "engine/source.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/sabotage.h"
+#include "io/sock.h"
+
+#define SECOND_NS     UINT64_C(1000000000)
+#define MIN_SAVE_BUFFER (UINT64_C(64) << 10)
+
+static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
+{
+    engine_stamp(e, &e->stamps.stop_asked);
+    int ret = e->vm.ops->vcpus_stop(e->vm.opaque, reterr);
+    if (ret)
+        return ret;
+    engine_count_bytes(e);
+    pthread_mutex_lock(&e->status_lock);
+    e->bytes_at_stop = e->progress.sent_running_bytes;
+    e->pages_at_stop = e->progress.memory_running_bytes / VFMIG_PAGE_SIZE;
+    pthread_mutex_unlock(&e->status_lock);
+    engine_stamp(e, &e->stamps.parked);
+    e->stop_round = e->round;
+    vfmig_mover_set_bandwidth(e->mover, 0); /* the limit is for the guest's sake; it waits now */
+    return 0;
+}
+
+/* The two final snapshots. Only the second is relied upon; the first makes its share small. */
+static void read_log(struct engine *e, uint64_t *begin, uint64_t *end, uint64_t *ret_pages)
+{
+    *ret_pages = 0;
+    engine_stamp(e, begin);
+    if (!vfmig_sabotage("skip-final-log"))
+        engine_trackers_sync(e, ret_pages);
+    engine_stamp(e, end);
+}
+
+int source_send_external(struct engine *e, uint32_t kind, struct vfmig_error *reterr)
+{
+    int ret = 0;
+
+    e->blob.size = 0;
+    e->blob.limit = VFMIG_MAX_VMSTATE - VMSTATE_HEAD_BYTES;
+    if (e->vm.ops->external_save)
+        ret = e->vm.ops->external_save(e->vm.opaque, &e->blob, reterr);
+    if (ret == 0)
+        ret = engine_send_vmstate(e, kind, 0, &e->blob, reterr);
+    e->vm_state_bytes = e->blob.size;
+    return ret;
+}
+
+static int send_vm_state(struct engine *e, struct vfmig_error *reterr)
+{
+    int ret;
+
+    engine_stamp(e, &e->stamps.state_begin);
+    ret = source_send_external(e, VMSTATE_EXTERNAL_FINAL, reterr);
+    e->blob.size = 0;
+    if (ret == 0)
+        ret = e->vm.ops->state_save(e->vm.opaque, &e->blob, reterr);
+    /* The rounds MEMORY and LAST_MEMORY follow the last one with vCPUs running. */
+    if (ret == 0)
+        ret = engine_send_vmstate(e, VMSTATE_VCPUS, e->stop_round + 2, &e->blob, reterr);
+    engine_stamp(e, &e->stamps.state_end);
+    return ret;
+}
+
+static int final_log(struct engine *e)
+{
+    uint64_t pages;
+
+    read_log(e, &e->stamps.log_begin, &e->stamps.log_end, &pages);
+    pthread_mutex_lock(&e->status_lock);
+    e->progress.final_log_pages = pages;
+    pthread_mutex_unlock(&e->status_lock);
+    return 0;
+}
+
+int source_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
+{
+    uint64_t pages;
+
+    switch (work) {
+    case VFMIG_WORK_TRACK_START:
+        return engine_trackers_start(e, reterr);
+    case VFMIG_WORK_TRACK_STOP:
+        return engine_trackers_stop(e, reterr);
+    case VFMIG_WORK_ROUND:
+        return engine_round(e, reterr);
+    case VFMIG_WORK_VIOMMU_IDLE:
+        return e->vm.ops->viommu_idle
+                   ? e->vm.ops->viommu_idle(e->vm.opaque, e->options.viommu_timeout_ns, reterr)
+                   : 0;
+    case VFMIG_WORK_VCPU_STOP:
+        return stop_vcpus(e, reterr);
+    case VFMIG_WORK_VCPU_START:
+        return e->vm.ops->vcpus_start(e->vm.opaque, reterr);
+    case VFMIG_WORK_SNAPSHOT:
+        read_log(e, &e->stamps.snapshot_begin, &e->stamps.snapshot_end, &pages);
+        return 0;
+    case VFMIG_WORK_FINAL_LOG:
+        return final_log(e);
+    case VFMIG_WORK_MEMORY:
+        return vfmig_mover_send(e->mover, &e->map, e->stop_round + 1, reterr);
+    case VFMIG_WORK_LAST_MEMORY:
+        return vfmig_mover_send(e->mover, &e->map, e->stop_round + 2, reterr);
+    case VFMIG_WORK_VM_STATE:
+        return send_vm_state(e, reterr);
+    default:
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "%s is no work of a source",
+                               vfmig_work_name(work));
+    }
+}
+
+/* --- device data --- */
+
+static uint64_t estimate(struct device_worker *dev)
+{
+    uint64_t left = 0;
+
+    /* A device that cannot say is taken as having little left. */
+    if (dev->target->ops->left(dev->target, &left, NULL) || left == UINT64_MAX)
+        return 0;
+    return left;
+}
+
+static int send_end(struct engine *e, struct device_worker *dev, struct vfmig_channel *channel,
+                    struct vfmig_error *reterr)
+{
+    uint8_t out[VFMIG_DEVICE_END_BYTES];
+    struct vfmig_device_end end = {
+        .device = dev->index, .segments = dev->segments, .bytes = dev->bytes};
+
+    vfmig_device_end_encode(out, &end);
+    return vfmig_channel_send(channel, VFMIG_RECORD_DEVEND, out, sizeof(out), reterr);
+}
+
+static int stream_out(struct engine *e, struct device_worker *dev, bool final, void *buffer,
+                      size_t size, uint64_t *ret_bytes, struct vfmig_error *reterr)
+{
+    /* All of a device's data is on one channel, in order. */
+    struct vfmig_channel *channel = e->channels[dev->index % e->channel_count];
+    uint64_t expected = final ? UINT64_MAX : estimate(dev);
+
+    for (*ret_bytes = 0; !atomic_load(&e->abort);) {
+        ssize_t got = dev->target->ops->save(dev->target, buffer, size, reterr);
+        if (got < 0)
+            return (int)got;
+        if (got == 0)
+            return final ? send_end(e, dev, channel, reterr) : 0;
+        int ret = vfmig_channel_send_segment(channel, dev->index, dev->segments, buffer,
+                                             (size_t)got, reterr);
+        if (ret)
+            return ret;
+        dev->segments++;
+        dev->bytes += (uint64_t)got;
+        *ret_bytes += (uint64_t)got;
+        /* A device may log changes as fast as they are read: the round of memory bounds it. */
+        if (!final && atomic_load(&e->round_over) && *ret_bytes >= expected)
+            return 0;
+    }
+    return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the migration was given up");
+}
+
+int source_do_data(struct engine *e, struct device_worker *dev, bool final,
+                   struct vfmig_error *reterr)
+{
+    size_t size = (size_t)dev->target->info.max_data_xfer;
+    uint64_t begin = vfmig_now_ns(), bytes;
+    int ret;
+
+    if (size < MIN_SAVE_BUFFER)
+        size = MIN_SAVE_BUFFER;
+    if (size > VFMIG_MAX_DEVICE_SEGMENT)
+        size = VFMIG_MAX_DEVICE_SEGMENT;
+    void *buffer = malloc(size);
+    if (!buffer)
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for its data");
+    ret = stream_out(e, dev, final, buffer, size, &bytes, reterr);
+    free(buffer);
+    if (ret)
+        return ret;
+    uint64_t took = vfmig_now_ns() - begin;
+    uint64_t left = final ? 0 : estimate(dev);
+    pthread_mutex_lock(&dev->lock);
+    dev->left_bytes = left;
+    if (bytes && took)
+        dev->rate_bytes = (uint64_t)((double)bytes * (double)SECOND_NS / (double)took);
+    pthread_mutex_unlock(&dev->lock);
+    pthread_mutex_lock(&e->status_lock);
+    e->progress.device_bytes += bytes;
+    pthread_mutex_unlock(&e->status_lock);
+    return 0;
+}
+
+/* --- when to switch over --- */
+
+static void measure_devices(struct engine *e, struct vfmig_converge_input *input)
+{
+    for (uint32_t i = 0; i < e->vm.device_count; i++) {
+        struct device_worker *dev = &e->devices[i];
+
+        pthread_mutex_lock(&dev->lock);
+        uint64_t ns = dev->rate_bytes
+                          ? (uint64_t)((double)dev->left_bytes * (double)SECOND_NS / (double)dev->rate_bytes)
+                          : 0;
+        input->device_bytes += dev->left_bytes;
+        if (ns > input->slowest_device_ns)
+            input->slowest_device_ns = ns;
+        if (dev->change_ns > input->device_change_ns)
+            input->device_change_ns = dev->change_ns;
+        pthread_mutex_unlock(&dev->lock);
+    }
+}
+
+enum vfmig_converge_verdict source_decide(struct engine *e)
+{
+    struct vfmig_converge converge = {
+        .limit_ns = e->options.downtime_limit_ns,
+        .deadline_ns = e->options.deadline_ns ? e->progress.started_ns + e->options.deadline_ns : 0,
+        .force = e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE};
+    struct vfmig_converge_input input = {.dirty_pages = e->dirty_pages,
+                                         .dirty_pages_per_s = e->dirty_rate,
+                                         .bandwidth = e->bandwidth,
+                                         .log_ns = e->log_ns,
+                                         .vm_state_bytes = e->vm_state_bytes,
+                                         .journal_ns = e->journal_ns,
+                                         .rtt_ns = e->clock.rtt_ns,
+                                         .rounds = e->rounds};
+
+    measure_devices(e, &input);
+    enum vfmig_converge_verdict verdict = vfmig_converge_decide(&converge, &input, vfmig_now_ns());
+    uint64_t predicted = vfmig_converge_predict(&input);
+    pthread_mutex_lock(&e->status_lock);
+    e->progress.predicted_downtime_ns = predicted;
+    pthread_mutex_unlock(&e->status_lock);
+    engine_trace(e, "decide", "\"verdict\":%d,\"predicted_ns\":%llu,\"dirty\":%llu,\"rate\":%llu",
+                 (int)verdict, (unsigned long long)predicted, (unsigned long long)e->dirty_pages,
+                 (unsigned long long)e->dirty_rate);
+    return verdict;
+}

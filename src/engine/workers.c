@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The threads that block in the control thread's place: one a device, one for memory, one for the
+ * VM and the trackers. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/sabotage.h"
+#include "core/state.h"
+#include "engine/engine.h"
+#include "io/sock.h"
+
+static void post(struct engine *e, const struct vfmig_flow_event *event,
+                 const struct vfmig_error *error)
+{
+    struct engine_event out = {.kind = ENGINE_EVENT_FLOW, .flow = *event, .error = *error};
+
+    engine_post(e, &out);
+}
+
+/* --- devices --- */
+
+static enum vfmig_state real_state(struct device_worker *dev)
+{
+    enum vfmig_state state = VFMIG_STATE_ERROR;
+    struct vfmig_error ignored = {0};
+
+    /* A device that does not even say where it is counts as failed. */
+    if (dev->target->ops->get_state(dev->target, &state, &ignored) ||
+        !vfmig_state_info((uint32_t)state))
+        return VFMIG_STATE_ERROR;
+    return state;
+}
+
+static void change_state(struct device_worker *dev, uint32_t want)
+{
+    struct engine *e = dev->engine;
+    struct vfmig_error error = {0};
+    uint64_t begin = vfmig_now_ns();
+    struct vfmig_flow_event event = {.kind = VFMIG_FLOW_EVENT_DEVICE_DONE, .device = dev->index};
+    int ret;
+
+    if (want == VFMIG_WANT_RESET)
+        ret = dev->target->ops->reset(dev->target, &error);
+    else
+        ret = dev->target->ops->set_state(dev->target, (enum vfmig_state)want,
+                                          e->options.device_timeout_ns, &error);
+    uint64_t took = vfmig_now_ns() - begin;
+    if (ret == 0)
+        event.state = want == VFMIG_WANT_RESET ? VFMIG_STATE_RUNNING : want;
+    else
+        event.state = real_state(dev);
+    event.err = ret;
+    pthread_mutex_lock(&dev->lock);
+    if (ret == 0 && took > dev->change_ns && want != VFMIG_WANT_RESET)
+        dev->change_ns = took;
+    pthread_mutex_unlock(&dev->lock);
+    engine_trace(e, "device", "\"id\":\"%s\",\"want\":\"%s\",\"state\":\"%s\",\"ret\":%d,\"took_ns\":%llu",
+                 dev->id, want == VFMIG_WANT_RESET ? "reset" : vfmig_state_name(want),
+                 vfmig_state_name(event.state), ret, (unsigned long long)took);
+    if (ret)
+        vfmig_error_prefix(&error, "device %s", dev->id);
+    post(e, &event, &error);
+}
+
+static void move_data(struct device_worker *dev, uint32_t work)
+{
+    struct engine *e = dev->engine;
+    struct vfmig_error error = {0};
+    struct vfmig_flow_event event = {.kind = VFMIG_FLOW_EVENT_DATA_DONE, .device = dev->index};
+
+    event.err = e->do_data(e, dev, work == VFMIG_WORK_LAST_DATA, &error);
+    engine_trace(e, "device-data", "\"id\":\"%s\",\"work\":\"%s\",\"ret\":%d,\"bytes\":%llu", dev->id,
+                 vfmig_work_name(work), event.err, (unsigned long long)dev->bytes);
+    if (event.err)
+        vfmig_error_prefix(&error, "device %s", dev->id);
+    post(e, &event, &error);
+}
+
+static struct device_job next_job(struct device_worker *dev)
+{
+    struct device_job job;
+
+    pthread_mutex_lock(&dev->lock);
+    while (!dev->job_count)
+        pthread_cond_wait(&dev->wake, &dev->lock);
+    job = dev->jobs[0];
+    memmove(dev->jobs, dev->jobs + 1, --dev->job_count * sizeof(job));
+    pthread_mutex_unlock(&dev->lock);
+    return job;
+}
+
+static void *device_main(void *arg)
+{
+    struct device_worker *dev = arg;
+
+    for (;;) {
+        struct device_job job = next_job(dev);
+        if (job.command == DEVICE_QUIT)
+            return NULL;
+        if (job.command == DEVICE_GO)
+            change_state(dev, job.arg);
+        else
+            move_data(dev, job.arg);
+    }
+}
+
+void engine_device_job(struct device_worker *dev, enum device_command command, uint32_t arg)
+{
+    pthread_mutex_lock(&dev->lock);
+    if (dev->job_count < sizeof(dev->jobs) / sizeof(dev->jobs[0]))
+        dev->jobs[dev->job_count++] = (struct device_job){.command = command, .arg = arg};
+    pthread_cond_broadcast(&dev->wake);
+    pthread_mutex_unlock(&dev->lock);
+}
+
+/* --- works --- */
+
+static void *work_main(void *arg)
+{
+    struct work_thread *thread = arg;
+    struct engine *e = thread->engine;
+
+    for (;;) {
+        pthread_mutex_lock(&thread->lock);
+        while (!thread->job_count && !thread->quit)
+            pthread_cond_wait(&thread->wake, &thread->lock);
+        if (!thread->job_count) {
+            pthread_mutex_unlock(&thread->lock);
+            return NULL;
+        }
+        uint32_t work = thread->jobs[0];
+        memmove(thread->jobs, thread->jobs + 1, --thread->job_count * sizeof(work));
+        pthread_mutex_unlock(&thread->lock);
+
+        struct vfmig_error error = {0};
+        struct vfmig_flow_event event = {.kind = VFMIG_FLOW_EVENT_WORK_DONE, .work = work};
+        engine_trace(e, "work", "\"begin\":\"%s\"", vfmig_work_name(work));
+        event.err = e->do_work(e, work, &error);
+        engine_trace(e, "work", "\"end\":\"%s\",\"ret\":%d", vfmig_work_name(work), event.err);
+        post(e, &event, &error);
+    }
+}
+
+static bool is_memory_work(uint32_t work)
+{
+    return work == VFMIG_WORK_ROUND || work == VFMIG_WORK_MEMORY ||
+           work == VFMIG_WORK_LAST_MEMORY || work == VFMIG_WORK_RECEIVE;
+}
+
+void engine_work_job(struct engine *e, uint32_t work)
+{
+    struct work_thread *thread = is_memory_work(work) ? &e->memory_thread : &e->vm_thread;
+
+    if (work == VFMIG_WORK_ROUND)
+        atomic_store(&e->round_over, false);
+    pthread_mutex_lock(&thread->lock);
+    if (thread->job_count < VFMIG_WORK_COUNT)
+        thread->jobs[thread->job_count++] = work;
+    pthread_cond_signal(&thread->wake);
+    pthread_mutex_unlock(&thread->lock);
+}
+
+/* --- start and stop --- */
+
+static int start_work_thread(struct engine *e, struct work_thread *thread,
+                             struct vfmig_error *reterr)
+{
+    thread->engine = e;
+    thread->quit = false;
+    pthread_mutex_init(&thread->lock, NULL);
+    pthread_cond_init(&thread->wake, NULL);
+    int ret = -pthread_create(&thread->thread, NULL, work_main, thread);
+    if (ret) {
+        pthread_mutex_destroy(&thread->lock);
+        pthread_cond_destroy(&thread->wake);
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
+    }
+    thread->started = true;
+    return 0;
+}
+
+static void stop_work_thread(struct work_thread *thread)
+{
+    if (!thread->started)
+        return;
+    pthread_mutex_lock(&thread->lock);
+    thread->quit = true;
+    pthread_cond_signal(&thread->wake);
+    pthread_mutex_unlock(&thread->lock);
+    pthread_join(thread->thread, NULL);
+    pthread_mutex_destroy(&thread->lock);
+    pthread_cond_destroy(&thread->wake);
+    thread->started = false;
+}
+
+static void drop_segments(struct device_worker *dev)
+{
+    while (dev->head) {
+        struct segment *segment = dev->head;
+        dev->head = segment->next;
+        free(segment);
+    }
+    dev->tail = &dev->head;
+    vfmig_buffer_free(&dev->partial);
+}
+
+static int start_device(struct engine *e, uint32_t i, struct vfmig_error *reterr)
+{
+    struct device_worker *dev = &e->devices[i];
+
+    *dev = (struct device_worker){.engine = e,
+                                  .target = e->vm.devices[i],
+                                  .id = e->vm.device_ids[i],
+                                  .index = i,
+                                  .tail = &dev->head,
+                                  .partial.limit = VFMIG_MAX_DEVICE_SEGMENT};
+    pthread_mutex_init(&dev->lock, NULL);
+    pthread_cond_init(&dev->wake, NULL);
+    int ret = -pthread_create(&dev->thread, NULL, device_main, dev);
+    if (ret) {
+        pthread_mutex_destroy(&dev->lock);
+        pthread_cond_destroy(&dev->wake);
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
+    }
+    dev->started = true;
+    return 0;
+}
+
+int engine_workers_start(struct engine *e, struct vfmig_error *reterr)
+{
+    int ret = start_work_thread(e, &e->memory_thread, reterr);
+
+    if (!ret)
+        ret = start_work_thread(e, &e->vm_thread, reterr);
+    for (uint32_t i = 0; !ret && i < e->vm.device_count; i++)
+        ret = start_device(e, i, reterr);
+    if (ret)
+        engine_workers_stop(e);
+    return ret;
+}
+
+/* Waits for what each of them is doing: a device that hangs holds this up until it answers. */
+void engine_workers_stop(struct engine *e)
+{
+    for (uint32_t i = 0; i < e->vm.device_count; i++) {
+        struct device_worker *dev = &e->devices[i];
+        if (!dev->started)
+            continue;
+        engine_device_job(dev, DEVICE_QUIT, 0);
+        pthread_join(dev->thread, NULL);
+        drop_segments(dev);
+        pthread_mutex_destroy(&dev->lock);
+        pthread_cond_destroy(&dev->wake);
+        dev->started = false;
+    }
+    stop_work_thread(&e->memory_thread);
+    stop_work_thread(&e->vm_thread);
+}
