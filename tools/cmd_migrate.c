@@ -13,7 +13,7 @@
 #include "qmp_client.h"
 #include "vfmig/error.h"
 
-static const char *qmp_path;
+static const char *qmp_path, *dialect;
 static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth;
 static bool json, quiet;
 
@@ -26,6 +26,8 @@ static const struct tool_option options[] = {
     {"deadline", TOOL_NUMBER, &deadline, "S", "give up, guest unharmed, after this; 0: never",
      .min = 0, .max = 1000000},
     {"max-bandwidth", TOOL_SIZE, &bandwidth, "SIZE", "bytes each second at most; 0: no limit"},
+    {"dialect", TOOL_CHOICE, &dialect, NULL, "speak to the devices in another dialect",
+     .choices = "feature|region"},
     {"json", TOOL_FLAG, &json, NULL, "print the result as one JSON object"},
     {"quiet", TOOL_FLAG, &quiet, NULL, "no progress"},
     {NULL},
@@ -222,7 +224,12 @@ static int set_parameters(struct qmp_client *client, struct vfmig_error *reterr)
     json_object_object_add(args, "downtime-limit", json_object_new_uint64(downtime_limit));
     json_object_object_add(args, "max-bandwidth", json_object_new_uint64(bandwidth));
     json_object_object_add(args, "multifd-channels", json_object_new_uint64(channels));
-    return qmp_execute(client, "migrate-set-parameters", args, NULL, reterr);
+    int ret = qmp_execute(client, "migrate-set-parameters", args, NULL, reterr);
+    if (ret || !dialect)
+        return ret;
+    args = json_object_new_object();
+    json_object_object_add(args, "dialect", json_object_new_string(dialect));
+    return qmp_execute(client, "x-set-dialect", args, NULL, reterr);
 }
 
 static int start(struct qmp_client *client, const char *uri, struct vfmig_error *reterr)

@@ -43,6 +43,12 @@ struct vfmig_user_options {
 int vfmig_user_open(const char *path, const struct vfmig_user_options *opt,
                     struct vfmig_target **ret_target, struct vfmig_error *reterr);
 
+/* Speaks to the device in another dialect from now on; the connection and its mappings stay. Only
+ * in R and while no migration is under way: info.dialect, features and quiet may change. -ENOTSUP:
+ * the device does not migrate in that dialect, nothing changed. */
+int vfmig_user_set_dialect(struct vfmig_target *target, enum vfmig_dialect dialect,
+                           struct vfmig_error *reterr);
+
 /* Replaces the tracker that DMA_WRITEs are marked in (NULL: none). Any thread. */
 void vfmig_user_set_own(struct vfmig_target *target, struct vfmig_tracker *own);
 

@@ -376,3 +376,16 @@ int user_choose_dialect(struct user *u, struct vfmig_error *reterr)
     u->base.ops = &user_feature_ops;
     return 0;
 }
+
+int vfmig_user_set_dialect(struct vfmig_target *target, enum vfmig_dialect dialect,
+                           struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)target;
+    enum vfmig_dialect before = u->opt.dialect;
+
+    u->opt.dialect = dialect;
+    int ret = user_choose_dialect(u, reterr);
+    if (ret)
+        u->opt.dialect = before;
+    return ret;
+}

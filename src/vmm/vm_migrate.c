@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "dirty/trackers.h"
+#include "target/user.h"
 
 /* --- the engine's callbacks --- */
 
@@ -402,6 +403,16 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channel
         }
     }
     pthread_mutex_unlock(&migration->lock);
+    return ret;
+}
+
+int vmm_set_dialect(struct vfmig_vmm *vmm, enum vfmig_dialect dialect, struct vfmig_error *reterr)
+{
+    pthread_mutex_lock(&vmm->migration.lock);
+    int ret = check_startable(vmm, reterr);
+    for (uint32_t i = 0; !ret && i < vmm->device_count; i++)
+        ret = vfmig_user_set_dialect(vmm->pci[i].target, dialect, reterr);
+    pthread_mutex_unlock(&vmm->migration.lock);
     return ret;
 }
 

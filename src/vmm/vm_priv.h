@@ -83,6 +83,8 @@ uint16_t vmm_migration_port(struct vfmig_vmm *vmm);
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
                         uint64_t deadline_ns, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
+/* All devices are spoken to in this dialect from the next migration on. */
+int vmm_set_dialect(struct vfmig_vmm *vmm, enum vfmig_dialect dialect, struct vfmig_error *reterr);
 
 /* query-migrate's answer; an empty object when there was no migration. */
 struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_progress *progress);

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <json-c/json.h>
+#include <string.h>
 
 #include "base/bounds.h"
 
@@ -192,6 +193,19 @@ static int run_migrate(void *opaque, struct json_object *args, struct json_objec
                                      (uint64_t)get_int(args, "x-deadline") * 1000000000u, reterr);
 }
 
+static int run_set_dialect(void *opaque, struct json_object *args,
+                           struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    const char *name = json_object_get_string(json_object_object_get(args, "dialect"));
+
+    if (!strcmp(name, "feature"))
+        return vmm_set_dialect(opaque, VFMIG_DIALECT_FEATURE, reterr);
+    if (!strcmp(name, "region"))
+        return vmm_set_dialect(opaque, VFMIG_DIALECT_REGION, reterr);
+    return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                           "'dialect' is neither feature nor region");
+}
+
 static int run_migrate_cancel(void *opaque, struct json_object *args,
                               struct json_object **ret_result, struct vfmig_error *reterr)
 {
@@ -266,6 +280,7 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"system_reset", NULL, run_system_reset},
     {"migrate", "uri:s,x-channels:i?,x-deadline:n?", run_migrate},
     {"migrate_cancel", NULL, run_migrate_cancel},
+    {"x-set-dialect", "dialect:s", run_set_dialect},
     {"migrate-set-parameters",
      "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?", run_set_parameters},
     {"query-migrate-parameters", NULL, run_query_parameters},
