@@ -4,6 +4,7 @@
 #define VFMIG_TOOLS_COMMANDS_H
 
 int cmd_device(int argc, char **argv);
+int cmd_vm(int argc, char **argv);
 int cmd_migrate(int argc, char **argv);
 
 #endif

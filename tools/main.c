@@ -15,6 +15,7 @@ struct command {
 
 static const struct command commands[] = {
     {"device", cmd_device, "serve a simulated device over vfio-user"},
+    {"vm", cmd_vm, "run the reference VMM with a guest, or wait for one"},
     {"migrate", cmd_migrate, "move a guest to another VMM"},
     {NULL, NULL, NULL},
 };

@@ -397,8 +397,10 @@ int vfmig_channel_ping(struct vfmig_channel *channel, uint64_t id, struct vfmig_
 
     vfmig_ping_encode(out, &ping);
     int rc = vfmig_channel_send(channel, VFMIG_RECORD_PING, out, sizeof(out), reterr);
-    if (rc == 0)
-        rc = vfmig_channel_recv(channel, &record, reterr);
+    do { /* PROGRESS comes whenever the peer likes: here it says no more than that it lives */
+        if (rc == 0)
+            rc = vfmig_channel_recv(channel, &record, reterr);
+    } while (rc == 0 && record.tag == VFMIG_RECORD_PROGRESS);
     if (rc == 0 && record.tag != VFMIG_RECORD_PONG)
         rc = vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record.tag,
                              "the peer answered a PING with %s", vfmig_record_info(record.tag)->name);

@@ -276,6 +276,13 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
         migration->device_ids[i] = vmm->pci[i].id;
     }
     migration->options.channels = config->channels;
+    if (config->qmp_path) {
+        if (strlen(config->qmp_path) >= sizeof(migration->control_path))
+            return vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0,
+                                   "the path of the control socket is too long");
+        strcpy(migration->control_path, config->qmp_path);
+        migration->options.control_path = migration->control_path;
+    }
     if (config->journal_dir) {
         if (strlen(config->journal_dir) >= sizeof(migration->journal_dir))
             return vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0,

@@ -34,6 +34,7 @@ struct vmm_migration {
     uint32_t owned_trackers; /* of them, the first ones are freed with the VMM */
     struct vfmig_migrate_options options; /* QMP's parameters; journal_dir is ours */
     char journal_dir[256];
+    char control_path[128];
     atomic_uint_fast64_t latched; /* interrupts pending in quiet devices */
 
     pthread_mutex_t lock; /* of what follows */

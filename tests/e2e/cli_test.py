@@ -47,7 +47,7 @@ def test_mistakes_before_the_command(args, words):
     assert_sentence(run(*args), USAGE, *words)
 
 
-COMMANDS = ("migrate",)
+COMMANDS = ("vm", "migrate",)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -70,6 +70,24 @@ def test_the_main_page_names_every_command():
 
 
 @pytest.mark.parametrize("args, words", [
+    (("vm", "--colour"), ("unknown option --colour", "vfmig vm --help")),
+    (("vm", "-x"), ("unknown option -x",)),
+    (("vm", "extra"), ("unexpected argument 'extra'",)),
+    (("vm", "--memory"), ("--memory needs a value",)),
+    (("vm", "--memory", "lots"), ("--memory", "'lots' is not a size")),
+    (("vm", "--memory", "1G5"), ("'1G5' is not a size",)),
+    (("vm", "--memory", "99999999999999T"), ("out of range",)),
+    (("vm", "--memory=1K"), ("out of range", "32M to 1T")),
+    (("vm", "--cpus", "0"), ("out of range", "1 to 16")),
+    (("vm", "--cpus", "-1"), ("'-1' is not a number",)),
+    (("vm", "--cpus", "1", "--cpus", "2"), ("--cpus is given twice",)),
+    (("vm", "--paused=yes"), ("--paused takes no value",)),
+    (("vm", "--accel", "magic"), ("'magic' is not one of kvm|none|auto",)),
+    (("vm", "--qmp", ""), ("--qmp: the value is empty",)),
+    (("vm", "--device", "/tmp/x"), ("'/tmp/x' is not vfio-user:PATH",)),
+    (("vm", "--device", "vfio-user:"), ("is not vfio-user:PATH",)),
+    (("vm", "--device", "vfio-user:/x,colour=red"), ("'colour=red' is neither",)),
+    (("vm", "--incoming", "tcp:127.0.0.1:1", "--paused"), ("--paused makes no sense",)),
     (("migrate",), ("--qmp is missing",)),
     (("migrate", "--qmp", "/x"), ("URI is missing",)),
     (("migrate", "--qmp", "/x", "http://x"), ("neither tcp:HOST:PORT nor unix:PATH",)),
@@ -81,6 +99,8 @@ def test_mistakes(args, words):
 
 
 @pytest.mark.parametrize("args, words", [
+    (("vm", "--device", "vfio-user:/nonexistent/sock"), ("/nonexistent/sock",)),
+    (("vm", "--accel", "none", "--qmp", "/nonexistent/qmp"), ("/nonexistent/qmp",)),
     (("migrate", "--qmp", "/nonexistent/qmp", "tcp:127.0.0.1:1"), ("/nonexistent/qmp",)),
     (("migrate", "--qmp", "/" + "x" * 200, "tcp:127.0.0.1:1"), ("too long",)),
 ])

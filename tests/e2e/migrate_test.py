@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A running guest with a device moves between two processes, and the ways in which it does not."""
+import json
+import signal
+import subprocess
+
+import pytest
+
+from world import (VFMIG, QmpError, World, assert_guest_lives, have_kvm, heartbeats, migrate,
+                   wait_until)
+
+GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
+ACCELS = ["none", pytest.param("kvm", marks=pytest.mark.skipif(not have_kvm(), reason="no KVM"))]
+
+
+@pytest.fixture
+def world():
+    with World() as it:
+        yield it
+
+
+def pair(world, accel="none", dialect="", incoming_args=(), uri=None):
+    """A running guest with a device, and a VMM with a like device that waits for it."""
+    sockets = [world.device(name) for name in ("dev-a", "dev-b")]
+    sockets = [f"{path}{dialect}" for path in sockets]
+    source = world.vm("a", *GUEST, accel=accel, devices=sockets[:1])
+    target = world.vm("b", *incoming_args, accel=accel, devices=sockets[1:],
+                      incoming=uri or world.uri())
+    assert_guest_lives(source)
+    return source, target
+
+
+@pytest.mark.parametrize("accel", ACCELS)
+@pytest.mark.parametrize("dialect", [",dialect=feature", ",dialect=region"])
+def test_a_guest_moves(world, accel, dialect):
+    source, target = pair(world, accel, dialect)
+    result = migrate(source, world.uri(), "--downtime-limit", "2000")
+    assert result.returncode == 0, result.stderr
+    assert "downtime" in result.stdout and "S5" in result.stdout
+    assert source("query-status") == {"running": False, "status": "postmigrate"}
+    wait_until(lambda: target("query-status")["running"], "the guest at its destination")
+    assert_guest_lives(target)
+    with pytest.raises(QmpError, match="must not run here"):
+        source("cont")
+    report = source("query-migrate")
+    assert report["status"] == "completed"
+    assert report["x-vfmig"]["devices"][0]["state"] == "STOP"
+
+
+def test_there_and_back_over_tcp(world):
+    source, target = pair(world, uri="tcp:127.0.0.1:0")
+    port = target("query-migrate")["socket-address"][0]["port"]
+    result = migrate(source, f"tcp:127.0.0.1:{port}", "--json", "--downtime-limit", "2000")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["status"] == "completed"
+    back = world.vm("c", devices=[world.device("dev-c")], incoming=world.uri())
+    result = migrate(target, world.uri(), "--quiet", "--downtime-limit", "2000", "--channels", "4")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert_guest_lives(back)
+
+
+def test_a_cancelled_migration_leaves_the_guest_running(world):
+    source, _ = pair(world)
+    process = subprocess.Popen([VFMIG, "migrate", "--qmp", source.path, "--max-bandwidth", "1M",
+                                world.uri()], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: source("query-migrate").get("ram", {}).get("transferred", 0) > 0,
+               "memory on its way")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert "cancelled" in err
+    assert source("query-status")["running"]
+    assert_guest_lives(source)
+    result = migrate(source, world.uri(), "--downtime-limit", "2000")
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_address_where_nobody_listens(world):
+    source, _ = pair(world)
+    result = migrate(source, "unix:/nonexistent/socket", "--quiet")
+    assert result.returncode == 1
+    assert "/nonexistent/socket" in result.stderr and result.stderr.count("\n") == 1
+    assert_guest_lives(source)
+
+
+def test_another_size_of_memory_is_refused_by_name(world):
+    source = world.vm("a", *GUEST, devices=[world.device("dev-a")])
+    world.vm("b", memory="64M", devices=[world.device("dev-b")], incoming=world.uri())
+    result = migrate(source, world.uri(), "--quiet")
+    assert result.returncode == 1
+    assert "memory" in result.stderr and result.stderr.count("\n") == 1
+    assert_guest_lives(source)
+
+
+def test_a_paused_guest_moves_and_stays_paused(world):
+    source, target = pair(world)
+    source("stop")
+    still = heartbeats(source)
+    result = migrate(source, world.uri())
+    assert result.returncode == 0, result.stderr
+    assert target("query-status") == {"running": False, "status": "paused"}
+    assert heartbeats(target) == still
+    target("cont")
+    assert_guest_lives(target)
+
+
+def test_what_cannot_be_done_is_said(world):
+    source, target = pair(world)
+    for qmp, command, arguments, words in (
+            (source, "system_reset", {}, "cannot reset"),
+            (source, "migrate-set-parameters", {"multifd_channels": 99}, "from 1 to 16"),
+            (source, "migrate-set-parameters", {"downtime_limit": 0}, "from 1"),
+            (target, "migrate", {"uri": "unix:/x"}, "not arrived yet")):
+        with pytest.raises(QmpError, match=words):
+            qmp(command, **arguments)
+    source("migrate", uri="carrier-pigeon:")
+    report = wait_until(lambda: (lambda r: r["status"] != "active" and r)(source("query-migrate")),
+                        "the end of the attempt")
+    assert report["status"] == "failed" and "carrier-pigeon" in report["error-desc"]
+    assert_guest_lives(source)
+
+
+def test_stop_and_cont(world):
+    source = world.vm("a", *GUEST, "--paused", devices=[world.device("dev-a")])
+    assert source("query-status") == {"running": False, "status": "prelaunch"}
+    source("cont")
+    assert_guest_lives(source)
+    source("stop")
+    still = heartbeats(source)
+    assert source("query-status") == {"running": False, "status": "paused"}
+    assert heartbeats(source) == still
+    source("cont")
+    assert_guest_lives(source)
+    source("query-status")
+    assert source.events == ["RESUME", "STOP", "RESUME"]
+    source("quit")
+    assert source.process.wait(60) == 0

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Processes of a migration under test: devices, VMMs, and a QMP client for them."""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+VFMIG = os.environ["VFMIG"]
+PATIENCE = 60  # seconds until something that must happen has not happened
+
+
+def wait_until(condition, what):
+    """Polls; the time limit is only there to end a test that has failed."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def have_kvm():
+    """Whether a guest of ours can run on KVM here."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+class QmpError(Exception):
+    pass
+
+
+class Qmp:
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(str(path))
+        self.stream = self.socket.makefile("rw", newline="\n")
+        self.events = []
+        assert "QMP" in self._read()
+        self("qmp_capabilities")
+
+    def _read(self):
+        line = self.stream.readline()
+        if not line:
+            raise ConnectionError("QMP closed")
+        return json.loads(line)
+
+    def __call__(self, command, **arguments):
+        arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self.stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.stream.flush()
+        while True:
+            answer = self._read()
+            if "event" in answer:
+                self.events.append(answer["event"])
+            elif "error" in answer:
+                raise QmpError(answer["error"]["desc"])
+            else:
+                return answer["return"]
+
+    def close(self):
+        self.stream.close()
+        self.socket.close()
+
+
+class World:
+    """Starts processes in a short-named folder and ends them all."""
+
+    def __init__(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="vfmig-", dir="/tmp"))
+        self.processes = []
+        self.clients = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        for client in self.clients:
+            client.close()
+        for process, _ in reversed(self.processes):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        codes = []
+        for process, log in reversed(self.processes):
+            try:
+                codes.append((process.args, process.wait(PATIENCE), log))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes.append((process.args, process.wait(), log))
+        texts = {log.name: log.read_text() for _, _, log in codes}
+        shutil.rmtree(self.folder)
+        if exc[0] is None:
+            for args, code, log in codes:
+                assert code == 0, f"{args} ended with {code}: {texts[log.name]}"
+        for name, text in texts.items():
+            if text:
+                print(f"--- {name}\n{text}")
+        for text in texts.values():
+            assert "Sanitizer" not in text and "runtime error" not in text
+
+    def start(self, name, *args, ready):
+        log = self.folder / f"{name}.log"
+        with open(log, "w") as out:
+            process = subprocess.Popen([VFMIG, *map(str, args)], stdout=out, stderr=out,
+                                       stdin=subprocess.DEVNULL)
+        self.processes.append((process, log))
+
+        def is_ready():
+            assert process.poll() is None, f"{name} ended: {log.read_text()}"
+            return ready.exists()
+        wait_until(is_ready, name)
+        return process
+
+    def device(self, name, *args):
+        path = self.folder / f"{name}.sock"
+        self.start(name, "device", "dma", "--socket", path, *args, ready=path)
+        return path
+
+    def vm(self, name, *args, accel="none", memory="48M", devices=(), incoming=None):
+        """A VMM with small memory; returns its QMP client, with .path and .process."""
+        path = self.folder / f"{name}.qmp"
+        journal = self.folder / f"{name}.journal"
+        journal.mkdir()
+        command = ["vm", "--name", name, "--accel", accel, "--memory", memory, "--qmp", path,
+                   "--journal", journal]
+        for device in devices:
+            command += ["--device", f"vfio-user:{device}"]
+        if incoming:
+            command += ["--incoming", incoming]
+        process = self.start(name, *command, *args, ready=path)
+        qmp = Qmp(path)
+        self.clients.append(qmp)
+        qmp.path, qmp.process, qmp.journal = path, process, journal
+        return qmp
+
+    def uri(self, name="move"):
+        return f"unix:{self.folder / name}.sock"
+
+
+def migrate(qmp, uri, *args, **kwargs):
+    """vfmig migrate, to its end."""
+    return subprocess.run([VFMIG, "migrate", "--qmp", str(qmp.path), *args, uri],
+                          capture_output=True, text=True, timeout=2 * PATIENCE, **kwargs)
+
+
+def heartbeats(qmp):
+    return sum(cpu["heartbeats"] for cpu in qmp("x-guest")["cpus"])
+
+
+def assert_guest_lives(qmp):
+    """The guest makes progress, drives its devices, and has found nothing wrong."""
+    before = qmp("x-guest")
+
+    def progressed():
+        now = qmp("x-guest")
+        return all(a["heartbeats"] < b["heartbeats"]
+                   for a, b in zip(before["cpus"], now["cpus"])) and \
+            all(a["checked"] < b["checked"]
+                for a, b in zip(before["devices"], now["devices"]))
+    wait_until(progressed, "progress of the guest")
+    now = qmp("x-guest")
+    assert now["errors"] == 0, now
+    assert len(now["cpus"]) == 2

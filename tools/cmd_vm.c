@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* vfmig vm: the reference VMM. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "commands.h"
+#include "options.h"
+#include "vfmig/error.h"
+#include "vmm/vm.h"
+
+static struct tool_list devices;
+static const char *accel = "auto";
+static const char *name = "guest";
+static const char *qmp_path, *incoming, *journal;
+static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
+static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, seed = 1;
+static bool paused;
+
+static const struct tool_option options[] = {
+    {"name", TOOL_TEXT, &name, "NAME", "name of the guest, in messages"},
+    {"accel", TOOL_CHOICE, &accel, NULL, "how vCPUs run; auto is kvm where it works",
+     .choices = "kvm|none|auto"},
+    {"memory", TOOL_SIZE, &memory, "SIZE", "guest memory", .min = GUEST_MIN_MEMORY,
+     .max = UINT64_C(1) << 40},
+    {"cpus", TOOL_NUMBER, &cpus, "N", "vCPUs", .min = 1, .max = GUEST_MAX_VCPUS},
+    {"device", TOOL_LIST, &devices, "DEVICE",
+     "vfio-user:PATH[,dialect=feature|region][,id=NAME]; may be repeated"},
+    {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket that speaks QMP"},
+    {"incoming", TOOL_TEXT, &incoming, "URI", "wait for a guest at tcp:HOST:PORT or unix:PATH"},
+    {"journal", TOOL_TEXT, &journal, "DIR", "directory of the handover journal"},
+    {"channels", TOOL_NUMBER, &channels, "N", "connections of a migration", .min = 1, .max = 16},
+    {"working-set", TOOL_SIZE, &working_set, "SIZE", "memory that the guest dirties; 0: half of all",
+     .min = 0, .max = UINT64_C(1) << 40},
+    {"dirty-rate", TOOL_SIZE, &dirty_rate, "SIZE", "bytes that the guest dirties each second",
+     .min = 1 << 20, .max = UINT64_C(1) << 40},
+    {"dma-rate", TOOL_NUMBER, &dma_rate, "N", "DMAs each second and device; 0: without limit",
+     .min = 0, .max = UINT32_MAX},
+    {"seed", TOOL_NUMBER, &seed, "N", "of the guest's random order", .min = 1, .max = UINT64_MAX},
+    {"paused", TOOL_FLAG, &paused, NULL, "do not run the guest before QMP says cont"},
+    {NULL},
+};
+
+static const struct tool_usage usage = {
+    .command = "vm",
+    .about = "Runs a guest with VFIO devices, or with --incoming takes one over. The guest is\n"
+             "built in: it dirties memory, drives its devices and checks everything it reads.",
+    .options = options,
+};
+
+static struct vfmig_vmm *vmm; /* for the signal handler */
+
+static void on_signal(int number)
+{
+    vfmig_vmm_quit(vmm);
+}
+
+/* "vfio-user:PATH[,dialect=D][,id=NAME]"; text is cut into its parts. */
+static int parse_device(char *text, struct vfmig_vmm_device_config *ret_device)
+{
+    static const char scheme[] = "vfio-user:";
+    char *rest = text + strlen(scheme);
+
+    if (strncmp(text, scheme, strlen(scheme)) || !*rest || *rest == ',')
+        return tool_fail(&usage, TOOL_USAGE, "--device: '%s' is not vfio-user:PATH", text);
+    *ret_device = (struct vfmig_vmm_device_config){.path = strsep(&rest, ",")};
+    for (char *part; (part = strsep(&rest, ","));) {
+        if (!strcmp(part, "dialect=feature"))
+            ret_device->dialect = VFMIG_DIALECT_FEATURE;
+        else if (!strcmp(part, "dialect=region"))
+            ret_device->dialect = VFMIG_DIALECT_REGION;
+        else if (!strncmp(part, "id=", 3) && part[3])
+            ret_device->id = part + 3;
+        else
+            return tool_fail(&usage, TOOL_USAGE,
+                             "--device: '%s' is neither dialect=feature, dialect=region nor id=NAME",
+                             part);
+    }
+    return -1;
+}
+
+static int run(struct vfmig_vmm_config *config)
+{
+    struct vfmig_error err = {0};
+    struct sigaction action = {.sa_handler = on_signal};
+
+    int ret = vfmig_vmm_create(config, &vmm, &err);
+    if (ret)
+        return tool_fail(&usage, ret == -EINVAL ? TOOL_USAGE : TOOL_FAILED, "%s", err.text);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    ret = vfmig_vmm_run(vmm, &err);
+    /* From here on a second signal ends the process at once, cleaned up or not. */
+    action.sa_handler = SIG_DFL;
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    vfmig_vmm_free(vmm);
+    return ret ? tool_fail(&usage, TOOL_FAILED, "%s", err.text) : TOOL_OK;
+}
+
+int cmd_vm(int argc, char **argv)
+{
+    struct vfmig_vmm_device_config device_configs[TOOL_LIST_MAX];
+    char *texts[TOOL_LIST_MAX] = {NULL};
+    int code = tool_parse(&usage, argc, argv, NULL);
+
+    if (code >= 0)
+        return code;
+    for (unsigned i = 0; code < 0 && i < devices.count; i++) {
+        texts[i] = strdup(devices.items[i]);
+        code = texts[i] ? parse_device(texts[i], &device_configs[i])
+                        : tool_fail(&usage, TOOL_FAILED, "no memory");
+    }
+    if (code < 0 && incoming && paused)
+        code = tool_fail(&usage, TOOL_USAGE, "--paused makes no sense with --incoming");
+    if (code < 0) {
+        struct vfmig_vmm_config config = {
+            .name = name,
+            .vcpu_count = (uint32_t)cpus,
+            .memory_bytes = memory,
+            .devices = device_configs,
+            .device_count = devices.count,
+            .qmp_path = qmp_path,
+            .incoming = incoming,
+            .journal_dir = journal,
+            .channels = (uint32_t)channels,
+            .paused = paused,
+            .guest = {.working_set_bytes = working_set,
+                      .rate_mib_s = (uint32_t)(dirty_rate >> 20),
+                      .dma_ops_s = (uint32_t)dma_rate,
+                      .seed = seed},
+        };
+        vfmig_accel_parse(accel, &config.accel);
+        code = run(&config);
+    }
+    for (unsigned i = 0; i < devices.count; i++)
+        free(texts[i]);
+    return code;
+}
