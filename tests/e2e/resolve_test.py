@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""vfmig status and vfmig resolve on journals as a crash leaves them."""
+import fcntl
+import json
+import os
+import struct
+import subprocess
+
+import pytest
+
+VFMIG = os.environ["VFMIG"]
+ID = bytes(range(16))
+RECORD = {"OFFERED": 1, "GRANT-SENT": 2, "RELEASED": 3, "ABORTED": 5, "RESUMED": 6, "READY": 7,
+          "GRANTED": 8, "FENCED": 9, "RUNNING": 10, "REFUSED": 11}
+
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+def raw(number, role, record, text=b"", memory=1):
+    body = struct.pack("<IHBB16sIIQIB7x200s", 0x4c4a4656, 1, role, record, ID, 1 if record else 0, number,
+                       1_800_000_000_000_000_000, 4242, memory, text)
+    return body + struct.pack("<I", crc32c(body))
+
+
+def journal(folder, role, *records, text=b""):
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{ID.hex()}.{role}"
+    number = {"source": 1, "destination": 2}[role]
+    data = raw(0, number, 0, text) + b"".join(
+        raw(i + 1, number, RECORD[r]) for i, r in enumerate(records))
+    path.write_bytes(data.ljust(4096, b"\0"))
+    return path
+
+
+def run(*args):
+    return subprocess.run([VFMIG, *map(str, args)], capture_output=True, text=True, timeout=30)
+
+
+def status(*args):
+    return json.loads(run("status", "--json", *args).stdout)
+
+
+def test_an_empty_place(tmp_path):
+    result = run("status", tmp_path / "none")
+    assert result.returncode == 0 and "no migration" in result.stdout
+    assert run("resolve", tmp_path / "none").returncode == 0
+    assert status(tmp_path / "none") == []
+
+
+def test_a_source_learns_from_its_peers_journal(tmp_path):
+    journal(tmp_path / "s", "source", "OFFERED", "GRANT-SENT")
+    result = run("status", tmp_path / "s")
+    assert result.returncode == 5 and "--peer-journal" in result.stdout
+    assert run("resolve", tmp_path / "s").returncode == 5
+    peer = journal(tmp_path / "d", "destination", "READY", "GRANTED")
+    assert run("resolve", tmp_path / "d").returncode == 0
+    result = run("resolve", tmp_path / "s", "--peer-journal", peer, "--json")
+    assert result.returncode == 0
+    seen = json.loads(result.stdout)
+    assert seen["record"] == "RESUMED" and seen["may-start"] and seen["outcome"] == "died-at-source"
+    assert [v["record"] for v in status(tmp_path / "d")] == ["REFUSED"]
+
+
+def test_both_sides_in_one_directory(tmp_path):
+    journal(tmp_path, "source", "OFFERED", "GRANT-SENT")
+    journal(tmp_path, "destination", "READY", "GRANTED", "RUNNING")
+    result = run("resolve", tmp_path)
+    assert result.returncode == 0 and "died-at-destination" in result.stdout
+    assert sorted(v["record"] for v in status(tmp_path)) == ["RELEASED", "RUNNING"]
+
+
+def test_a_copy_that_died_cannot_be_run(tmp_path):
+    journal(tmp_path, "destination", "READY")
+    result = run("resolve", tmp_path, "--run", "--source-is-fenced")
+    assert result.returncode == 1 and "gone" in result.stderr
+    assert status(tmp_path)[0]["record"] == "READY"
+
+
+def test_a_destination_refuses_what_it_never_saw(tmp_path):
+    result = run("resolve", tmp_path / "d", "--refuse", "--id", ID.hex())
+    assert result.returncode == 0
+    assert status(tmp_path / "d")[0]["record"] == "REFUSED"
+
+
+def test_a_living_process_decides_itself(tmp_path):
+    path = journal(tmp_path, "destination", "READY", text=b"/nowhere/control")
+    with open(path, "r+b") as held:
+        # Of the open file, as the journal's own lock: flock in the system's layout.
+        fcntl.fcntl(held, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        seen = status(tmp_path)[0]
+        assert seen["alive"] and seen["memory"] and seen["pid"] == 4242
+        result = run("resolve", tmp_path, "--run", "--source-is-fenced")
+        assert result.returncode == 1 and "/nowhere/control" in result.stderr
+
+
+def test_damage_is_named(tmp_path):
+    path = journal(tmp_path, "source", "OFFERED", "GRANT-SENT")
+    data = bytearray(path.read_bytes())
+    data[300] ^= 1
+    path.write_bytes(data)
+    result = run("status", tmp_path)
+    assert result.returncode == 1 and "record 1 of journal" in result.stderr
+    assert run("resolve", tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize("args, word", [
+    ((), "DIR"),
+    (("x", "--run", "--refuse"), "exclude"),
+    (("x", "--source-is-fenced"), "--run"),
+    (("x", "--id", "zz"), "not an id"),
+    (("x", "--role", "third"), "role"),
+])
+def test_mistakes(args, word):
+    result = run("resolve", *args)
+    assert result.returncode == 2 and word in result.stderr and result.stderr.count("\n") == 1

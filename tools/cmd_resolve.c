@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* vfmig resolve: settles a migration whose two sides cannot do it by themselves. */
+#include <errno.h>
+#include <json-c/json.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "commands.h"
+#include "handover_show.h"
+#include "options.h"
+#include "qmp_client.h"
+
+static const char *id_text, *role_text, *peer_path;
+static bool run, fenced, refuse, discard, json;
+
+static const struct tool_option options[] = {
+    {"id", TOOL_TEXT, &id_text, "ID", "the migration; may be left out if DIR has just one open"},
+    {"role", TOOL_CHOICE, &role_text, "ROLE", "the side of it, if DIR has journals of both",
+     .choices = "source|destination"},
+    {"peer-journal", TOOL_TEXT, &peer_path, "PATH",
+     "journals of the other side: a directory or a file, perhaps a copy"},
+    {"run", TOOL_FLAG, &run, NULL, "destination: run the copy that stands there"},
+    {"source-is-fenced", TOOL_FLAG, &fenced, NULL,
+     "with --run and no grant on record: the source is off and stays off"},
+    {"refuse", TOOL_FLAG, &refuse, NULL, "destination: never run it, give the copy up"},
+    {"discard", TOOL_FLAG, &discard, NULL,
+     "source: give up the saved file, or the memory of a guest that died elsewhere"},
+    {"json", TOOL_FLAG, &json, NULL, "print the result as one JSON object"},
+    {NULL},
+};
+
+static const struct tool_usage usage = {
+    .command = "resolve",
+    .operands = "DIR",
+    .about = "Settles a migration of journal directory DIR. Without --run, --refuse or --discard it\n"
+             "does what the journals of both sides allow by themselves. A living VMM is asked over\n"
+             "its control socket; the decision is put on record first.",
+    .options = options,
+    .operand_min = 1,
+    .operand_max = 1,
+    .after = "exit status: 0 settled, 1 failed, 2 wrong command line, 5 not settled yet: the text\n"
+             "  says what is missing",
+};
+
+static int check_options(void)
+{
+    uint8_t id[VFMIG_HO_ID_BYTES];
+
+    if (run + refuse + discard > 1)
+        return tool_fail(&usage, TOOL_USAGE, "--run, --refuse and --discard exclude each other");
+    if (fenced && !run)
+        return tool_fail(&usage, TOOL_USAGE, "--source-is-fenced goes with --run");
+    if (id_text && vfmig_ho_id_parse(id_text, id) < 0)
+        return tool_fail(&usage, TOOL_USAGE, "'%s' is not an id: 32 digits 0-9a-f are", id_text);
+    return -1;
+}
+
+static bool wanted(const struct vfmig_resolve_view *view)
+{
+    uint8_t id[VFMIG_HO_ID_BYTES];
+    bool source = view->own.last.role == VFMIG_HO_SOURCE;
+
+    if (role_text && source != !strcmp(role_text, "source"))
+        return false;
+    if (id_text)
+        return !vfmig_ho_id_parse(id_text, id) && !memcmp(id, view->own.last.id, sizeof(id));
+    if (run || refuse)
+        return !source && !view->settled;
+    return discard ? source && view->own.last.record != VFMIG_HO_RECORD_RESUMED : !view->settled;
+}
+
+/* The one journal that is meant. NULL: none, or more than one. */
+static struct vfmig_resolve_view *choose(struct vfmig_resolve_view *views, size_t count,
+                                         size_t *ret_fitting)
+{
+    struct vfmig_resolve_view *chosen = NULL;
+
+    *ret_fitting = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!wanted(&views[i]))
+            continue;
+        chosen = &views[i];
+        ++*ret_fitting;
+    }
+    return *ret_fitting == 1 ? chosen : NULL;
+}
+
+static int ask_process(const struct vfmig_resolve_view *view,
+                       const struct vfmig_resolve_request *request, struct vfmig_error *reterr)
+{
+    static const char *const decisions[VFMIG_RESOLVE_DECISION_COUNT] = {
+        [VFMIG_RESOLVE_SETTLE] = "settle",
+        [VFMIG_RESOLVE_RUN] = "run",
+        [VFMIG_RESOLVE_REFUSE] = "refuse",
+        [VFMIG_RESOLVE_DISCARD] = "discard",
+    };
+    const char *control = view->own.opened.text;
+    struct qmp_client *client = NULL;
+
+    if (!*control)
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
+                               "process %u has the migration and no control socket on record: only "
+                               "it can decide",
+                               view->own.opened.pid);
+    int ret = qmp_connect(control, &client, reterr);
+    if (ret)
+        return ret;
+    struct json_object *args = json_object_new_object();
+    json_object_object_add(args, "decision", json_object_new_string(decisions[request->decision]));
+    json_object_object_add(args, "source-is-fenced", json_object_new_boolean(request->source_is_fenced));
+    if (request->peer_record) {
+        json_object_object_add(args, "peer-record", json_object_new_int(request->peer_record));
+        json_object_object_add(args, "peer-epoch", json_object_new_int64(request->peer_epoch));
+        json_object_object_add(args, "peer-memory", json_object_new_boolean(request->peer_memory));
+    }
+    ret = qmp_execute(client, "x-vfmig-resolve", args, NULL, reterr);
+    qmp_close(client);
+    return ret;
+}
+
+/* Decides for the chosen journal and looks at it again. */
+static int decide(const char *dir, struct vfmig_resolve_view *view, struct vfmig_error *reterr)
+{
+    struct vfmig_resolve_request request = {
+        .decision = run       ? VFMIG_RESOLVE_RUN
+                    : refuse  ? VFMIG_RESOLVE_REFUSE
+                    : discard ? VFMIG_RESOLVE_DISCARD
+                              : VFMIG_RESOLVE_SETTLE,
+        .source_is_fenced = fenced,
+    };
+
+    if (view->peer_known) {
+        request.peer_record = view->peer.last.record;
+        request.peer_epoch = view->peer.last.epoch;
+        request.peer_memory = view->peer.held;
+    }
+    if (!view->own.held || view->own.damage)
+        return vfmig_resolve_apply(dir, view, &request, reterr);
+    int ret = ask_process(view, &request, reterr);
+    if (ret)
+        return ret;
+    struct vfmig_journal_summary own;
+    struct vfmig_journal_summary peer = view->peer;
+    bool peer_known = view->peer_known;
+    ret = vfmig_journal_read(view->own.path, &own, reterr);
+    if (ret == 0)
+        vfmig_resolve_judge(&own, peer_known ? &peer : NULL, view);
+    return ret;
+}
+
+static int show(const struct vfmig_resolve_view *view)
+{
+    if (json) {
+        struct json_object *object = handover_json(view);
+        puts(json_object_to_json_string_ext(object, JSON_C_TO_STRING_PRETTY));
+        json_object_put(object);
+    } else {
+        handover_print(view);
+    }
+    return view->settled ? TOOL_OK : TOOL_UNRESOLVED;
+}
+
+static int nothing_chosen(const char *dir, size_t fitting)
+{
+    struct vfmig_error error = {0};
+    uint8_t id[VFMIG_HO_ID_BYTES];
+
+    if (fitting)
+        return tool_fail(&usage, TOOL_USAGE,
+                         "%zu journals of %s fit; choose with --id and --role (see vfmig status)",
+                         fitting, dir);
+    if (!refuse || !id_text) {
+        if (!id_text && !run && !refuse && !discard) {
+            printf(json ? "{}\n" : "nothing to settle in %s\n", dir);
+            return TOOL_OK;
+        }
+        return tool_fail(&usage, TOOL_FAILED, "no such migration in %s", dir);
+    }
+    vfmig_ho_id_parse(id_text, id);
+    if (vfmig_resolve_refuse_unknown(dir, id, 0, &error) < 0)
+        return tool_fail(&usage, TOOL_FAILED, "%s", error.text);
+    printf(json ? "{}\n" : "refused: this destination never saw that migration and never will\n");
+    return TOOL_OK;
+}
+
+int cmd_resolve(int argc, char **argv)
+{
+    struct vfmig_resolve_view *views = NULL;
+    struct vfmig_error error = {0};
+    struct tool_list operands = {.count = 0};
+    size_t count = 0, fitting = 0;
+    int code = tool_parse(&usage, argc, argv, &operands);
+
+    if (code < 0)
+        code = check_options();
+    if (code >= 0)
+        return code;
+    const char *dir = operands.items[0];
+    if (vfmig_resolve_status(dir, peer_path, &views, &count, &error) < 0)
+        return tool_fail(&usage, TOOL_FAILED, "%s", error.text);
+    struct vfmig_resolve_view *view = choose(views, count, &fitting);
+    if (!view)
+        code = nothing_chosen(dir, fitting);
+    else if (decide(dir, view, &error) < 0)
+        code = tool_fail(&usage, TOOL_FAILED, "%s", error.text);
+    else
+        code = show(view);
+    free(views);
+    return code;
+}
