@@ -333,6 +333,7 @@ static int dma_unmap_command(struct vfmig_device *dev, struct vfmig_user_msg *ms
         free(data);
     }
     p->unmap = true;
+    dev->pending_unmaps++;
     p->iova = req.un.address;
     p->size = all ? 0 : req.un.size;
     if (!message_touches(dev, p->iova, p->size))

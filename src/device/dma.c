@@ -94,12 +94,14 @@ int dma_map_add(struct vfmig_device *dev, const struct vfmig_user_dma_map *req, 
     memmove(&map->list[at + 1], &map->list[at], (map->count - at) * sizeof(region));
     map->list[at] = region;
     map->count++;
+    map->by_message += !region.host;
     pthread_rwlock_unlock(&map->lock);
     return 0;
 }
 
-static void release(struct dma_region *region)
+static void release(struct dma_map *map, const struct dma_region *region)
 {
+    map->by_message -= !region->host;
     if (region->host)
         munmap(region->map, region->map_size);
 }
@@ -113,7 +115,7 @@ int dma_map_remove(struct vfmig_device *dev, uint64_t iova, uint64_t size)
         return -ENOENT;
     /* The writer's lock waits for every copy under way: afterwards no access is in flight. */
     pthread_rwlock_wrlock(&map->lock);
-    release(&map->list[at]);
+    release(map, &map->list[at]);
     map->count--;
     memmove(&map->list[at], &map->list[at + 1], (map->count - at) * sizeof(map->list[0]));
     pthread_rwlock_unlock(&map->lock);
@@ -126,7 +128,7 @@ void dma_map_clear(struct vfmig_device *dev)
 
     pthread_rwlock_wrlock(&map->lock);
     for (uint32_t i = 0; i < map->count; i++)
-        release(&map->list[i]);
+        release(map, &map->list[i]);
     map->count = 0;
     pthread_rwlock_unlock(&map->lock);
 }

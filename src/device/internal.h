@@ -37,6 +37,7 @@ struct dma_map {
     pthread_rwlock_t lock; /* readers: whoever copies; writer: map, unmap */
     struct dma_region *list; /* by iova */
     uint32_t count, room;
+    uint32_t by_message; /* of them, without descriptor */
 };
 
 enum message_state { MESSAGE_FREE = 0, MESSAGE_QUEUED, MESSAGE_SENT, MESSAGE_DONE };
@@ -160,6 +161,7 @@ struct vfmig_device {
     uint8_t *reply; /* payload of a reply with data */
     uint32_t reply_room;
     struct pending pending[PENDING_MAX];
+    uint32_t pending_unmaps;
 
     int epoll, listen, wake, timer_fd;
     char *path;
@@ -179,8 +181,10 @@ struct vfmig_device {
 void socket_init(struct socket *s);
 int socket_open(struct socket *s, int fd, uint32_t max_message);
 void socket_close(struct socket *s);
-/* Reads once without waiting. >0: bytes; 0: closed; -EAGAIN; other: lost. */
-ssize_t socket_receive(struct socket *s);
+/* Reads once; wait: until something comes, at most SOCKET_WAIT_MS. >0: bytes; 0: closed; -EAGAIN:
+ * nothing came; other: lost. */
+#define SOCKET_WAIT_MS 100
+ssize_t socket_receive(struct socket *s, bool wait);
 /* Sends all of it, waiting for room if need be. 0, or an errno: the connection is lost. */
 int socket_send(struct socket *s, const struct iovec *iov, unsigned count, const int *fds,
                 unsigned fd_count, atomic_bool *give_up);

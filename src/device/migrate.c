@@ -176,7 +176,7 @@ void migrate_event(struct vfmig_device *dev, enum vfmig_dev_event_type type, uin
 
 static void answer_unmaps(struct vfmig_device *dev)
 {
-    for (unsigned i = 0; i < PENDING_MAX; i++) {
+    for (unsigned i = 0; dev->pending_unmaps && i < PENDING_MAX; i++) {
         struct pending *p = &dev->pending[i];
         if (p->used && p->unmap && !message_touches(dev, p->iova, p->size))
             server_answer(dev, i, 0);

@@ -187,6 +187,7 @@ void server_answer(struct vfmig_device *dev, uint64_t id, int err)
     struct pending p = dev->pending[id];
     dev->pending[id].used = false;
     dev->pending[id].data = NULL;
+    dev->pending_unmaps -= p.unmap;
     if (err < 0)
         server_error(dev, &p.header, err);
     else
@@ -255,6 +256,7 @@ static void drop_client(struct vfmig_device *dev)
         free(dev->pending[i].data);
         dev->pending[i] = (struct pending){0};
     }
+    dev->pending_unmaps = 0;
     dma_map_clear(dev);
     log_done(&dev->log);
     log_init(&dev->log);
@@ -279,15 +281,14 @@ static int handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     return dev->negotiated ? 0 : -EPROTO; /* a client that cannot agree is let go */
 }
 
-/* Reads once and handles all that is whole. A receive that did not fill the buffer has emptied
- * the socket: the loop waits then, without asking a second time. */
-static void client_readable(struct vfmig_device *dev)
+/* Reads once and handles all that is whole. False: nothing came. */
+static bool client_readable(struct vfmig_device *dev, bool wait)
 {
     struct vfmig_user_msg msg;
-    ssize_t n = socket_receive(&dev->client);
+    ssize_t n = socket_receive(&dev->client, wait);
 
     if (n == -EAGAIN)
-        return;
+        return false;
     int r = n > 0 ? 0 : -EPROTO;
     while (r == 0 && !dev->lost && (r = vfmig_framer_next(&dev->client.framer, &msg)) == 1) {
         r = handle(dev, &msg);
@@ -295,12 +296,13 @@ static void client_readable(struct vfmig_device *dev)
     }
     if (r < 0 || dev->lost)
         drop_client(dev);
+    return true;
 }
 
 static void twin_readable(struct vfmig_device *dev)
 {
     struct vfmig_user_msg msg;
-    ssize_t n = socket_receive(&dev->twin);
+    ssize_t n = socket_receive(&dev->twin, false);
 
     if (n == -EAGAIN)
         return;
@@ -390,7 +392,7 @@ static void handle_source(struct vfmig_device *dev, enum source source)
         accept_client(dev);
         break;
     case SOURCE_CLIENT:
-        client_readable(dev);
+        client_readable(dev, false);
         break;
     case SOURCE_TWIN:
         twin_readable(dev);
@@ -405,6 +407,11 @@ static void handle_source(struct vfmig_device *dev, enum source source)
     case SOURCE_COUNT:
         break;
     }
+}
+
+static bool is_over(const struct vfmig_device *dev)
+{
+    return atomic_load(&dev->stopping) || (dev->listen < 0 && dev->client.fd < 0);
 }
 
 /* One round; timeout_ms as in epoll_wait. True when run is over. */
@@ -429,15 +436,30 @@ static int serve(struct vfmig_device *dev, int timeout_ms, struct vfmig_error *r
     migrate_poll(dev);
     if (dev->lost)
         drop_client(dev);
-    return atomic_load(&dev->stopping) || (dev->listen < 0 && dev->client.fd < 0);
+    return is_over(dev);
+}
+
+/* True when the client's socket is the only thing that anything can come from (but for stop). */
+static bool only_client(const struct vfmig_device *dev)
+{
+    return dev->client.fd >= 0 && !atomic_load(&dev->stopping) && !dev->drain_token &&
+           (dev->twin.fd < 0 || !dev->dma.by_message) && next_due(dev) == UINT64_MAX;
+}
+
+/* Commands that follow closely are waited for in recvmsg itself, which saves a call for each; a
+ * stop is seen within SOCKET_WAIT_MS. */
+static void serve_client(struct vfmig_device *dev)
+{
+    while (only_client(dev) && client_readable(dev, true))
+        migrate_poll(dev);
 }
 
 int vfmig_device_run(struct vfmig_device *dev, struct vfmig_error *reterr)
 {
-    int r;
+    int r = 0;
 
-    while ((r = serve(dev, -1, reterr)) == 0)
-        ;
+    while (!is_over(dev) && (r = serve(dev, -1, reterr)) == 0)
+        serve_client(dev);
     dev->is_serving = false;
     atomic_store(&dev->stopping, false);
     return r < 0 ? r : 0;
