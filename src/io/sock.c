@@ -12,19 +12,33 @@
 /* How long one blocking call may last before the deadline is looked at again. */
 #define TICK_NS UINT64_C(50000000)
 
-uint64_t vfmig_now_ns(void)
+/* The coarse clock is the precise one as of the last timer tick, at most this much behind. */
+#define COARSE_NS UINT64_C(20000000)
+#define SECOND_NS UINT64_C(1000000000)
+
+/* Messages up to this size are put together before they are sent: copying them costs less than
+ * handing the kernel a list. */
+#define SMALL_BYTES 256u
+
+static uint64_t read_clock(clockid_t clock)
 {
     struct timespec ts;
 
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+    clock_gettime(clock, &ts);
+    return (uint64_t)ts.tv_sec * SECOND_NS + (uint64_t)ts.tv_nsec;
+}
+
+uint64_t vfmig_now_ns(void)
+{
+    return read_clock(CLOCK_MONOTONIC);
 }
 
 uint64_t vfmig_deadline_ns(uint64_t timeout_ns)
 {
     uint64_t deadline;
 
-    if (timeout_ns == VFMIG_NEVER || __builtin_add_overflow(vfmig_now_ns(), timeout_ns, &deadline))
+    uint64_t now = timeout_ns < SECOND_NS ? vfmig_now_ns() : read_clock(CLOCK_MONOTONIC_COARSE);
+    if (timeout_ns == VFMIG_NEVER || __builtin_add_overflow(now, timeout_ns, &deadline))
         return VFMIG_NEVER;
     return deadline;
 }
@@ -75,7 +89,8 @@ int vfmig_sock_set_tick(int fd, struct vfmig_error *reterr)
 /* Before a call that may block for a tick: when less is left, wait here for exactly that. */
 static int wait_last_tick(int fd, short events, uint64_t deadline_ns, struct vfmig_error *reterr)
 {
-    if (deadline_ns == VFMIG_NEVER)
+    if (deadline_ns == VFMIG_NEVER ||
+        read_clock(CLOCK_MONOTONIC_COARSE) + COARSE_NS + TICK_NS < deadline_ns)
         return 0;
     uint64_t now = vfmig_now_ns();
     if (deadline_ns > now && deadline_ns - now >= TICK_NS)
@@ -96,44 +111,66 @@ static void put_fds(struct msghdr *msg, void *control, const struct vfmig_fds *f
     memcpy(CMSG_DATA(cmsg), fds->fd, bytes);
 }
 
+/* Drops the first bytes of what is to be sent, and the descriptors that went with them. */
+static void advance(struct msghdr *msg, size_t bytes)
+{
+    msg->msg_control = NULL;
+    msg->msg_controllen = 0;
+    while (msg->msg_iovlen && bytes >= msg->msg_iov->iov_len) {
+        bytes -= msg->msg_iov->iov_len;
+        msg->msg_iov++;
+        msg->msg_iovlen--;
+    }
+    if (bytes) {
+        msg->msg_iov->iov_base = (char *)msg->msg_iov->iov_base + bytes;
+        msg->msg_iov->iov_len -= bytes;
+    }
+}
+
+/* A small message without descriptors in one plain send; 0 when this is not one, or when there
+ * was no room for it. */
+static ssize_t send_small(int fd, const struct iovec *iov, int iov_count)
+{
+    char buf[SMALL_BYTES];
+    size_t size = 0;
+
+    for (int i = 0; i < iov_count; i++) {
+        if (iov[i].iov_len > sizeof(buf) - size)
+            return 0;
+        if (iov[i].iov_len)
+            memcpy(buf + size, iov[i].iov_base, iov[i].iov_len);
+        size += iov[i].iov_len;
+    }
+    ssize_t n = send(fd, buf, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return n < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : n;
+}
+
 int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig_fds *fds,
                     uint64_t deadline_ns, size_t *ret_sent, struct vfmig_error *reterr)
 {
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * VFMIG_MAX_MSG_FDS)];
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)iov_count};
     size_t sent = 0, *count = ret_sent ? ret_sent : &sent;
+    ssize_t n = 0;
 
+    *count = 0;
     if (fds && fds->count)
         put_fds(&msg, control, fds);
-    *count = 0;
+    else
+        n = send_small(fd, iov, iov_count);
     for (;;) {
-        while (msg.msg_iovlen && msg.msg_iov->iov_len == 0) {
-            msg.msg_iov++;
-            msg.msg_iovlen--;
-        }
+        if (n < 0 && errno != EINTR && errno != EAGAIN)
+            return sock_error(errno, "send", reterr);
+        if (n > 0)
+            *count += (size_t)n;
+        if (n > 0)
+            advance(&msg, (size_t)n);
         if (msg.msg_iovlen == 0)
             return 0;
         int r = wait_last_tick(fd, POLLOUT, deadline_ns, reterr);
         if (r < 0)
             return r;
-        ssize_t n = sendmsg(fd, &msg, MSG_NOSIGNAL);
-        if (n < 0 && errno != EINTR && errno != EAGAIN)
-            return sock_error(errno, "sendmsg", reterr);
-        if (n <= 0)
-            continue;
-        *count += (size_t)n;
-        msg.msg_control = NULL; /* they went with the first byte */
-        msg.msg_controllen = 0;
-        for (size_t left = (size_t)n; left;) {
-            size_t step = left < msg.msg_iov->iov_len ? left : msg.msg_iov->iov_len;
-            msg.msg_iov->iov_base = (char *)msg.msg_iov->iov_base + step;
-            msg.msg_iov->iov_len -= step;
-            left -= step;
-            if (msg.msg_iov->iov_len == 0 && left) {
-                msg.msg_iov++;
-                msg.msg_iovlen--;
-            }
-        }
+        n = sendmsg(fd, &msg, MSG_NOSIGNAL);
     }
 }
 
@@ -149,7 +186,7 @@ static int take_fds(struct msghdr *msg, struct vfmig_fds *ret_fds)
         for (size_t i = 0; i < count; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-            if (ret_fds && ret_fds->count < VFMIG_MAX_MSG_FDS) {
+            if (ret_fds->count < VFMIG_MAX_MSG_FDS) {
                 ret_fds->fd[ret_fds->count++] = fd;
             } else {
                 close(fd);
@@ -157,7 +194,7 @@ static int take_fds(struct msghdr *msg, struct vfmig_fds *ret_fds)
             }
         }
     }
-    if (excess && ret_fds)
+    if (excess)
         vfmig_fds_close(ret_fds);
     return excess ? -EPROTO : 0;
 }
@@ -175,12 +212,12 @@ ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fd
         int r = wait_last_tick(fd, POLLIN, deadline_ns, reterr);
         if (r < 0)
             return r;
-        ssize_t n = recvmsg(fd, &msg, MSG_CMSG_CLOEXEC);
+        ssize_t n = ret_fds ? recvmsg(fd, &msg, MSG_CMSG_CLOEXEC) : recv(fd, buf, size, 0);
         if (n < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
         if (n < 0)
             return sock_error(errno, "recvmsg", reterr);
-        if (msg.msg_controllen && take_fds(&msg, ret_fds) < 0)
+        if (ret_fds && msg.msg_controllen && take_fds(&msg, ret_fds) < 0)
             return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
                                    "the peer sent descriptors that were not asked for");
         return n;

@@ -22,7 +22,8 @@
 /* CLOCK_MONOTONIC in nanoseconds. */
 uint64_t vfmig_now_ns(void);
 
-/* now + timeout; VFMIG_NEVER when that does not fit or timeout is VFMIG_NEVER. */
+/* now + timeout; VFMIG_NEVER when that does not fit or timeout is VFMIG_NEVER. From a second on it
+ * may be off by the few milliseconds of the kernel's coarse clock. */
 uint64_t vfmig_deadline_ns(uint64_t timeout_ns);
 
 /* A listening socket. A stale unix path (nobody answers there) is replaced. Port 0 picks one. */
@@ -44,16 +45,16 @@ int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_err
  * and yet cost one system call. Sets SO_RCVTIMEO and SO_SNDTIMEO. */
 int vfmig_sock_set_tick(int fd, struct vfmig_error *reterr);
 
-/* Sends everything, with fds (may be NULL; they stay the caller's) on the first byte. One sendmsg
- * unless the socket takes less. iov is used up. *ret_sent (may be NULL) tells how much went out: a
+/* Sends everything, with fds (may be NULL; they stay the caller's) on the first byte. One system
+ * call unless the socket takes less. iov is used up. *ret_sent (may be NULL) tells how much went out: a
  * failure in the middle of a message leaves the stream broken. Origin PEER when the other end is
  * gone (-ECONNRESET or -EPIPE) or does not read (-ETIMEDOUT). */
 int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig_fds *fds,
                     uint64_t deadline_ns, size_t *ret_sent, struct vfmig_error *reterr);
 
 /* Receives what is there, at least one byte: the count, or 0 at the end of the stream, or a
- * negative errno. ret_fds (NULL: descriptors are closed and refused) must be empty; more
- * descriptors than it holds are -EPROTO, nothing leaks. */
+ * negative errno. ret_fds must be empty; more descriptors than it holds are -EPROTO. NULL: none
+ * are expected, and the kernel closes those that come. */
 ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
                         uint64_t deadline_ns, struct vfmig_error *reterr);
 

@@ -223,16 +223,28 @@ static int dispatch(struct vfmig_conn *conn, struct vfmig_error *reterr)
     return 0;
 }
 
-/* One recvmsg and what came with it; called by the leader, lock held, released while it waits.
+/* lock held. Some request is open whose reply may carry descriptors; nothing else from a server
+ * does, and a receive that need not look for them is cheaper. */
+static bool fds_expected(const struct vfmig_conn *conn)
+{
+    for (const struct waiter *w = conn->waiters; w; w = w->next)
+        if (w->call->ret_fds)
+            return true;
+    return false;
+}
+
+/* One receive and what came with it; called by the leader, lock held, released while it waits.
  * -ETIMEDOUT alone leaves the connection usable. */
 static int receive(struct vfmig_conn *conn, uint64_t deadline_ns, struct vfmig_error *reterr)
 {
-    struct vfmig_fds fds = {.count = 0};
+    struct vfmig_fds fds;
     size_t space;
     void *at = vfmig_framer_space(&conn->framer, &space);
+    bool with_fds = fds_expected(conn);
 
+    fds.count = 0;
     pthread_mutex_unlock(&conn->lock);
-    ssize_t n = vfmig_sock_recv(conn->fd, at, space, &fds, deadline_ns, reterr);
+    ssize_t n = vfmig_sock_recv(conn->fd, at, space, with_fds ? &fds : NULL, deadline_ns, reterr);
     pthread_mutex_lock(&conn->lock);
     if (n < 0)
         return (int)n;

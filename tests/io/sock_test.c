@@ -122,8 +122,7 @@ static void descriptors(void **state)
 
     iov = (struct iovec){out, 4};
     assert_int_equal(vfmig_sock_send(pair[0], &iov, 1, &fds, VFMIG_NEVER, NULL, NULL), 0);
-    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, NULL, VFMIG_NEVER, &err), -EPROTO);
-    assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, NULL, VFMIG_NEVER, &err), 4);
 
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * 40)] = {0};
     iov = (struct iovec){out, 4};
@@ -135,6 +134,7 @@ static void descriptors(void **state)
     c->cmsg_len = CMSG_LEN(sizeof(int) * 40);
     assert_int_equal(sendmsg(pair[0], &msg, 0), 4);
     assert_int_equal(vfmig_sock_recv(pair[1], in, 8, &got, VFMIG_NEVER, &err), -EPROTO);
+    assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
     assert_int_equal(got.count, 0);
     close(pair[0]);
     close(pair[1]);
