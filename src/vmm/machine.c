@@ -387,6 +387,9 @@ int vfmig_machine_msi_eventfd(struct vfmig_machine *m, uint32_t gsi, uint64_t ad
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "no such GSI: %u", gsi);
     pthread_mutex_lock(&m->msi_lock);
     struct machine_msi *msi = &m->msis[gsi];
+    /* KVM waits for an RCU grace period for every change of its routes, now and then for a tenth of a
+     * second; what a migration puts in once more, inside the downtime, is mostly the same. */
+    bool changed = msi->fd < 0 || msi->address != address || msi->data != data;
     int ret = 0;
     if (msi->fd < 0) {
         msi->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -394,7 +397,7 @@ int vfmig_machine_msi_eventfd(struct vfmig_machine *m, uint32_t gsi, uint64_t ad
             ret = vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
                                   "cannot make an eventfd: %s", strerror(errno));
     }
-    if (ret == 0) {
+    if (ret == 0 && changed) {
         msi->address = address;
         msi->data = data;
         ret = m->ops->msi(m, gsi, reterr);
