@@ -107,6 +107,11 @@ static int ask_process(const struct vfmig_resolve_view *view,
     if (ret)
         return ret;
     struct json_object *args = json_object_new_object();
+    char id[2 * VFMIG_HO_ID_BYTES + 1];
+    vfmig_ho_id_format(view->own.last.id, id);
+    json_object_object_add(args, "id", json_object_new_string(id));
+    json_object_object_add(args, "role", json_object_new_string(
+        view->own.last.role == VFMIG_HO_SOURCE ? "source" : "destination"));
     json_object_object_add(args, "decision", json_object_new_string(decisions[request->decision]));
     json_object_object_add(args, "source-is-fenced", json_object_new_boolean(request->source_is_fenced));
     if (request->peer_record) {

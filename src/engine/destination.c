@@ -374,6 +374,9 @@ static void handle(struct engine *e, const struct engine_event *event)
     case ENGINE_EVENT_CONNECTION:
         connection(e);
         break;
+    case ENGINE_EVENT_RESOLVE:
+        engine_resolve_asked(e);
+        break;
     case ENGINE_EVENT_CANCEL:
         cancel(e);
         break;
@@ -537,6 +540,13 @@ void vfmig_destination_cancel(struct vfmig_destination *destination)
 uint16_t vfmig_destination_port(const struct vfmig_destination *destination)
 {
     return destination->port;
+}
+
+int vfmig_destination_resolve(struct vfmig_destination *destination,
+                              const struct vfmig_resolve_request *request,
+                              struct vfmig_error *reterr)
+{
+    return engine_resolve(&destination->e, request, reterr);
 }
 
 void vfmig_destination_free(struct vfmig_destination *destination)

@@ -20,6 +20,7 @@
 #include "engine/channel.h"
 #include "engine/journal.h"
 #include "engine/memory_mover.h"
+#include "engine/resolve.h"
 #include "target/target.h"
 #include "vfmig/migrate.h"
 
@@ -36,6 +37,7 @@ enum engine_event_kind {
     ENGINE_EVENT_LINK_LOST,  /* error, generation */
     ENGINE_EVENT_REPORT,     /* destination's times have arrived */
     ENGINE_EVENT_CONNECTION, /* destination: a connection with its first record is waiting */
+    ENGINE_EVENT_RESOLVE,    /* ask is filled */
     ENGINE_EVENT_CANCEL,
     ENGINE_EVENT_QUIT,
 };
@@ -63,6 +65,14 @@ struct engine_stamps {
 struct engine_report {
     bool valid;
     uint64_t grant_received, running, journal_ns, device_load_ns, state_load_ns;
+};
+
+/* An operator's decision on its way to the control thread and back. */
+struct engine_ask {
+    struct vfmig_resolve_request request;
+    struct vfmig_error error;
+    int ret;
+    uint64_t asked, answered; /* numbers; equal when nothing is under way */
 };
 
 enum device_command { DEVICE_NONE = 0, DEVICE_GO, DEVICE_DATA, DEVICE_QUIT };
@@ -190,6 +200,7 @@ struct engine {
     pthread_cond_t status_changed;
     struct vfmig_progress progress;
     struct engine_stamps stamps;
+    struct engine_ask ask;
     pthread_mutex_t trace_lock;
 };
 
@@ -220,6 +231,11 @@ int engine_handover_msg(struct engine *e, const struct vfmig_ho_msg *msg);
 void engine_note(struct engine *e, const struct vfmig_error *error); /* keeps the first failure */
 bool engine_due(uint64_t *at_ns, uint64_t now_ns);
 void engine_beat(struct engine *e, uint64_t now_ns);
+
+/* engine_resolve.c */
+int engine_resolve(struct engine *e, const struct vfmig_resolve_request *request,
+                   struct vfmig_error *reterr); /* any thread */
+void engine_resolve_asked(struct engine *e);    /* control thread */
 
 /* workers.c */
 int engine_workers_start(struct engine *e, struct vfmig_error *reterr);

@@ -37,6 +37,7 @@ enum vfmig_resolve_decision {
 
 /* What a living side is asked to do (its control socket carries it), and what is known of the peer. */
 struct vfmig_resolve_request {
+    uint8_t id[VFMIG_HO_ID_BYTES]; /* for a living side, which checks it */
     enum vfmig_resolve_decision decision;
     bool source_is_fenced; /* RUN without a grant on record: the operator vouches for the source */
     bool peer_memory;      /* the peer lives and has the memory */
@@ -70,6 +71,16 @@ int vfmig_resolve_refuse_unknown(const char *dir, const uint8_t *id, uint32_t ep
  * the request does not fit: above all RUN with neither a grant on record nor source_is_fenced. */
 int vfmig_resolve_event(const struct vfmig_handover *h, const struct vfmig_resolve_request *request,
                         struct vfmig_ho_event *ret_event, struct vfmig_error *reterr);
+
+/* Asks a living side, and waits until its decision is on record. -ENOENT when it has another
+ * migration, -ETIMEDOUT when it does not get to it, otherwise as vfmig_resolve_event. */
+struct vfmig_source;
+struct vfmig_destination;
+int vfmig_source_resolve(struct vfmig_source *source, const struct vfmig_resolve_request *request,
+                         struct vfmig_error *reterr);
+int vfmig_destination_resolve(struct vfmig_destination *destination,
+                              const struct vfmig_resolve_request *request,
+                              struct vfmig_error *reterr);
 
 /* May a VMM whose journals are in dir start its guest? -EBUSY with the reason while an unsettled
  * migration of a source that is gone lies there: it learns the outcome before it may run. */

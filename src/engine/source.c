@@ -202,6 +202,9 @@ static void handle(struct engine *e, const struct engine_event *event)
         if (!e->flow_active && e->handover.state == VFMIG_HO_SRC_RELEASED && !e->finished)
             completed(e);
         break;
+    case ENGINE_EVENT_RESOLVE:
+        engine_resolve_asked(e);
+        break;
     case ENGINE_EVENT_CANCEL:
         cancel(e);
         break;
@@ -445,6 +448,12 @@ void vfmig_source_status(struct vfmig_source *source, struct vfmig_progress *ret
 int vfmig_source_wait(struct vfmig_source *source, uint64_t timeout_ns, struct vfmig_error *reterr)
 {
     return engine_wait_state(&source->e, timeout_ns, reterr);
+}
+
+int vfmig_source_resolve(struct vfmig_source *source, const struct vfmig_resolve_request *request,
+                         struct vfmig_error *reterr)
+{
+    return engine_resolve(&source->e, request, reterr);
 }
 
 void vfmig_source_free(struct vfmig_source *source)

@@ -431,6 +431,25 @@ void vmm_migration_cancel(struct vfmig_vmm *vmm)
     pthread_mutex_unlock(&vmm->migration.lock);
 }
 
+int vmm_migration_resolve(struct vfmig_vmm *vmm, bool source,
+                          const struct vfmig_resolve_request *request, struct vfmig_error *reterr)
+{
+    struct vmm_migration *migration = &vmm->migration;
+    int ret;
+
+    pthread_mutex_lock(&migration->lock);
+    if (source && migration->source)
+        ret = vfmig_source_resolve(migration->source, request, reterr);
+    else if (!source && migration->destination)
+        ret = vfmig_destination_resolve(migration->destination, request, reterr);
+    else
+        ret = vfmig_error_set(reterr, -ENOENT, VFMIG_ORIGIN_LOCAL, 0,
+                              "this VMM is not the %s of a migration",
+                              source ? "source" : "destination");
+    pthread_mutex_unlock(&migration->lock);
+    return ret;
+}
+
 uint16_t vmm_migration_port(struct vfmig_vmm *vmm)
 {
     uint16_t port = 0;

@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "dirty/tracker.h"
+#include "engine/resolve.h"
 #include "vfmig/migrate.h"
 #include "vmm/pci.h"
 #include "vmm/qmp.h"
@@ -84,6 +85,9 @@ uint16_t vmm_migration_port(struct vfmig_vmm *vmm);
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
                         uint64_t deadline_ns, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
+/* An operator's decision for the side that this VMM is of a migration. */
+int vmm_migration_resolve(struct vfmig_vmm *vmm, bool source,
+                          const struct vfmig_resolve_request *request, struct vfmig_error *reterr);
 /* All devices are spoken to in this dialect from the next migration on. */
 int vmm_set_dialect(struct vfmig_vmm *vmm, enum vfmig_dialect dialect, struct vfmig_error *reterr);
 

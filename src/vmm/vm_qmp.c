@@ -213,6 +213,47 @@ static int run_migrate_cancel(void *opaque, struct json_object *args,
     return 0;
 }
 
+static bool get_bool(struct json_object *args, const char *name)
+{
+    return json_object_get_boolean(json_object_object_get(args, name));
+}
+
+/* What vfmig resolve asks for. */
+static int run_resolve(void *opaque, struct json_object *args, struct json_object **ret_result,
+                       struct vfmig_error *reterr)
+{
+    static const char *const decisions[VFMIG_RESOLVE_DECISION_COUNT] = {
+        [VFMIG_RESOLVE_SETTLE] = "settle",
+        [VFMIG_RESOLVE_RUN] = "run",
+        [VFMIG_RESOLVE_REFUSE] = "refuse",
+        [VFMIG_RESOLVE_DISCARD] = "discard",
+    };
+    const char *word = json_object_get_string(json_object_object_get(args, "decision"));
+    const char *role = json_object_get_string(json_object_object_get(args, "role"));
+    struct vfmig_resolve_request request = {
+        .source_is_fenced = get_bool(args, "source-is-fenced"),
+        .peer_memory = get_bool(args, "peer-memory"),
+        .peer_record = (uint8_t)get_int(args, "peer-record"),
+        .peer_epoch = (uint32_t)get_int(args, "peer-epoch"),
+    };
+    int ret = check_range(args, "peer-record", 0, VFMIG_HO_RECORD_COUNT - 1, reterr);
+
+    if (!ret)
+        ret = check_range(args, "peer-epoch", 0, UINT32_MAX, reterr);
+    if (ret)
+        return ret;
+    unsigned decision = 0;
+    while (decision < VFMIG_RESOLVE_DECISION_COUNT && strcmp(decisions[decision], word))
+        decision++;
+    bool source = !strcmp(role, "source");
+    if (decision == VFMIG_RESOLVE_DECISION_COUNT || (!source && strcmp(role, "destination")) ||
+        vfmig_ho_id_parse(json_object_get_string(json_object_object_get(args, "id")), request.id))
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                               "no such decision, role or migration id");
+    request.decision = decision;
+    return vmm_migration_resolve(opaque, source, &request, reterr);
+}
+
 static int run_set_parameters(void *opaque, struct json_object *args,
                               struct json_object **ret_result, struct vfmig_error *reterr)
 {
@@ -285,6 +326,9 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
      "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?", run_set_parameters},
     {"query-migrate-parameters", NULL, run_query_parameters},
     {"query-migrate", NULL, run_query_migrate},
+    {"x-vfmig-resolve",
+     "id:s,role:s,decision:s,source-is-fenced:b?,peer-record:i?,peer-epoch:i?,peer-memory:b?",
+     run_resolve},
     {"x-guest", NULL, run_guest},
     {"x-guest-reset-pause", NULL, run_guest_reset_pause},
     {NULL, NULL, NULL},

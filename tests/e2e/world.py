@@ -75,6 +75,7 @@ class World:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="vfmig-", dir="/tmp"))
         self.processes = []
         self.clients = []
+        self.killed = set()  # names of processes that a sabotage kills
 
     def __enter__(self):
         return self
@@ -96,18 +97,19 @@ class World:
         shutil.rmtree(self.folder)
         if exc[0] is None:
             for args, code, log in codes:
-                assert code == 0, f"{args} ended with {code}: {texts[log.name]}"
+                assert code == (-signal.SIGKILL if log.stem in self.killed else 0), f"{args} ended with {code}: {texts[log.name]}"
         for name, text in texts.items():
             if text:
                 print(f"--- {name}\n{text}")
         for text in texts.values():
             assert "Sanitizer" not in text and "runtime error" not in text
 
-    def start(self, name, *args, ready):
+    def start(self, name, *args, ready, sabotage=None):
         log = self.folder / f"{name}.log"
         with open(log, "w") as out:
             process = subprocess.Popen([VFMIG, *map(str, args)], stdout=out, stderr=out,
-                                       stdin=subprocess.DEVNULL)
+                                       stdin=subprocess.DEVNULL,
+                                       env=dict(os.environ, VFMIG_SABOTAGE=sabotage or ""))
         self.processes.append((process, log))
 
         def is_ready():
@@ -121,7 +123,8 @@ class World:
         self.start(name, "device", "dma", "--socket", path, *args, ready=path)
         return path
 
-    def vm(self, name, *args, accel="none", memory="48M", devices=(), incoming=None):
+    def vm(self, name, *args, accel="none", memory="48M", devices=(), incoming=None,
+           sabotage=None):
         """A VMM with small memory; returns its QMP client, with .path and .process."""
         path = self.folder / f"{name}.qmp"
         journal = self.folder / f"{name}.journal"
@@ -132,7 +135,9 @@ class World:
             command += ["--device", f"vfio-user:{device}"]
         if incoming:
             command += ["--incoming", incoming]
-        process = self.start(name, *command, *args, ready=path)
+        process = self.start(name, *command, *args, ready=path, sabotage=sabotage)
+        if sabotage and sabotage.startswith("kill-"):
+            self.killed.add(name)
         qmp = Qmp(path)
         self.clients.append(qmp)
         qmp.path, qmp.process, qmp.journal = path, process, journal

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* An operator's decision for a side that lives: it goes through the machine like everything else. */
+#include "engine/engine.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "io/sock.h"
+
+#define ANSWER_NS (10ull * 1000000000u)
+
+static int decide(struct engine *e, const struct vfmig_resolve_request *request,
+                  struct vfmig_error *reterr)
+{
+    struct vfmig_ho_event event;
+
+    if (!e->handover_active || memcmp(request->id, e->handover.id, sizeof(request->id)))
+        return vfmig_error_set(reterr, -ENOENT, VFMIG_ORIGIN_LOCAL, 0,
+                               "this process has no such migration");
+    int ret = vfmig_resolve_event(&e->handover, request, &event, reterr);
+    if (ret)
+        return ret;
+    engine_trace(e, "resolve", "\"decision\":%d,\"fenced\":%d", (int)request->decision,
+                 request->source_is_fenced);
+    ret = event.kind == VFMIG_HO_EVENT_MESSAGE
+              ? engine_handover_msg(e, &event.msg)
+              : engine_handover(e, (enum vfmig_ho_event_kind)event.kind);
+    return ret ? vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, e->handover.state,
+                                 "the migration is %s and does not take this decision",
+                                 vfmig_ho_state_name(e->handover.state))
+               : 0;
+}
+
+void engine_resolve_asked(struct engine *e)
+{
+    struct vfmig_resolve_request request;
+    struct vfmig_error error = {0};
+
+    pthread_mutex_lock(&e->status_lock);
+    request = e->ask.request;
+    uint64_t number = e->ask.asked;
+    bool wanted = number != e->ask.answered;
+    pthread_mutex_unlock(&e->status_lock);
+    if (!wanted)
+        return; /* whoever asked has left */
+    int ret = decide(e, &request, &error);
+    pthread_mutex_lock(&e->status_lock);
+    if (e->ask.asked == number) {
+        e->ask.ret = ret;
+        e->ask.error = error;
+        e->ask.answered = number;
+        pthread_cond_broadcast(&e->status_changed);
+    }
+    pthread_mutex_unlock(&e->status_lock);
+}
+
+int engine_resolve(struct engine *e, const struct vfmig_resolve_request *request,
+                   struct vfmig_error *reterr)
+{
+    uint64_t until_ns = vfmig_deadline_ns(ANSWER_NS);
+
+    pthread_mutex_lock(&e->status_lock);
+    if (e->ask.asked != e->ask.answered) {
+        pthread_mutex_unlock(&e->status_lock);
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
+                               "another decision is under way");
+    }
+    uint64_t number = ++e->ask.asked;
+    e->ask.request = *request;
+    pthread_mutex_unlock(&e->status_lock);
+    engine_post(e, &(struct engine_event){.kind = ENGINE_EVENT_RESOLVE});
+    pthread_mutex_lock(&e->status_lock);
+    while (e->ask.answered != number && vfmig_now_ns() < until_ns)
+        engine_sleep_until(&e->status_changed, &e->status_lock, until_ns);
+    int ret = e->ask.answered == number ? e->ask.ret : -ETIMEDOUT;
+    if (ret == -ETIMEDOUT)
+        vfmig_error_set(reterr, ret, VFMIG_ORIGIN_LOCAL, 0, "the migration does not answer");
+    else if (ret && reterr)
+        *reterr = e->ask.error;
+    e->ask.answered = number;
+    pthread_mutex_unlock(&e->status_lock);
+    return ret;
+}
