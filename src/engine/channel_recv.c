@@ -84,9 +84,23 @@ static size_t take_ahead(struct vfmig_channel *channel, struct iovec *iov, size_
     return used;
 }
 
-/* Fills iov[0..count) whole; iov has room for one more element. The array is consumed. */
+/* The pages of a record that is being received: checked as they come, while they are in the cache. */
+struct pages {
+    const struct vfmig_record_head *head;
+    const uint8_t *crcs;
+    const struct vfmig_page_run *run;
+    uint32_t page;     /* next to be checked, in the run */
+    uint64_t unchecked; /* bytes from there to the end of the record */
+};
+
+/* Checks every page that is complete when left bytes of the record are still to come. */
+static int check_pages(struct vfmig_channel *channel, struct pages *pages, uint64_t left,
+                       struct vfmig_error *reterr);
+
+/* Fills iov[0..count) whole; iov has room for one more element. The array is consumed. pages is NULL
+ * for anything but pages. */
 static int receive_all(struct vfmig_channel *channel, struct iovec *iov, size_t count, bool inside,
-                       struct vfmig_error *reterr)
+                       struct pages *pages, struct vfmig_error *reterr)
 {
     size_t used = take_ahead(channel, iov, count);
     size_t left = 0;
@@ -107,6 +121,9 @@ static int receive_all(struct vfmig_channel *channel, struct iovec *iov, size_t 
         used = advance(iov, count, (size_t)got - channel->ahead_end);
         iov += used;
         count -= used;
+        int rc = pages ? check_pages(channel, pages, left, reterr) : 0;
+        if (rc < 0)
+            return rc;
     }
     return 0;
 }
@@ -116,7 +133,7 @@ static int receive_bytes(struct vfmig_channel *channel, void *data, size_t size,
 {
     struct iovec iov[2] = {{data, size}};
 
-    return receive_all(channel, iov, size ? 1 : 0, inside, reterr);
+    return receive_all(channel, iov, size ? 1 : 0, inside, /* pages= */ NULL, reterr);
 }
 
 static int grow_buffer(struct vfmig_channel *channel, size_t size, struct vfmig_error *reterr)
@@ -198,21 +215,26 @@ static void trust_page(struct vfmig_channel *channel, uint32_t block, uint64_t p
         __atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED);
 }
 
-/* The pages of one run against their CRCs. */
-static int check_run(struct vfmig_channel *channel, const struct vfmig_record_head *head,
-                     const struct vfmig_page_run *run, const uint8_t *crcs,
-                     struct vfmig_error *reterr)
+static int check_pages(struct vfmig_channel *channel, struct pages *pages, uint64_t left,
+                       struct vfmig_error *reterr)
 {
-    uint8_t *at = vfmig_page_address(channel->memory, run);
     int rc = 0;
 
-    if (vfmig_sabotage("alter-page"))
-        at[run->page_count * VFMIG_PAGE_SIZE / 2] ^= 1;
-    for (uint32_t i = 0; rc == 0 && i < run->page_count; i++, at += VFMIG_PAGE_SIZE) {
-        if (vfmig_crc32c(0, at, VFMIG_PAGE_SIZE) == vfmig_le32_get(crcs + i * VFMIG_PAGE_CRC_BYTES))
-            trust_page(channel, run->block, run->first_page + i);
+    for (; rc == 0 && pages->unchecked >= left + VFMIG_PAGE_SIZE;
+         pages->unchecked -= VFMIG_PAGE_SIZE, pages->crcs += VFMIG_PAGE_CRC_BYTES) {
+        if (pages->page == pages->run->page_count) {
+            pages->run++;
+            pages->page = 0;
+        }
+        uint64_t page = pages->run->first_page + pages->page;
+        uint8_t *at = vfmig_page_address(channel->memory, pages->run) +
+                      (size_t)pages->page++ * VFMIG_PAGE_SIZE;
+        if (vfmig_sabotage("alter-page"))
+            at[page % VFMIG_PAGE_SIZE] ^= 1;
+        if (vfmig_crc32c(0, at, VFMIG_PAGE_SIZE) == vfmig_le32_get(pages->crcs))
+            trust_page(channel, pages->run->block, page);
         else
-            rc = doubt_page(channel, head, run->block, run->first_page + i, reterr);
+            rc = doubt_page(channel, pages->head, pages->run->block, page, reterr);
     }
     return rc;
 }
@@ -221,22 +243,22 @@ static int check_run(struct vfmig_channel *channel, const struct vfmig_record_he
 static int receive_memory(struct vfmig_channel *channel, const struct vfmig_record_head *head,
                           struct vfmig_error *reterr)
 {
-    const uint8_t *crcs = NULL;
+    struct pages pages = {.head = head, .run = channel->runs};
     uint32_t run_count = 0;
-    int rc = receive_runs(channel, head, &run_count, &crcs, reterr);
+    int rc = receive_runs(channel, head, &run_count, &pages.crcs, reterr);
 
     if (rc < 0)
         return rc;
-    for (uint32_t i = 0; i < run_count; i++)
+    for (uint32_t i = 0; i < run_count; i++) {
+        size_t size = (size_t)channel->runs[i].page_count * VFMIG_PAGE_SIZE;
         channel->iov[i] = (struct iovec){vfmig_page_address(channel->memory, &channel->runs[i]),
-                                         (size_t)channel->runs[i].page_count * VFMIG_PAGE_SIZE};
-    rc = receive_all(channel, channel->iov, run_count, /* inside= */ true, reterr);
-    for (uint32_t i = 0; rc == 0 && i < run_count; i++) {
-        rc = check_run(channel, head, &channel->runs[i], crcs, reterr);
-        crcs += channel->runs[i].page_count * VFMIG_PAGE_CRC_BYTES;
-        atomic_fetch_add_explicit(&channel->pages_received, channel->runs[i].page_count,
-                                  memory_order_relaxed);
+                                         size};
+        pages.unchecked += size;
     }
+    uint64_t page_count = pages.unchecked / VFMIG_PAGE_SIZE;
+    rc = receive_all(channel, channel->iov, run_count, /* inside= */ true, &pages, reterr);
+    if (rc == 0)
+        atomic_fetch_add_explicit(&channel->pages_received, page_count, memory_order_relaxed);
     return rc;
 }
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,6 +41,7 @@ struct worker {
     /* Up to where the block's file is known to have no pages, and the last group of 64 pages that
      * it was asked about; both only while one stripe is sent. */
     uint64_t hole_end, hole_asked;
+    uint8_t resident[VFMIG_STRIPE_PAGES]; /* as mincore has it, of the same stripe */
 };
 
 struct vfmig_mover {
@@ -130,13 +132,26 @@ static uint32_t add_to_runs(struct vfmig_page_run *runs, uint32_t count, uint32_
     return count + 1;
 }
 
-/* A page that the block's file does not have is zero, and reading it would allocate it. Asked
- * after the page's bit was taken, so a later write is in the next round. */
+/* Which pages of a stripe are in core; all of them when the kernel does not say. */
+static void ask_resident(struct worker *w, const struct vfmig_ram_block *block, uint64_t first_page,
+                         uint64_t page_count)
+{
+    uint8_t *host = (uint8_t *)block->host + first_page * VFMIG_PAGE_SIZE;
+
+    w->hole_end = 0;
+    w->hole_asked = UINT64_MAX;
+    if (block->fd < 0 || mincore(host, page_count * VFMIG_PAGE_SIZE, w->resident) < 0)
+        memset(w->resident, 1, sizeof(w->resident));
+}
+
+/* A page that the block's file does not have is zero, and reading it would allocate it. One that is
+ * not in core may be that, or swapped out, so the file is asked: after the page's bit was taken,
+ * therefore a later write is in the next round. */
 static bool in_hole(struct worker *w, const struct vfmig_ram_block *block, uint64_t page)
 {
     uint64_t at = page * VFMIG_PAGE_SIZE;
 
-    if (block->fd < 0)
+    if (w->resident[page % VFMIG_STRIPE_PAGES] & 1)
         return false;
     if (at >= w->hole_end && page / 64 != w->hole_asked) {
         off_t data = lseek(block->fd, (off_t)(block->fd_offset + at), SEEK_DATA);
@@ -185,9 +200,9 @@ static int send_stripe(struct worker *w, uint32_t block, uint64_t first_page, ui
 
     for (uint64_t i = 0; i < words; i++)
         taken[i] = vfmig_bitmap_take_word(&bitmap[first_word + i]);
-    w->hole_end = 0;
-    w->hole_asked = UINT64_MAX;
     uint64_t count = end_page - first_page;
+    if (vfmig_bitmap_next(taken, count, 0) < count)
+        ask_resident(w, &w->mover->memory->blocks[block], first_page, count);
     for (uint64_t bit = vfmig_bitmap_next(taken, count, 0); bit < count;
          bit = vfmig_bitmap_next(taken, count, bit + 1)) {
         int rc = send_page(w, block, first_page + bit, reterr);
