@@ -6,12 +6,14 @@
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "io/sock.h"
 
 #define RETRY_NS UINT64_C(1000000000)
+#define CLOSE_NS UINT64_C(2000000000) /* how long a refused source may take to hang up */
 
 static struct vfmig_destination *of(struct engine *e)
 {
@@ -21,10 +23,11 @@ static struct vfmig_destination *of(struct engine *e)
 /* What a waiter waits for has come: the guest is here for good, or nobody wants it any more. */
 static void end_wait(struct engine *e, enum vfmig_migrate_state state)
 {
+    engine_state(e, state);
     pthread_mutex_lock(&e->status_lock);
     of(e)->ended = true;
+    pthread_cond_broadcast(&e->status_changed);
     pthread_mutex_unlock(&e->status_lock);
-    engine_state(e, state);
 }
 
 /* --- an attempt begins and ends --- */
@@ -48,15 +51,29 @@ static void forget_attempt(struct engine *e)
     e->run_early = false;
 }
 
-/* The devices are fresh again and the next source may come. */
-static void attempt_over(struct engine *e, enum vfmig_migrate_state state)
+static void close_attempt(struct engine *e)
 {
-    engine_enter_step(e, VFMIG_STEP_END);
+    e->closing = false;
+    e->give_up_at_ns = 0;
     engine_workers_stop(e);
     engine_link_free(e, /* bye= */ true);
+    engine_workers_free(e);
+}
+
+/* The devices are fresh again and the next source may come. The link is the source's to close: it
+ * may still be sending, and would take a closed link for the cause. */
+static void attempt_over(struct engine *e)
+{
+    engine_enter_step(e, VFMIG_STEP_END);
     e->retry_at_ns = 0;
+    if (e->linked) {
+        e->closing = true;
+        e->give_up_at_ns = vfmig_now_ns() + CLOSE_NS;
+    } else {
+        close_attempt(e);
+    }
     if (e->progress.state == VFMIG_MIGRATE_ACTIVE || e->progress.state == VFMIG_MIGRATE_UNDECIDED)
-        engine_state(e, state);
+        engine_state(e, VFMIG_MIGRATE_FAILED);
 }
 
 static int open_journal(struct engine *e, const uint8_t *id, bool memory, struct vfmig_error *reterr)
@@ -126,6 +143,7 @@ static int begin(struct engine *e, struct arrival *arrival, struct vfmig_error *
     }
     if (ret) {
         engine_workers_stop(e);
+        engine_workers_free(e);
         return ret;
     }
     memcpy(e->progress.migration_id, arrival->id, VFMIG_MIGRATION_ID_BYTES);
@@ -142,8 +160,11 @@ static void new_migration(struct engine *e, struct arrival *arrival)
     struct vfmig_error error = {0};
     struct vfmig_verdict verdict = {0};
     uint8_t out[VFMIG_VERDICT_BYTES_MAX];
-    int ret = judge(e, arrival, &error);
+    int ret;
 
+    if (e->closing)
+        close_attempt(e);
+    ret = judge(e, arrival, &error);
     if (ret == 0) {
         forget_attempt(e);
         ret = open_journal(e, arrival->id, /* memory= */ true, &error);
@@ -230,11 +251,10 @@ static void failed(struct engine *e)
         end_wait(e, VFMIG_MIGRATE_PAUSED);
         break;
     default:
-        (void)engine_send_progress(e, PROGRESS_REASON, e->failure.text, strlen(e->failure.text));
+        /* What is not offered yet cannot be refused: it will be when the offer comes. */
+        if (e->handover.state == VFMIG_HO_DST_LISTEN)
+            break;
         engine_handover(e, VFMIG_HO_EVENT_LOAD_FAILED);
-        /* Not even offered yet: there is nothing to refuse. */
-        if (e->flow_active && e->handover.state == VFMIG_HO_DST_LISTEN)
-            engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
     }
 }
 
@@ -243,7 +263,7 @@ static void flow_ended(struct engine *e)
     struct engine_report report = {.valid = true};
 
     if (e->flow.row == VFMIG_ROW_END && e->flow.parked) {
-        attempt_over(e, VFMIG_MIGRATE_FAILED);
+        attempt_over(e);
         return;
     }
     report.grant_received = e->stamps.grant_received;
@@ -336,7 +356,9 @@ static void link_lost(struct engine *e, const struct engine_event *event)
     /* The offer never came: the handover knows of nothing that it could refuse. */
     if (e->flow_active && e->handover.state == VFMIG_HO_DST_LISTEN)
         engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
-    if (!e->flow_active)
+    if (e->closing)
+        close_attempt(e);
+    else if (!e->flow_active)
         engine_link_free(e, /* bye= */ false);
 }
 
@@ -344,7 +366,7 @@ static void cancel(struct engine *e)
 {
     struct vfmig_error error = {0};
 
-    if (of(e)->ended)
+    if (of(e)->ended || e->handover.state == VFMIG_HO_DST_RUNNING)
         return;
     vfmig_error_set(&error, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the destination was cancelled");
     engine_note(e, &error);
@@ -353,6 +375,17 @@ static void cancel(struct engine *e)
     if (e->flow_active && e->handover.state == VFMIG_HO_DST_LISTEN)
         engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
     e->cancelled = true;
+}
+
+static void message(struct engine *e, const struct engine_event *event)
+{
+    bool offered = e->handover.state != VFMIG_HO_DST_LISTEN;
+
+    if (event->msg.kind == VFMIG_HO_MSG_GRANT && !e->stamps.grant_received)
+        e->stamps.grant_received = event->at_ns;
+    engine_handover_msg(e, &event->msg);
+    if (!offered && e->flow_active && e->flow.halted)
+        failed(e);
 }
 
 static void handle(struct engine *e, const struct engine_event *event)
@@ -364,9 +397,7 @@ static void handle(struct engine *e, const struct engine_event *event)
         engine_flow(e, &event->flow);
         break;
     case ENGINE_EVENT_MESSAGE:
-        if (event->msg.kind == VFMIG_HO_MSG_GRANT && !e->stamps.grant_received)
-            e->stamps.grant_received = event->at_ns;
-        engine_handover_msg(e, &event->msg);
+        message(e, event);
         break;
     case ENGINE_EVENT_LINK_LOST:
         link_lost(e, event);
@@ -381,8 +412,8 @@ static void handle(struct engine *e, const struct engine_event *event)
         cancel(e);
         break;
     case ENGINE_EVENT_QUIT:
-        cancel(e);
         e->quit = true;
+        cancel(e);
         break;
     default:
         break;
@@ -408,8 +439,10 @@ static void on_time(struct engine *e)
         engine_handover(e, VFMIG_HO_EVENT_RETRY);
     if (!e->retry_at_ns && e->handover_active && vfmig_handover_waits(&e->handover))
         e->retry_at_ns = now + RETRY_NS;
+    if (engine_due(&e->give_up_at_ns, now) && e->closing)
+        close_attempt(e);
     engine_beat(e, now);
-    if (e->cancelled && !of(e)->ended && (!e->flow_active || undecided(e)))
+    if (e->cancelled && !of(e)->ended && !e->flow_active && !undecided(e))
         end_wait(e, VFMIG_MIGRATE_CANCELLED);
     if (e->quit && (!e->flow_active || undecided(e)))
         e->finished = true;
@@ -429,8 +462,7 @@ static void *destination_main(void *arg)
     atomic_store(&e->abort, true);
     if (e->flow_active)
         engine_link_shutdown(e);
-    engine_workers_stop(e);
-    engine_link_free(e, /* bye= */ true);
+    close_attempt(e);
     return NULL;
 }
 
@@ -444,7 +476,7 @@ int vfmig_destination_new(const struct vfmig_vm *vm, const struct vfmig_migrate_
 
     if (!destination)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a destination");
-    destination->listener = -1;
+    destination->listener = destination->wake = -1;
     ret = engine_init(&destination->e, VFMIG_FLOW_DESTINATION, vm, options, reterr);
     if (ret) {
         free(destination);
@@ -489,6 +521,10 @@ int vfmig_destination_listen(struct vfmig_destination *destination, const char *
         return ret;
     }
     destination->port = bound_port(destination->listener);
+    destination->wake = eventfd(0, EFD_CLOEXEC);
+    if (destination->wake < 0)
+        return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0, "no eventfd: %s",
+                               strerror(errno));
     ret = -pthread_create(&e->control, NULL, destination_main, destination);
     if (ret)
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
@@ -555,6 +591,7 @@ void vfmig_destination_free(struct vfmig_destination *destination)
         return;
     if (destination->listening) {
         atomic_store(&destination->quit, true);
+        (void)eventfd_write(destination->wake, 1);
         pthread_mutex_lock(&destination->arrival_lock);
         pthread_cond_signal(&destination->arrival_wake);
         pthread_mutex_unlock(&destination->arrival_lock);
@@ -565,6 +602,8 @@ void vfmig_destination_free(struct vfmig_destination *destination)
     arrival_free(destination->arrival);
     if (destination->listener >= 0)
         close(destination->listener);
+    if (destination->wake >= 0)
+        close(destination->wake);
     engine_done(&destination->e);
     pthread_mutex_destroy(&destination->arrival_lock);
     pthread_cond_destroy(&destination->arrival_wake);

@@ -18,6 +18,7 @@ struct arrival {
 struct vfmig_destination {
     struct engine e;
     int listener;
+    int wake; /* eventfd: quit was set */
     uint16_t port;
     bool listening; /* threads were started */
     bool ended;     /* for the waiters: completed, paused or cancelled; under status_lock */

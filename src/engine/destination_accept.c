@@ -4,28 +4,50 @@
 #include "engine/destination.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/sock.h"
 
-#define LOOK_NS UINT64_C(100000000) /* how often the acceptor looks whether it is still wanted */
+/* Until somebody knocks: 0; -ECANCELED when the destination is given up, -ETIMEDOUT. */
+static int wait_for_knock(struct vfmig_destination *destination, uint64_t until_ns)
+{
+    struct pollfd fds[2] = {{.fd = destination->listener, .events = POLLIN},
+                            {.fd = destination->wake, .events = POLLIN}};
+
+    for (;;) {
+        uint64_t now = vfmig_now_ns();
+        uint64_t left_ms = until_ns > now ? (until_ns - now) / 1000000 + 1 : 0;
+        int timeout = until_ns == UINT64_MAX ? -1 : left_ms > INT_MAX ? INT_MAX : (int)left_ms;
+        int ready = poll(fds, 2, timeout);
+
+        if (atomic_load(&destination->quit))
+            return -ECANCELED;
+        if (ready > 0)
+            return 0;
+        if (ready == 0)
+            return -ETIMEDOUT;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
 
 static int next_fd(void *user, struct vfmig_error *reterr)
 {
     struct vfmig_destination *destination = user;
     struct engine *e = &destination->e;
     uint64_t until_ns = destination->taken++ ? vfmig_deadline_ns(e->options.stall_ns) : UINT64_MAX;
+    int fd;
+    int ret = wait_for_knock(destination, until_ns);
 
-    while (!atomic_load(&destination->quit)) {
-        int fd;
-        int ret = vfmig_sock_accept(destination->listener, vfmig_deadline_ns(LOOK_NS), &fd, reterr);
-        if (ret == 0)
-            return fd;
-        if (ret != -ETIMEDOUT || vfmig_now_ns() >= until_ns)
-            return ret;
-    }
-    return -ECANCELED;
+    if (ret)
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_PEER, 0,
+                               "no further connection of this migration came");
+    ret = vfmig_sock_accept(destination->listener, vfmig_deadline_ns(e->options.stall_ns), &fd,
+                            reterr);
+    return ret ? ret : fd;
 }
 
 void arrival_free(struct arrival *arrival)

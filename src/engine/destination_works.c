@@ -28,6 +28,11 @@ static int push_segment(struct device_worker *dev, const void *data, size_t size
     /* The source is slowed down to what the device takes. */
     while (dev->queued_bytes > ENGINE_MAX_QUEUE && !atomic_load(&dev->engine->abort))
         pthread_cond_wait(&dev->wake, &dev->lock);
+    if (atomic_load(&dev->engine->abort)) {
+        pthread_mutex_unlock(&dev->lock);
+        free(segment); /* nobody loads it any more */
+        return 0;
+    }
     *dev->tail = segment;
     dev->tail = &segment->next;
     dev->queued_bytes += size;

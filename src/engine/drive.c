@@ -184,7 +184,11 @@ static int write_journal(struct engine *e, uint32_t record)
 static void send_message(struct engine *e, const struct vfmig_ho_msg *msg)
 {
     struct vfmig_error error = {0};
-    int ret = engine_send_msg(e, msg, &error);
+    int ret;
+
+    if (msg->kind == VFMIG_HO_MSG_REFUSED && e->failure.code)
+        (void)engine_send_progress(e, PROGRESS_REASON, e->failure.text, strlen(e->failure.text));
+    ret = engine_send_msg(e, msg, &error);
 
     if (msg->kind == VFMIG_HO_MSG_GRANT)
         engine_stamp(e, &e->stamps.grant_sent);

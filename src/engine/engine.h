@@ -96,7 +96,7 @@ struct device_worker {
     const char *id;
     uint32_t index;
     pthread_t thread;
-    bool started;
+    bool started, made;
 
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -148,7 +148,7 @@ struct engine {
     bool handover_active;
     struct vfmig_journal *journal;
     struct vfmig_error failure; /* the first one of the attempt */
-    bool cancelled, run_early, finished, quit;
+    bool cancelled, run_early, finished, quit, closing;
     uint32_t epoch;
     uint64_t shutdown_at_ns; /* when an aborted attempt that still sends is cut off; 0: never */
     uint64_t retry_at_ns, give_up_at_ns, reconnect_at_ns, beat_at_ns;
@@ -240,6 +240,7 @@ void engine_resolve_asked(struct engine *e);    /* control thread */
 /* workers.c */
 int engine_workers_start(struct engine *e, struct vfmig_error *reterr);
 void engine_workers_stop(struct engine *e);
+void engine_workers_free(struct engine *e);
 void engine_device_job(struct device_worker *dev, enum device_command command, uint32_t arg);
 void engine_work_job(struct engine *e, uint32_t work);
 

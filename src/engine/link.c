@@ -109,9 +109,11 @@ void engine_link_free(struct engine *e, bool bye)
     vfmig_mover_free(mover);
     for (uint32_t i = 0; bye && e->linked && i < e->channel_count; i++)
         (void)vfmig_channel_send(e->channels[i], VFMIG_RECORD_BYE, NULL, 0, NULL);
-    vfmig_receiver_free(e->receiver); /* ends the watch, too */
-    if (e->link)
+    if (e->link) {
+        engine_link_shutdown(e); /* ends the watch, which must not outlive the receiver */
         pthread_join(e->link->thread, NULL);
+    }
+    vfmig_receiver_free(e->receiver);
     pthread_mutex_lock(&e->link_lock);
     free(e->link);
     count = e->channel_count;

@@ -11,6 +11,7 @@
 
 #define RETRY_NS     UINT64_C(1000000000)
 #define RECONNECT_NS UINT64_C(200000000)
+#define FIRST_TRY_NS UINT64_C(10000000)
 #define REPORT_NS    UINT64_C(1000000000) /* how long the destination's times are waited for */
 
 /* --- what the machines ask for --- */
@@ -143,7 +144,7 @@ static void link_lost(struct engine *e, const struct engine_event *event)
         engine_note(e, &error);
     engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
     if (vfmig_handover_waits(&e->handover)) {
-        e->reconnect_at_ns = vfmig_now_ns() + RECONNECT_NS;
+        e->reconnect_at_ns = vfmig_now_ns() + FIRST_TRY_NS;
         if (e->progress.state == VFMIG_MIGRATE_ACTIVE && !e->flow_active)
             e->give_up_at_ns = vfmig_now_ns() + e->options.reconnect_ns;
         else if (e->handover.state == VFMIG_HO_SRC_GRANTED)
@@ -158,7 +159,11 @@ static void refused(struct engine *e)
     pthread_mutex_lock(&e->inbox_lock);
     vfmig_error_set(&error, -EREMOTEIO, VFMIG_ORIGIN_PEER, 0, "the destination refused%s%s",
                     e->peer_reason[0] ? ": " : "", e->peer_reason);
+    bool why = e->peer_reason[0];
     pthread_mutex_unlock(&e->inbox_lock);
+    /* What it says is the cause; that connections broke is a consequence. */
+    if (why && e->failure.origin == VFMIG_ORIGIN_PEER)
+        memset(&e->failure, 0, sizeof(e->failure));
     engine_note(e, &error);
 }
 
@@ -337,6 +342,7 @@ static void *source_main(void *arg)
         engine_enter_step(e, VFMIG_STEP_END);
         engine_workers_stop(e);
         engine_link_free(e, /* bye= */ true);
+        engine_workers_free(e);
         engine_maps_done(e);
         engine_state(e, unwound_state(e));
         return NULL;
@@ -350,6 +356,7 @@ static void *source_main(void *arg)
     engine_workers_stop(e);
     engine_count_bytes(e);
     engine_link_free(e, /* bye= */ true);
+    engine_workers_free(e);
     engine_maps_done(e);
     return NULL;
 }

@@ -218,11 +218,9 @@ static int start_device(struct engine *e, uint32_t i, struct vfmig_error *reterr
     pthread_mutex_init(&dev->lock, NULL);
     pthread_cond_init(&dev->wake, NULL);
     int ret = -pthread_create(&dev->thread, NULL, device_main, dev);
-    if (ret) {
-        pthread_mutex_destroy(&dev->lock);
-        pthread_cond_destroy(&dev->wake);
+    dev->made = true;
+    if (ret)
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
-    }
     dev->started = true;
     return 0;
 }
@@ -235,8 +233,10 @@ int engine_workers_start(struct engine *e, struct vfmig_error *reterr)
         ret = start_work_thread(e, &e->vm_thread, reterr);
     for (uint32_t i = 0; !ret && i < e->vm.device_count; i++)
         ret = start_device(e, i, reterr);
-    if (ret)
+    if (ret) {
         engine_workers_stop(e);
+        engine_workers_free(e);
+    }
     return ret;
 }
 
@@ -249,11 +249,22 @@ void engine_workers_stop(struct engine *e)
             continue;
         engine_device_job(dev, DEVICE_QUIT, 0);
         pthread_join(dev->thread, NULL);
-        drop_segments(dev);
-        pthread_mutex_destroy(&dev->lock);
-        pthread_cond_destroy(&dev->wake);
         dev->started = false;
     }
     stop_work_thread(&e->memory_thread);
     stop_work_thread(&e->vm_thread);
+}
+
+/* After the link has gone: its threads queue data until then. */
+void engine_workers_free(struct engine *e)
+{
+    for (uint32_t i = 0; i < e->vm.device_count; i++) {
+        struct device_worker *dev = &e->devices[i];
+        if (!dev->made)
+            continue;
+        drop_segments(dev);
+        pthread_mutex_destroy(&dev->lock);
+        pthread_cond_destroy(&dev->wake);
+        dev->made = false;
+    }
 }
