@@ -16,7 +16,7 @@ static const char *accel = "auto";
 static const char *name = "guest";
 static const char *qmp_path, *incoming, *journal;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
-static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, seed = 1;
+static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
 static bool paused;
 
 static const struct tool_option options[] = {
@@ -38,6 +38,8 @@ static const struct tool_option options[] = {
      .min = 1 << 20, .max = UINT64_C(1) << 40},
     {"dma-rate", TOOL_NUMBER, &dma_rate, "N", "DMAs each second and device; 0: without limit",
      .min = 0, .max = UINT32_MAX},
+    {"dma-in-flight", TOOL_NUMBER, &dma_in_flight, "N", "descriptors kept queued per device",
+     .min = 1, .max = 48},
     {"seed", TOOL_NUMBER, &seed, "N", "of the guest's random order", .min = 1, .max = UINT64_MAX},
     {"paused", TOOL_FLAG, &paused, NULL, "do not run the guest before QMP says cont"},
     {NULL},
@@ -130,6 +132,7 @@ int cmd_vm(int argc, char **argv)
             .guest = {.working_set_bytes = working_set,
                       .rate_mib_s = (uint32_t)(dirty_rate >> 20),
                       .dma_ops_s = (uint32_t)dma_rate,
+                      .dma_in_flight = (uint32_t)dma_in_flight,
                       .seed = seed},
         };
         vfmig_accel_parse(accel, &config.accel);

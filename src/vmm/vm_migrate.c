@@ -166,6 +166,8 @@ static void on_sample(void *opaque, struct vfmig_vm_sample *ret_sample)
     const struct guest_scoreboard *board = vfmig_machine_scoreboard(vmm->machine);
 
     *ret_sample = (struct vfmig_vm_sample){.interrupts_latched = vmm->migration.latched};
+    if (vmm->run_state == VMM_INMIGRATE)
+        return; /* what memory says by then is the source's */
     for (uint32_t i = 0; i < GUEST_MAX_VCPUS; i++)
         ret_sample->guest_progress += board->cpu[i].heartbeats;
     for (uint32_t i = 0; i < vmm->device_count; i++)
