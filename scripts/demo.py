@@ -64,7 +64,7 @@ class Demo:
         self.processes = []
         # The bandwidth keeps the migration going for longer than the guest needs to dirty all of
         # its working set once.
-        self.memory, self.working, self.rate, self.bandwidth = (768, 288, 250, 450)
+        self.memory, self.working, self.rate, self.bandwidth = (768, 288, 250, 375)
         if options.quick:
             self.memory, self.working, self.rate, self.bandwidth = (192, 64, 100, 300)
 
@@ -93,7 +93,8 @@ class Demo:
 
     def device(self, name):
         path = self.folder / f"{name}.sock"
-        self.spawn(name, "device", "dma", "--socket", path, "--latency-us", 3000)
+        self.spawn(name, "device", "dma", "--socket", path, "--latency-us", 3000,
+                   "--quiesce-us", 8000)
         self.wait_for(f"the socket of {name}", path.exists)
         return path
 

@@ -11,13 +11,15 @@
 #include "options.h"
 
 static const char *socket_path, *fail_step = "none";
-static uint64_t latency_us, pad_bytes, fail_at, drain_timeout_ms, max_data;
+static uint64_t latency_us, quiesce_us, pad_bytes, fail_at, drain_timeout_ms, max_data;
 static bool no_ndma, no_precopy, json;
 
 static const struct tool_option options[] = {
     {"socket", TOOL_TEXT, &socket_path, "PATH", "unix socket to listen on", .required = true},
     {"latency-us", TOOL_NUMBER, &latency_us, "US",
      "each DMA descriptor stays in flight for this long", .max = 60000000},
+    {"quiesce-us", TOOL_NUMBER, &quiesce_us, "US",
+     "the one in flight when NDMA is asked for ends after this long", .max = 60000000},
     {"no-ndma", TOOL_FLAG, &no_ndma, NULL, "a device that cannot stop its DMA alone"},
     {"no-precopy", TOOL_FLAG, &no_precopy, NULL, "a device that cannot log its changes"},
     {"state-pad", TOOL_SIZE, &pad_bytes, "SIZE", "make the device's state larger by this",
@@ -89,6 +91,7 @@ int cmd_device(int argc, char **argv)
         return tool_fail(&usage, TOOL_USAGE, "there is no device called '%s'", names.items[0]);
     struct vfmig_device_knobs knobs = {
         .latency_ns = latency_us * 1000,
+        .quiesce_ns = quiesce_us * 1000,
         .pad_bytes = pad_bytes,
         .drain_timeout_ns = drain_timeout_ms * 1000000,
         .max_data_xfer_bytes = (uint32_t)max_data,

@@ -27,6 +27,7 @@ const char *vfmig_device_step_name(enum vfmig_device_step step);
 /* Knobs; all 0 is the plain device. A device ignores those it has no use for. */
 struct vfmig_device_knobs {
     uint64_t latency_ns;       /* each descriptor stays in flight for this long */
+    uint64_t quiesce_ns;       /* the one in flight when N is asked for ends after this long */
     uint64_t pad_bytes;        /* added to the device's state */
     uint64_t drain_timeout_ns; /* 0: the library's default */
     uint32_t max_data_xfer_bytes; /* 0: the library's default */

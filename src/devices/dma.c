@@ -234,8 +234,12 @@ static void on_timer(void *user, uint32_t timer)
 
 static void on_gate(void *user, bool open)
 {
+    struct dma_device *d = user;
+
     if (open)
-        dma_device_kick(user);
+        dma_device_kick(d);
+    else if (d->knobs.quiesce_ns && d->phase == DMA_FETCH_DATA)
+        vfmig_device_timer(d->dev, TIMER_DELAY, vfmig_device_now_ns() + d->knobs.quiesce_ns);
 }
 
 /* ---- registers ------------------------------------------------------------------------------- */
