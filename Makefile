@@ -43,6 +43,8 @@ model: | deps
 docs: $(BUILD)/check/build.ninja
 	ninja -C $(BUILD)/check tools/vfmig-tables
 	$(BUILD)/check/tools/vfmig-tables > docs/states.md
+	ninja -C $(BUILD)/check tests/core/handover_test
+	python3 scripts/doc_table.py docs/handover.md $(BUILD)/check/tests/core/handover_test --table
 	python3 tests/clauses/clauses.py write .
 
 lint: | deps

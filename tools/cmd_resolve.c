@@ -166,6 +166,22 @@ static int show(const struct vfmig_resolve_view *view)
     return view->settled ? TOOL_OK : TOOL_UNRESOLVED;
 }
 
+/* The attempt that the source is at, if its journals are at hand; 0: unknown. */
+static uint32_t epoch_of(const uint8_t *id)
+{
+    struct vfmig_resolve_view *views = NULL;
+    uint32_t epoch = 0;
+    size_t count = 0;
+
+    if (!peer_path || vfmig_resolve_status(peer_path, NULL, &views, &count, NULL) < 0)
+        return 0;
+    for (size_t i = 0; i < count; i++)
+        if (!memcmp(views[i].own.last.id, id, VFMIG_HO_ID_BYTES))
+            epoch = views[i].own.last.epoch;
+    free(views);
+    return epoch;
+}
+
 static int nothing_chosen(const char *dir, size_t fitting)
 {
     struct vfmig_error error = {0};
@@ -183,7 +199,7 @@ static int nothing_chosen(const char *dir, size_t fitting)
         return tool_fail(&usage, TOOL_FAILED, "no such migration in %s", dir);
     }
     vfmig_ho_id_parse(id_text, id);
-    if (vfmig_resolve_refuse_unknown(dir, id, 0, &error) < 0)
+    if (vfmig_resolve_refuse_unknown(dir, id, epoch_of(id), &error) < 0)
         return tool_fail(&usage, TOOL_FAILED, "%s", error.text);
     printf(json ? "{}\n" : "refused: this destination never saw that migration and never will\n");
     return TOOL_OK;

@@ -10,103 +10,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "handover_explorer.h"
 #include "handover_world.h"
 
-/* Breadth first over all reachable worlds. */
-struct explorer {
-    struct limits limits;
-    struct world *worlds;
-    uint32_t *parent;
-    uint32_t *table; /* hash table of index + 1 */
-    uint32_t count, room, slots;
-};
-
-static uint64_t hash_world(const struct world *w)
+static const char *broken_text(const struct explorer *x)
 {
-    const unsigned char *p = (const unsigned char *)w;
-    uint64_t h = 1469598103934665603u;
-
-    for (size_t i = 0; i + 8 <= sizeof(*w); i += 8) {
-        uint64_t word;
-        memcpy(&word, p + i, 8);
-        h = (h ^ word) * 1099511628211u;
-        h ^= h >> 29;
-    }
-    return h;
-}
-
-static void add_world(struct explorer *x, const struct world *w, uint32_t parent)
-{
-    uint32_t slot = (uint32_t)(hash_world(w) & (x->slots - 1));
-
-    for (; x->table[slot]; slot = (slot + 1) & (x->slots - 1))
-        if (!memcmp(&x->worlds[x->table[slot] - 1], w, sizeof(*w)))
-            return;
-    if (x->count == x->room)
-        fail_msg("more than %u worlds", x->room);
-    x->worlds[x->count] = *w;
-    x->parent[x->count] = parent;
-    x->table[slot] = ++x->count;
-}
-
-static void print_world(const struct world *w)
-{
-    for (unsigned side = 0; side < 2; side++) {
-        const struct side *me = &w->side[side];
-        printf("  %s %-12s rec=%s pend=%s disk=%s e=%u mem=%u run=%u out=%s |",
-               me->alive ? "alive" : "dead ", vfmig_ho_state_name(me->h.state),
-               vfmig_ho_record_name(me->h.record), vfmig_ho_record_name(me->h.pending),
-               vfmig_ho_record_name(me->disk), me->h.epoch, me->h.memory, me->runs,
-               vfmig_ho_outcome_name(me->h.outcome));
-    }
-    printf("\n");
-}
-
-static void print_trail(const struct explorer *x, uint32_t at)
-{
-    if (at)
-        print_trail(x, x->parent[at]);
-    print_world(&x->worlds[at]);
+    return x->broken ? x->broken : "";
 }
 
 static void explore(struct explorer *x, uint32_t room, const struct limits *limits)
 {
-    struct world start;
-
-    memset(x, 0, sizeof(*x));
-    x->limits = *limits;
-    x->room = room;
-    for (x->slots = 1; x->slots < 2 * room;)
-        x->slots *= 2;
-    x->worlds = calloc(room, sizeof(*x->worlds));
-    x->parent = calloc(room, sizeof(*x->parent));
-    x->table = calloc(x->slots, sizeof(*x->table));
-    world_start(&start, limits);
-    add_world(x, &start, 0);
-    for (uint32_t at = 0; at < x->count; at++) {
-        struct move moves[MOVES_MAX];
-        unsigned count = world_moves(&x->worlds[at], limits, moves);
-        for (unsigned i = 0; i < count; i++) {
-            struct world next = x->worlds[at];
-            const char *broken = world_make(&next, &moves[i]);
-            if (broken) {
-                char text[80];
-                print_trail(x, at);
-                print_world(&next);
-                fail_msg("%s, by %s", broken, move_text(&moves[i], text, sizeof(text)));
-            }
-            add_world(x, &next, at);
-        }
-    }
+    if (!explorer_run(x, room, limits))
+        fail_msg("%s", broken_text(x));
 }
-
-static void explorer_done(struct explorer *x)
-{
-    free(x->worlds);
-    free(x->parent);
-    free(x->table);
-}
-
 
 static const struct limits faultless = {.epochs = 1};
 
@@ -173,8 +89,8 @@ static void settle_all(const struct explorer *x)
         if (!broken)
             broken = settled_badly(before, &after, abort_asked || before->excused);
         if (broken) {
-            print_trail(x, i);
-            print_world(&after);
+            explorer_print(x, i);
+            world_print(&after);
             fail_msg("%s", broken);
         }
     }
@@ -311,8 +227,34 @@ static void records_are_of_one_role_and_have_names(void **state)
     assert_string_equal(vfmig_ho_outcome_name(VFMIG_HO_OUTCOME_COUNT), "unknown");
 }
 
-int main(void)
+/* docs/handover.md shows what the code does, between two marks. */
+static void the_table_of_the_document_is_the_code_s(void **state)
 {
+    char *table = NULL, *text = calloc(1, 1 << 18);
+    size_t size = 0;
+    FILE *out = open_memstream(&table, &size), *doc = fopen(DOCS "/handover.md", "r");
+
+    assert_non_null(out);
+    assert_non_null(doc);
+    print_table(out);
+    fclose(out);
+    assert_true(fread(text, 1, (1 << 18) - 1, doc) > 0);
+    fclose(doc);
+    char *begin = strstr(text, "<!-- table: begin -->\n"), *end = strstr(text, "<!-- table: end -->");
+    assert_non_null(begin);
+    assert_non_null(end);
+    *end = 0;
+    assert_string_equal(begin + strlen("<!-- table: begin -->\n"), table);
+    free(table);
+    free(text);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && !strcmp(argv[1], "--table")) {
+        print_table(stdout);
+        return 0;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_faults_exactly_one_runs_at_the_end),
         cmocka_unit_test(never_two_running_whatever_fails),
@@ -320,6 +262,7 @@ int main(void)
         cmocka_unit_test(saving_leaves_the_source_stopped_until_the_file_is_discarded),
         cmocka_unit_test(messages_that_are_not_ours_change_nothing),
         cmocka_unit_test(records_are_of_one_role_and_have_names),
+        cmocka_unit_test(the_table_of_the_document_is_the_code_s),
     };
     return cmocka_run_group_tests_name("handover", tests, NULL, NULL);
 }

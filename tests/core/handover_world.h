@@ -5,6 +5,8 @@
 #ifndef TESTS_CORE_HANDOVER_WORLD_H
 #define TESTS_CORE_HANDOVER_WORLD_H
 
+#include <stdio.h>
+
 #include "core/handover.h"
 
 enum { SRC = 0, DST = 1 };
@@ -66,6 +68,13 @@ const char *world_make(struct world *w, const struct move *move);
 /* No more faults: dead sides of the mask (bit 0 source, bit 1 destination) return, the shells do
  * their work and both talk until nothing changes. Returns NULL or the property that was broken. */
 const char *world_settle(struct world *w, unsigned returning);
+
+/* Calls visit for every reachable world; a broken property ends the program. */
+void world_each(const struct limits *limits, void (*visit)(const struct world *w, void *opaque),
+                void *opaque);
+
+/* handover_table.c: the table of docs/handover.md. */
+void print_table(FILE *out);
 
 const char *move_text(const struct move *move, char *text, unsigned size);
 
