@@ -339,6 +339,9 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
     if (!ret && config->device_count > GUEST_MAX_DEVICES)
         ret = vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "more than %u devices",
                               GUEST_MAX_DEVICES);
+    /* A source that returns learns the outcome before it may run (docs/handover.md). */
+    if (!ret && config->journal_dir && !config->incoming)
+        ret = vfmig_resolve_check_start(config->journal_dir, reterr);
     if (!ret)
         ret = map_memory(vmm, config->memory_bytes, reterr);
     if (!ret)

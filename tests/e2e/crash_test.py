@@ -53,7 +53,10 @@ def test_the_source_dies_before_the_grant(world):
     assert result.returncode == 0, result.stderr
     wait_until(lambda: target("query-status")["running"], "the guest at its destination")
     assert_guest_lives(target)
-    # The source that returns learns it.
+    # The source that returns learns it before it may run.
+    again = subprocess.run([VFMIG, "vm", "--accel", "none", "--qmp", f"{source.path}.again",
+                            "--journal", source.journal], capture_output=True, text=True, timeout=60)
+    assert again.returncode == 1 and "is not settled" in again.stderr, again.stderr
     result = tool("resolve", source, "--peer-journal", target.journal, "--json")
     assert result.returncode == 0
     assert json.loads(result.stdout)["outcome"] == "runs-at-destination"
