@@ -138,6 +138,14 @@ void vfmig_conn_end(struct vfmig_conn *conn, const struct vfmig_error *error)
     pthread_mutex_unlock(&conn->lock);
 }
 
+bool vfmig_conn_failed(struct vfmig_conn *conn)
+{
+    pthread_mutex_lock(&conn->lock);
+    bool failed = conn->failed.code != 0;
+    pthread_mutex_unlock(&conn->lock);
+    return failed;
+}
+
 /* ---- receiving ---- */
 
 static int deliver_payload(struct vfmig_call *call, struct vfmig_user_msg *msg,

@@ -55,6 +55,9 @@ void vfmig_conn_free(struct vfmig_conn *conn);
 int vfmig_conn_call(struct vfmig_conn *conn, struct vfmig_call *call, uint64_t deadline_ns,
                     struct vfmig_error *reterr);
 
+/* The connection has ended: what a call just said is not a mere refusal. */
+bool vfmig_conn_failed(struct vfmig_conn *conn);
+
 /* Reply to a served command. Any thread. */
 int vfmig_conn_reply(struct vfmig_conn *conn, const struct vfmig_user_header *header,
                      const void *fixed, uint32_t fixed_size, const void *data, uint32_t data_size,

@@ -29,10 +29,10 @@ int user_call(struct user *u, struct vfmig_call *call, struct vfmig_error *reter
     return user_call_until(u, call, vfmig_deadline_ns(u->opt.timeout_ns), reterr);
 }
 
-bool user_refused(int code, const struct vfmig_error *err)
+bool user_refused(struct user *u, const struct vfmig_error *err)
 {
-    return err->origin == VFMIG_ORIGIN_PEER && code != -EPROTO && code != -ETIMEDOUT &&
-           code != -ECONNRESET && code != -EPIPE;
+    return err->origin == VFMIG_ORIGIN_PEER && err->code != -ETIMEDOUT &&
+           !vfmig_conn_failed(u->conn);
 }
 
 int user_feature(struct user *u, uint32_t flags, void *data, uint32_t size, uint32_t room,
@@ -366,7 +366,7 @@ static int wake(struct user *u, struct vfmig_error *reterr)
         return user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_DEVICE_STATE, &state,
                             sizeof(state), sizeof(state), NULL, deadline_ns, reterr);
     }
-    if (r == 0 || user_refused(r, &err))
+    if (r == 0 || user_refused(u, &err))
         return 0;
     if (reterr)
         *reterr = err;

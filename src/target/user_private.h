@@ -32,6 +32,7 @@ struct user {
     uint32_t max_write;  /* bytes of data in one of our requests */
     uint32_t max_fds;
     uint64_t region_flags[16];
+    uint64_t region_pgsize; /* page size of DIRTY_PAGES */
     bool log_region;     /* VERSION has the migration capability: DIRTY_PAGES may work */
 
     /* Region dialect; index 0 is a BAR, so 0 means none. */
@@ -56,7 +57,7 @@ int user_call_until(struct user *u, struct vfmig_call *call, uint64_t deadline_n
                     struct vfmig_error *reterr);
 
 /* True when a failed call left the connection usable and the server just refused. */
-bool user_refused(int code, const struct vfmig_error *err);
+bool user_refused(struct user *u, const struct vfmig_error *err);
 
 /* DEVICE_FEATURE. flags: operation and feature. size bytes of data go with it and, for GET, up to
  * room bytes come back; *ret_size (may be NULL) tells how many. */

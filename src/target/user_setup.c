@@ -41,7 +41,7 @@ static int settle(struct user *u, const struct vfmig_user_caps *theirs, struct v
     u->max_fds = theirs->max_msg_fds < VFMIG_MAX_MSG_FDS ? theirs->max_msg_fds : VFMIG_MAX_MSG_FDS;
     u->max_write = u->max_data < USER_CAREFUL_BYTES ? u->max_data : USER_CAREFUL_BYTES;
     u->log_region = theirs->has_migration;
-    u->base.info.log_page_size = theirs->has_migration ? theirs->migration_pgsize : 4096;
+    u->region_pgsize = theirs->migration_pgsize;
     u->base.info.max_data_xfer = u->max_data;
     return take_twin(u, theirs, fds, reterr);
 }
@@ -274,7 +274,7 @@ static int probe(struct user *u, uint32_t flags, struct vfmig_error *reterr)
 
     if (r == 0)
         return 1;
-    if (user_refused(r, &err))
+    if (user_refused(u, &err))
         return 0;
     if (reterr)
         *reterr = err;
@@ -291,7 +291,7 @@ static int ask_migration(struct user *u, uint32_t *ret_flags, struct vfmig_error
                          &size, vfmig_deadline_ns(u->opt.timeout_ns), &err);
 
     *ret_flags = 0;
-    if (r < 0 && user_refused(r, &err))
+    if (r < 0 && user_refused(u, &err))
         return 0;
     if (r < 0) {
         if (reterr)
@@ -345,6 +345,7 @@ static int choose_region(struct user *u)
                      (u->mig_ndma ? VFMIG_FEATURE_NDMA : 0);
     info->quiet = u->mig_ndma ? VFMIG_QUIET_ALL : VFMIG_QUIET_NONE;
     info->dma_log = u->log_region;
+    info->log_page_size = u->region_pgsize;
     if (info->max_data_xfer < room)
         info->max_data_xfer = room; /* a portion comes whole, in several messages */
     u->base.ops = &user_region_ops;
@@ -384,6 +385,8 @@ int vfmig_user_set_dialect(struct vfmig_target *target, enum vfmig_dialect diale
     enum vfmig_dialect before = u->opt.dialect;
 
     u->opt.dialect = dialect;
+    u->pending = 0;
+    u->ended = false;
     int ret = user_choose_dialect(u, reterr);
     if (ret)
         u->opt.dialect = before;
