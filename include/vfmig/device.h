@@ -108,7 +108,8 @@ struct vfmig_device_ops {
      * Default: success. */
     int (*save_begin)(void *user, bool running);
 
-    /* Pre-copy: up to size bytes of state into buf. 0: nothing now (A16). Size is at least 4096.
+    /* Pre-copy: up to size bytes of state into buf. 0: nothing now (A16). Size is at least 4096,
+     * buf is aligned to 8 bytes (so is data of load).
      * Default (or config.no_precopy): the device has no pre-copy in the feature dialect, and an
      * empty one in the region dialect (C22). */
     ssize_t (*save_precopy)(void *user, void *buf, size_t size);

@@ -27,7 +27,7 @@ struct library_state {
 #define HEAD      ((uint32_t)sizeof(struct section_head))
 #define OVERHEAD  (VFMIG_DEVSTREAM_HEADER + HEAD)
 #define FRAME_MAX (OVERHEAD + FRAME_PAYLOAD)
-/* A reader's buffer with less room than this is served from our own. */
+/* A reader's buffer with less room than this, or at an odd place, is served from our own. */
 #define ROOM_MIN  (OVERHEAD + 4096u)
 
 void stream_save_begin(struct vfmig_device *dev)
@@ -137,7 +137,7 @@ ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size)
             memcpy(buf + at, s->out + s->out_at, piece);
             s->out_at += (uint32_t)piece;
             at += piece;
-        } else if (size - at >= ROOM_MIN) {
+        } else if (size - at >= ROOM_MIN && (uintptr_t)(buf + at) % 8 == 0) {
             n = make_frame(dev, buf + at, size - at);
             at += n > 0 ? (size_t)n : 0;
         } else {
