@@ -154,7 +154,7 @@ static void act_device(struct vfmig_flow_actions *out, enum vfmig_flow_action_ki
 
 uint8_t vfmig_flow_nearest(uint32_t features, uint32_t current, uint32_t to)
 {
-    bool ndma = features & VFMIG_FEATURE_NDMA;
+    bool ndma = features & VFMIG_FEATURE_NDMA || vfmig_sabotage("ndma-for-all");
     bool pre = features & VFMIG_FEATURE_PRE_COPY;
 
     if (to == VFMIG_STATE_PRE_COPY)
@@ -169,7 +169,7 @@ uint8_t vfmig_flow_nearest(uint32_t features, uint32_t current, uint32_t to)
 
 static bool selected(const struct vfmig_flow *f, const struct row *row, uint32_t device)
 {
-    bool ndma = f->features[device] & VFMIG_FEATURE_NDMA;
+    bool ndma = f->features[device] & VFMIG_FEATURE_NDMA || vfmig_sabotage("ndma-for-all");
     uint32_t bits = 0;
 
     if (vfmig_devset_has(&f->lost, device))
@@ -254,6 +254,8 @@ static void enter(struct vfmig_flow *f, uint32_t next, uint64_t now_ns,
 
     f->row = next;
     act(out, VFMIG_FLOW_ACT_ENTER, next);
+    if (next == VFMIG_ROW_S2_ENTER && vfmig_sabotage("log-off-early"))
+        begin_works(f, W(TRACK_STOP), out);
     if (vfmig_sabotage(row->skip))
         return;
     for (uint32_t i = 0; i < f->device_count; i++) {
@@ -365,7 +367,7 @@ static void climb(struct vfmig_flow *f, uint32_t device, int err, uint64_t now_n
 
     if (step == 1 && f->want[device] == VFMIG_WANT_RESET)
         step = f->tries[device] = 2;
-    if (step <= 2) {
+    if (step <= (vfmig_sabotage("no-reset") ? 1u : 2u)) {
         f->want[device] = step == 1 ? f->want[device] : VFMIG_WANT_RESET;
         arm(f, row, now_ns);
         act_device(out, VFMIG_FLOW_ACT_GO, 0, device);

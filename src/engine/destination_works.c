@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/le.h"
+#include "base/sabotage.h"
 #include "io/sock.h"
 
 /* --- records, in the receiver's threads --- */
@@ -88,7 +89,8 @@ static int device_data(struct engine *e, const struct vfmig_record *record,
         return 0;
     dev->received_segments++;
     dev->received_bytes += dev->partial.size;
-    ret = push_segment(dev, dev->partial.data, dev->partial.size, false, reterr);
+    if (!vfmig_sabotage("drop-pre-copy-data") || dev->received_segments > 1)
+        ret = push_segment(dev, dev->partial.data, dev->partial.size, false, reterr);
     dev->partial.size = 0;
     return ret;
 }

@@ -379,10 +379,10 @@ static bool running(struct rig_vm *vm)
 
 bool rig_progresses(struct rig_vm *vm)
 {
-    struct timespec nap = {.tv_nsec = 2000000};
+    struct timespec nap = {.tv_nsec = 200000};
     uint64_t before = atomic_load(&vm->progress);
 
-    for (unsigned i = 0; i < 1000 && running(vm); i++) {
+    for (unsigned i = 0; i < 10000 && running(vm); i++) {
         if (atomic_load(&vm->progress) > before)
             return true;
         nanosleep(&nap, NULL);
@@ -418,8 +418,12 @@ static int vcpus_start(void *opaque, struct vfmig_error *reterr)
 static int viommu_idle(void *opaque, uint64_t timeout_ns, struct vfmig_error *reterr)
 {
     struct rig_vm *vm = opaque;
+    int ret = enter(vm, RIG_VIOMMU_IDLE, 0, 0);
 
-    return leave(vm, RIG_VIOMMU_IDLE, 0, 0, enter(vm, RIG_VIOMMU_IDLE, 0, 0), reterr);
+    /* The guest is busy meanwhile: there is something for the final snapshots to find. */
+    for (unsigned i = 0; ret == 0 && i < 20; i++)
+        (void)rig_progresses(vm);
+    return leave(vm, RIG_VIOMMU_IDLE, 0, 0, ret, reterr);
 }
 
 static int state_save(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr)
