@@ -192,6 +192,8 @@ def check_report(report, demo, way):
     for step in report["steps"]:
         if step["vcpus-ran"] and progress(step) <= 0:
             need.append(f"no guest progress in {step['name']}")
+    if not next(part["ns"] for part in report["parts"] if part["name"] == "destination resumed"):
+        need.append("the guest ran at the destination before the grant")
     if not report["dma-in-flight"]:
         need.append("no DMA was in flight when N was asked for")
     if not report["interrupts-latched"]:

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/crc32c.h"
 #include "dirty/trackers.h"
 #include "target/user.h"
 
@@ -55,19 +56,27 @@ static int on_vcpus_start(void *opaque, struct vfmig_error *reterr)
     return ret;
 }
 
-/* In front of the machine's own blob. */
+/* In front of the machine's own blob. board_crc is a witness that memory and vCPUs are of the same
+ * moment: the guest writes its scoreboard all the time. */
 struct saved_vmm {
     uint32_t version;
     uint32_t run_wanted;
+    uint32_t board_crc;
 } __attribute__((packed));
 
-#define SAVED_VERSION 1u
+#define SAVED_VERSION 2u
+
+static uint32_t board_crc(struct vfmig_vmm *vmm)
+{
+    return vfmig_crc32c(0, vfmig_machine_scoreboard(vmm->machine), sizeof(struct guest_scoreboard));
+}
 
 static int on_state_save(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr)
 {
     struct vfmig_vmm *vmm = opaque;
     struct saved_vmm saved = {.version = htole32(SAVED_VERSION),
-                              .run_wanted = htole32(vmm->run_wanted)};
+                              .run_wanted = htole32(vmm->run_wanted),
+                              .board_crc = htole32(board_crc(vmm))};
     uint32_t unread;
 
     /* Devices are !R: whatever they signalled is on its way to the vCPUs, and must arrive before
@@ -93,6 +102,9 @@ static int on_state_load(void *opaque, const void *data, size_t size, struct vfm
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
                                "the VMM's state has version %u, only %u is known",
                                le32toh(saved.version), SAVED_VERSION);
+    if (le32toh(saved.board_crc) != board_crc(vmm))
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
+                               "guest memory is not as it was when the vCPUs stopped");
     int ret = vfmig_machine_load(vmm->machine, (const char *)data + sizeof(saved),
                                  size - sizeof(saved), reterr);
     if (!ret)
