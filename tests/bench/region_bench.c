@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Region access of 4 bytes through client and device server against the limit: a bare ping-pong
  * of messages of the same sizes between two processes over the same kind of socket. Once with both
- * processes on one core, once wherever the kernel puts them. The two take turns; of each the best
- * turn counts, because what disturbs a turn only makes it slower. Prints a JSON list of rows. */
+ * processes on one core, once wherever the kernel puts them, which is decided anew for several
+ * pairs of processes. The two take turns; of each the best turn counts, because what disturbs a
+ * turn only makes it slower. Prints a JSON list of rows. */
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -19,7 +20,8 @@
 #include "vfmig/device.h"
 #include "wire/proto.h"
 
-#define TURNS    150
+#define STARTS   5u /* fresh pairs of processes: the kernel places each pair anew */
+#define TURNS    40
 #define ACCESSES 400u
 #define BAR_SIZE 4096u
 #define BYTES    4u
@@ -178,18 +180,16 @@ static double greater(double a, double b)
     return a > b ? a : b;
 }
 
-static void row(const char *path, bool write, bool one_core)
+static void pair(const char *path, bool write, double *ours, double *limit)
 {
     struct bare bare;
-    double ours = 0, limit = 0;
     pid_t child;
 
-    place(one_core); /* children inherit it */
     bare_start(&bare, write);
     struct vfmig_target *target = target_start(path, &child);
     for (int turn = 0; turn < TURNS; turn++) {
-        limit = greater(limit, bare_turn(&bare));
-        ours = greater(ours, our_turn(target, write));
+        *limit = greater(*limit, bare_turn(&bare));
+        *ours = greater(*ours, our_turn(target, write));
     }
     target->ops->close(target);
     close(bare.fd);
@@ -197,6 +197,15 @@ static void row(const char *path, bool write, bool one_core)
     waitpid(child, NULL, 0);
     waitpid(bare.child, NULL, 0);
     unlink(path);
+}
+
+static void row(const char *path, bool write, bool one_core)
+{
+    double ours = 0, limit = 0;
+
+    place(one_core); /* children inherit it */
+    for (unsigned i = 0; i < STARTS; i++)
+        pair(path, write, &ours, &limit);
     printf("{\"name\": \"region-%s-%s\", \"unit\": \"1/s\", \"ours\": %.0f, \"limit\": %.0f, "
            "\"ratio\": %.3f, \"floor\": 0.85}",
            write ? "write" : "read", one_core ? "one-core" : "unpinned", ours, limit, ours / limit);
