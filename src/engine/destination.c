@@ -109,6 +109,9 @@ static int judge(struct engine *e, const struct arrival *arrival, struct vfmig_e
     struct vfmig_buffer ours = {.limit = VFMIG_MAX_IDENTITY + 1};
     int ret;
 
+    if (e->cancelled)
+        return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
+                               "the destination was cancelled");
     if (!idle(e))
         return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
                                "another migration is under way or done");

@@ -345,6 +345,26 @@ static void nobody_listens(void **state)
     rig_close(&rig);
 }
 
+static void a_cancelled_destination_takes_nobody(void **state)
+{
+    struct vfmig_progress progress;
+    struct vfmig_error error = {0};
+
+    rig_open(&rig, 1, features, false);
+    assert_int_equal(vfmig_destination_new(&rig.side[RIG_DEST].vm, &rig.options, &rig.destination,
+                                           &error), 0);
+    assert_int_equal(vfmig_destination_listen(rig.destination, rig.uri, &error), 0);
+    vfmig_destination_cancel(rig.destination);
+    assert_int_equal(vfmig_destination_wait(rig.destination, UINT64_MAX, &error), -ECANCELED);
+    assert_int_equal(vfmig_source_new(&rig.side[RIG_SOURCE].vm, &rig.options, &rig.source, &error), 0);
+    assert_int_equal(vfmig_source_start(rig.source, rig.uri, &error), 0);
+    assert_int_equal(settle(), VFMIG_MIGRATE_FAILED);
+    vfmig_source_status(rig.source, &progress);
+    assert_non_null(strstr(progress.error.text, "the destination was cancelled"));
+    assert_int_equal(destination_state(), VFMIG_MIGRATE_CANCELLED);
+    rig_close(&rig);
+}
+
 static void after_a_failure_the_next_one_succeeds(void **state)
 {
     struct vfmig_error error = {0};
@@ -394,6 +414,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(mismatches_are_named_on_both_sides),
         cmocka_unit_test(what_needs_ndma_is_refused_without),
         cmocka_unit_test(nobody_listens),
+        cmocka_unit_test(a_cancelled_destination_takes_nobody),
         cmocka_unit_test(after_a_failure_the_next_one_succeeds),
         cmocka_unit_test(a_guest_that_does_not_converge_ends_at_the_deadline),
         cmocka_unit_test(a_journal_that_cannot_be_opened),
