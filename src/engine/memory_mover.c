@@ -16,9 +16,9 @@
 #include "base/zero.h"
 #include "engine/channel_private.h"
 
-/* Pages in one record: the socket's copy finds in the second-level cache what the checksum has just
- * read. docs/performance.md has the measurements. */
-#define RECORD_PAGES 128u
+/* Pages in one record: each system call of a loopback connection costs as much as the copying of some
+ * dozen pages. docs/performance.md has the measurements. */
+#define RECORD_PAGES 512u
 #define STRIPE_WORDS (VFMIG_STRIPE_PAGES / 64)
 
 _Static_assert(VFMIG_STRIPE_PAGES % 64 == 0, "a word of the bitmap belongs to one channel");
