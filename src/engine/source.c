@@ -253,10 +253,27 @@ static void gave_up(struct engine *e)
         e->finished = true;
 }
 
+/* A round that is under way when the deadline passes is not worth its end. With FORCE the switchover
+ * needs all of memory sent once, so there the end of the round decides. */
+static void check_deadline(struct engine *e, uint64_t now)
+{
+    struct vfmig_error error = {0};
+
+    if (!e->options.deadline_ns || e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE ||
+        now < e->progress.started_ns + e->options.deadline_ns || !e->flow_active ||
+        e->flow.row >= VFMIG_ROW_S3_ENTER || e->failure.code)
+        return;
+    vfmig_error_set(&error, -ETIME, VFMIG_ORIGIN_LOCAL, 0,
+                    "the deadline passed before the guest's memory was sent");
+    engine_note(e, &error);
+    engine_handover(e, VFMIG_HO_EVENT_ABORT);
+}
+
 static void on_time(struct engine *e)
 {
     uint64_t now = vfmig_now_ns();
 
+    check_deadline(e, now);
     if (e->flow_active && e->flow.deadline_ns && now >= e->flow.deadline_ns)
         engine_flow_kind(e, VFMIG_FLOW_EVENT_TICK);
     if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/sabotage.h"
+
 /* Configuration space, PCI Local Bus 3.0 section 6.1 and 6.8.2. */
 #define CONFIG_COMMAND    0x04u
 #define CONFIG_STATUS     0x06u
@@ -380,6 +382,8 @@ int vfmig_pci_load(struct vfmig_pci *pci, const void *data, size_t size, struct 
     ret = load_config(pci, saved, reterr);
     if (!ret)
         ret = connect_vectors(pci, reterr);
+    if (vfmig_sabotage("msix-table-stays-behind"))
+        return ret;
     /* Quadwords, as software may write the table (PCI 3.0, 6.8.2). */
     for (uint32_t i = 0; !ret && i < 2 * pci->vectors; i++)
         ret = pci->target->ops->region_write(pci->target, pci->table_bar, pci->table_offset + 8 * i,

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/sabotage.h"
 #include "dirty/trackers.h"
 #include "target/user.h"
 
@@ -201,7 +202,8 @@ static int attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_co
 }
 
 /* Every device reaches all of RAM by descriptor, and its peers' BARs by message, so that a peer
- * can count, refuse and log what comes (design section 4, BARs and P2P). */
+ * can count, refuse and log what comes (design section 4, BARs and P2P). The peers only if each
+ * device can be told to leave them alone: without N the mappings are absent (C57). */
 static int map_for_device(struct vfmig_vmm *vmm, struct vfmig_pci *pci, struct vfmig_error *reterr)
 {
     int ret = 0;
@@ -211,7 +213,7 @@ static int map_for_device(struct vfmig_vmm *vmm, struct vfmig_pci *pci, struct v
         ret = pci->target->ops->dma_map(pci->target, block->gpa, block->size, block->fd,
                                         block->fd_offset, 3, reterr);
     }
-    for (uint32_t i = 0; i < vmm->device_count; i++) {
+    for (uint32_t i = 0; vmm->peer_mappings && i < vmm->device_count; i++) {
         for (unsigned bar = 0; !ret && bar < VFMIG_PCI_BARS; bar++) {
             const struct vfmig_pci_bar *peer = &vmm->pci[i].bars[bar];
             if (&vmm->pci[i] != pci && peer->size)
@@ -229,6 +231,11 @@ static int attach_devices(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *
 
     for (uint32_t i = 0; !ret && i < config->device_count; i++)
         ret = attach_device(vmm, &config->devices[i], &window, reterr);
+    vmm->peer_mappings = vmm->device_count > 1;
+    for (uint32_t i = 0; i < vmm->device_count; i++)
+        if (!(vmm->pci[i].target->info.features & VFMIG_FEATURE_NDMA) &&
+            !vfmig_sabotage("peers-without-ndma"))
+            vmm->peer_mappings = false;
     for (uint32_t i = 0; !ret && i < vmm->device_count; i++)
         ret = map_for_device(vmm, &vmm->pci[i], reterr);
     for (uint32_t i = 0; !ret && i < vmm->device_count; i++)

@@ -312,7 +312,7 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
         .device_ids = migration->device_ids,
         .device_count = vmm->device_count,
         .trackers = migration->trackers,
-        .peer_mappings = vmm->device_count > 1,
+        .peer_mappings = vmm->peer_mappings,
     };
     int ret = make_trackers(vmm, reterr);
     return ret || !config->incoming ? ret : listen_for_guest(vmm, config->incoming, reterr);

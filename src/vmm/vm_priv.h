@@ -53,6 +53,7 @@ struct vfmig_vmm {
     struct vfmig_machine *machine;
     struct vfmig_pci pci[GUEST_MAX_DEVICES];
     uint32_t device_count;
+    bool peer_mappings;        /* devices can reach each other's BARs */
     struct vfmig_tracker *own; /* what this process itself writes to guest memory */
     struct vfmig_qmp *_Atomic qmp; /* starts last, when others already emit events */
     int quit_fd;

@@ -30,6 +30,14 @@ def have_kvm():
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
+def is_listening(path):
+    """Without connecting: a device would take that for its client."""
+    with open("/proc/net/unix") as table:
+        # Num RefCount Protocol Flags Type St Inode Path; flag 0x10000: accepts connections
+        rows = (line.split() for line in table)
+        return any(row[-1] == str(path) and row[3] == "00010000" for row in rows)
+
+
 class QmpError(Exception):
     pass
 
@@ -75,7 +83,7 @@ class World:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="vfmig-", dir="/tmp"))
         self.processes = []
         self.clients = []
-        self.killed = set()  # names of processes that a sabotage kills
+        self.killed = set()  # names of processes that are killed, by a sabotage or a test
 
     def __enter__(self):
         return self
@@ -86,35 +94,41 @@ class World:
         for process, _ in reversed(self.processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        codes = []
+        ends = []
         for process, log in reversed(self.processes):
             try:
-                codes.append((process.args, process.wait(PATIENCE), log))
+                code = process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
-                codes.append((process.args, process.wait(), log))
-        texts = {log.name: log.read_text() for _, _, log in codes}
+                code = process.wait()
+            ends.append((code, log.stem, log.read_text()))
         shutil.rmtree(self.folder)
-        if exc[0] is None:
-            for args, code, log in codes:
-                assert code == (-signal.SIGKILL if log.stem in self.killed else 0), f"{args} ended with {code}: {texts[log.name]}"
-        for name, text in texts.items():
-            if text:
-                print(f"--- {name}\n{text}")
-        for text in texts.values():
+        for _, name, text in ends:
+            print(f"--- {name}\n{text}" if text else "", end="")
+        for code, name, text in ends:
             assert "Sanitizer" not in text and "runtime error" not in text
+            if exc[0] is None:
+                wanted = -signal.SIGKILL if name in self.killed else 0
+                assert code == wanted, f"{name} ended with {code}: {text}"
+
+    def kill(self, name):
+        """As by an operator's mistake, or the kernel's out-of-memory killer."""
+        [process] = [p for p, log in self.processes if log.stem == name]
+        self.killed.add(name)
+        process.kill()
+        process.wait()
 
     def start(self, name, *args, ready, sabotage=None):
         log = self.folder / f"{name}.log"
+        env = dict(os.environ, VFMIG_SABOTAGE=sabotage) if sabotage else None
         with open(log, "w") as out:
             process = subprocess.Popen([VFMIG, *map(str, args)], stdout=out, stderr=out,
-                                       stdin=subprocess.DEVNULL,
-                                       env=dict(os.environ, VFMIG_SABOTAGE=sabotage or ""))
+                                       stdin=subprocess.DEVNULL, env=env)
         self.processes.append((process, log))
 
         def is_ready():
             assert process.poll() is None, f"{name} ended: {log.read_text()}"
-            return ready.exists()
+            return is_listening(ready)
         wait_until(is_ready, name)
         return process
 
@@ -123,14 +137,14 @@ class World:
         self.start(name, "device", "dma", "--socket", path, *args, ready=path)
         return path
 
-    def vm(self, name, *args, accel="none", memory="48M", devices=(), incoming=None,
+    def vm(self, name, *args, accel="none", memory="48M", cpus=2, devices=(), incoming=None,
            sabotage=None):
         """A VMM with small memory; returns its QMP client, with .path and .process."""
         path = self.folder / f"{name}.qmp"
         journal = self.folder / f"{name}.journal"
         journal.mkdir()
-        command = ["vm", "--name", name, "--accel", accel, "--memory", memory, "--qmp", path,
-                   "--journal", journal]
+        command = ["vm", "--name", name, "--accel", accel, "--memory", memory, "--cpus", cpus,
+                   "--qmp", path, "--journal", journal]
         for device in devices:
             command += ["--device", f"vfio-user:{device}"]
         if incoming:
@@ -151,6 +165,16 @@ def migrate(qmp, uri, *args, **kwargs):
     """vfmig migrate, to its end."""
     return subprocess.run([VFMIG, "migrate", "--qmp", str(qmp.path), *args, uri],
                           capture_output=True, text=True, timeout=2 * PATIENCE, **kwargs)
+
+
+def migrate_slowly(qmp, uri, *args, bandwidth="1M"):
+    """vfmig migrate that will not end by itself; returns once memory is on its way."""
+    process = subprocess.Popen([VFMIG, "migrate", "--qmp", str(qmp.path), "--max-bandwidth", bandwidth,
+                                "--quiet", *args, uri], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: qmp("query-migrate").get("ram", {}).get("transferred", 0) > 0,
+               "memory on its way")
+    return process
 
 
 def heartbeats(qmp):
