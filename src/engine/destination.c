@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/sabotage.h"
 #include "io/sock.h"
 
 #define RETRY_NS UINT64_C(1000000000)
@@ -384,6 +385,9 @@ static void message(struct engine *e, const struct engine_event *event)
 {
     bool offered = e->handover.state != VFMIG_HO_DST_LISTEN;
 
+    /* The grant is often faster than the guest that must not run without it; the source repeats it. */
+    if (event->msg.kind == VFMIG_HO_MSG_GRANT && e->flow_active && vfmig_sabotage("run-before-grant"))
+        return;
     if (event->msg.kind == VFMIG_HO_MSG_GRANT && !e->stamps.grant_received)
         e->stamps.grant_received = event->at_ns;
     engine_handover_msg(e, &event->msg);
