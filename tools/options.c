@@ -79,6 +79,8 @@ static void print_size(FILE *out, uint64_t bytes)
 
 static void print_default(FILE *out, const struct tool_option *option)
 {
+    if (strstr(option->help, "default")) /* 0 stands for something that the sentence says */
+        return;
     if (option->kind == TOOL_TEXT || option->kind == TOOL_CHOICE) {
         const char *text = *(const char **)option->value;
         if (text)
@@ -103,11 +105,14 @@ static void print_help(const struct tool_usage *usage)
     printf("usage: vfmig %s [OPTIONS]%s%s\n\n%s\n\noptions:\n", usage->command,
            usage->operands ? " " : "", usage->operands ? usage->operands : "", usage->about);
     for (const struct tool_option *option = usage->options; option->name; option++) {
-        char left[64];
+        char left[128];
         const char *operand = option->kind == TOOL_CHOICE ? option->choices : option->operand;
         snprintf(left, sizeof(left), "--%s%s%s", option->name, operand ? " " : "",
                  operand ? operand : "");
-        printf("  %-28s %s", left, option->help);
+        if (strlen(left) > 28)
+            printf("  %s\n  %-28s %s", left, "", option->help);
+        else
+            printf("  %-28s %s", left, option->help);
         if (option->required)
             printf(" (required)");
         print_default(stdout, option);

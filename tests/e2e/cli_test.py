@@ -47,7 +47,7 @@ def test_mistakes_before_the_command(args, words):
     assert_sentence(run(*args), USAGE, *words)
 
 
-COMMANDS = ("vm", "migrate", "status", "resolve")
+COMMANDS = ("device", "vm", "migrate", "status", "resolve")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
