@@ -2,6 +2,8 @@
 #include "base/sabotage.h"
 
 #ifdef VFMIG_SABOTAGE
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +19,15 @@ bool vfmig_sabotage(const char *name)
         list += item + (list[item] == ',');
     }
     return false;
+}
+
+void vfmig_sabotage_kill(const char *when, const char *what)
+{
+    char name[64];
+
+    snprintf(name, sizeof(name), "kill-%s-%s", when, what);
+    if (vfmig_sabotage(name))
+        raise(SIGKILL);
 }
 #else
 typedef int vfmig_sabotage_is_not_built; /* ISO C wants a declaration in every unit */

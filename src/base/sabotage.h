@@ -9,11 +9,19 @@
 #ifdef VFMIG_SABOTAGE
 /* True when the environment's VFMIG_SABOTAGE lists name (comma separated). */
 bool vfmig_sabotage(const char *name);
+/* Dies on the spot, as in a power cut, when it lists "kill-WHEN-WHAT". */
+void vfmig_sabotage_kill(const char *when, const char *what);
 #else
 static inline bool vfmig_sabotage(const char *name)
 {
     (void)name;
     return false;
+}
+
+static inline void vfmig_sabotage_kill(const char *when, const char *what)
+{
+    (void)when;
+    (void)what;
 }
 #endif
 

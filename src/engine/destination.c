@@ -370,7 +370,7 @@ static void cancel(struct engine *e)
 {
     struct vfmig_error error = {0};
 
-    if (of(e)->ended || e->handover.state == VFMIG_HO_DST_RUNNING)
+    if (of(e)->ended || (e->handover.state == VFMIG_HO_DST_RUNNING && e->handover.memory))
         return;
     vfmig_error_set(&error, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the destination was cancelled");
     engine_note(e, &error);
@@ -427,11 +427,14 @@ static void handle(struct engine *e, const struct engine_event *event)
     }
 }
 
-/* The guest or its only copy may be here: no unwinding changes that. */
+/* The guest or its only copy may be here: no unwinding changes that. A process that came back after
+ * a crash has neither. */
 static bool undecided(const struct engine *e)
 {
-    return e->handover.state == VFMIG_HO_DST_GRANTED || e->handover.state == VFMIG_HO_DST_FENCED ||
-           e->handover.state == VFMIG_HO_DST_RUNNING;
+    uint8_t state = e->handover.state;
+
+    return e->handover.memory && (state == VFMIG_HO_DST_GRANTED || state == VFMIG_HO_DST_FENCED ||
+                                  state == VFMIG_HO_DST_RUNNING);
 }
 
 static void on_time(struct engine *e)

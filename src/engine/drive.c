@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/sabotage.h"
 #include "core/state.h"
 #include "engine/engine.h"
 #include "io/sock.h"
@@ -188,7 +189,9 @@ static void send_message(struct engine *e, const struct vfmig_ho_msg *msg)
 
     if (msg->kind == VFMIG_HO_MSG_REFUSED && e->failure.code)
         (void)engine_send_progress(e, PROGRESS_REASON, e->failure.text, strlen(e->failure.text));
+    vfmig_sabotage_kill("before-send", vfmig_ho_msg_name(msg->kind));
     ret = engine_send_msg(e, msg, &error);
+    vfmig_sabotage_kill("after-send", vfmig_ho_msg_name(msg->kind));
 
     if (msg->kind == VFMIG_HO_MSG_GRANT)
         engine_stamp(e, &e->stamps.grant_sent);
@@ -230,6 +233,7 @@ int engine_handover(struct engine *e, enum vfmig_ho_event_kind kind)
 
 int engine_handover_msg(struct engine *e, const struct vfmig_ho_msg *msg)
 {
+    vfmig_sabotage_kill("on-receipt", vfmig_ho_msg_name(msg->kind));
     engine_trace(e, "message", "\"in\":\"%s\",\"record\":\"%s\"", vfmig_ho_msg_name(msg->kind),
                  vfmig_ho_record_name(msg->record));
     return handover_step(e, &(struct vfmig_ho_event){.kind = VFMIG_HO_EVENT_MESSAGE, .msg = *msg});

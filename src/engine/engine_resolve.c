@@ -14,6 +14,13 @@ static int decide(struct engine *e, const struct vfmig_resolve_request *request,
 {
     struct vfmig_ho_event event;
 
+    /* The offer was lost with its source: only the journal knows of which migration it was. */
+    if (e->handover_active && e->handover.state == VFMIG_HO_DST_LISTEN && !e->linked &&
+        (request->decision == VFMIG_RESOLVE_REFUSE || request->peer_record) &&
+        !memcmp(request->id, e->progress.migration_id, sizeof(request->id))) {
+        vfmig_resolve_unseen_event(request->id, request->peer_epoch, &event);
+        return engine_handover_msg(e, &event.msg);
+    }
     if (!e->handover_active || memcmp(request->id, e->handover.id, sizeof(request->id)))
         return vfmig_error_set(reterr, -ENOENT, VFMIG_ORIGIN_LOCAL, 0,
                                "this process has no such migration");

@@ -4,7 +4,6 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,16 +80,6 @@ static int lay_out_room(struct vfmig_journal *journal, struct vfmig_error *reter
     return 0;
 }
 
-/* Test builds: die on the spot, as a power cut would. */
-static void maybe_die(const char *when, const char *record)
-{
-    char name[64];
-
-    snprintf(name, sizeof(name), "kill-%s-%s", when, record);
-    if (vfmig_sabotage(name))
-        raise(SIGKILL);
-}
-
 static int append_entry(struct vfmig_journal *journal, const struct vfmig_journal_entry *entry,
                         struct vfmig_error *reterr)
 {
@@ -142,11 +131,11 @@ int vfmig_journal_append(struct vfmig_journal *journal, uint32_t epoch, enum vfm
                                "record %s does not belong into journal %s",
                                vfmig_ho_record_name(record), journal->path);
     fill_entry(journal, epoch, (uint8_t)record, text, &entry);
-    maybe_die("before", vfmig_ho_record_name(record));
+    vfmig_sabotage_kill("before", vfmig_ho_record_name(record));
     int r = append_entry(journal, &entry, reterr);
     if (r < 0)
         return r;
-    maybe_die("after", vfmig_ho_record_name(record));
+    vfmig_sabotage_kill("after", vfmig_ho_record_name(record));
     if (ret_sync_ns)
         *ret_sync_ns = clock_ns(CLOCK_MONOTONIC) - start_ns;
     return 0;

@@ -180,6 +180,40 @@ int vfmig_resolve_event(const struct vfmig_handover *h, const struct vfmig_resol
     }
 }
 
+void vfmig_resolve_unseen_event(const uint8_t *id, uint32_t epoch, struct vfmig_ho_event *ret_event)
+{
+    *ret_event = (struct vfmig_ho_event){
+        .kind = VFMIG_HO_EVENT_MESSAGE,
+        .msg = {.epoch = epoch ? epoch : 1, .kind = VFMIG_HO_MSG_QUERY},
+    };
+    memcpy(ret_event->msg.id, id, sizeof(ret_event->msg.id));
+}
+
+static int refuse(struct vfmig_journal *journal, const uint8_t *id, uint32_t epoch,
+                  const char *reason, struct vfmig_error *reterr)
+{
+    struct vfmig_handover h;
+    struct vfmig_ho_event event;
+
+    int r = vfmig_handover_init(&h, VFMIG_HO_DESTINATION, NULL, 0, VFMIG_HO_RECORD_NONE, false);
+    vfmig_resolve_unseen_event(id, epoch, &event);
+    return r < 0 ? r : step(&h, journal, &event, reason, reterr);
+}
+
+/* Nothing complete had arrived. A source that waits for the answer gets one; else it is nobody's
+ * business. */
+static int refuse_unseen(struct vfmig_journal *journal, const struct vfmig_resolve_view *view,
+                         const struct vfmig_resolve_request *request, struct vfmig_error *reterr)
+{
+    bool waits = view->peer_known && view->peer.last.record;
+
+    if (view->own.last.role != VFMIG_HO_DESTINATION ||
+        (!waits && request->decision != VFMIG_RESOLVE_REFUSE))
+        return 0;
+    return refuse(journal, view->own.last.id, request->peer_epoch,
+                  "resolve: nothing complete had arrived", reterr);
+}
+
 /* The machine goes on where its process left off; then it hears what its peer has on record. */
 static int go_on(struct vfmig_journal *journal, const struct vfmig_resolve_view *view,
                  const struct vfmig_resolve_request *request, struct vfmig_error *reterr)
@@ -190,7 +224,7 @@ static int go_on(struct vfmig_journal *journal, const struct vfmig_resolve_view 
     struct vfmig_handover h;
 
     if (!last->record)
-        return 0; /* nothing was begun: nothing to settle */
+        return refuse_unseen(journal, view, request, reterr);
     int r = vfmig_handover_init(&h, last->role, last->id, last->epoch, last->record, /* memory= */ false);
     if (r == 0)
         r = step(&h, journal, &event, "resolve: its process is gone", reterr);
@@ -271,11 +305,6 @@ int vfmig_resolve_refuse_unknown(const char *dir, const uint8_t *id, uint32_t ep
                                  struct vfmig_error *reterr)
 {
     struct vfmig_journal *journal = NULL;
-    struct vfmig_handover h;
-    struct vfmig_ho_event event = {
-        .kind = VFMIG_HO_EVENT_MESSAGE,
-        .msg = {.epoch = epoch ? epoch : 1, .kind = VFMIG_HO_MSG_QUERY},
-    };
 
     int r = vfmig_journal_open(dir, id, VFMIG_HO_DESTINATION, /* memory= */ false, NULL, &journal, reterr);
     if (r < 0)
@@ -283,11 +312,8 @@ int vfmig_resolve_refuse_unknown(const char *dir, const uint8_t *id, uint32_t ep
     if (vfmig_journal_last(journal)->record)
         r = vfmig_error_set(reterr, -EEXIST, VFMIG_ORIGIN_LOCAL, 0,
                             "a journal of this migration exists");
-    memcpy(event.msg.id, id, sizeof(event.msg.id));
     if (r == 0)
-        r = vfmig_handover_init(&h, VFMIG_HO_DESTINATION, NULL, 0, VFMIG_HO_RECORD_NONE, false);
-    if (r == 0)
-        r = step(&h, journal, &event, "resolve: never seen here", reterr);
+        r = refuse(journal, id, epoch, "resolve: never seen here", reterr);
     vfmig_journal_close(journal);
     return r;
 }

@@ -72,6 +72,10 @@ int vfmig_resolve_refuse_unknown(const char *dir, const uint8_t *id, uint32_t ep
 int vfmig_resolve_event(const struct vfmig_handover *h, const struct vfmig_resolve_request *request,
                         struct vfmig_ho_event *ret_event, struct vfmig_error *reterr);
 
+/* The event that makes a destination refuse an attempt of which nothing complete has arrived; epoch 0
+ * is the first. */
+void vfmig_resolve_unseen_event(const uint8_t *id, uint32_t epoch, struct vfmig_ho_event *ret_event);
+
 /* Asks a living side, and waits until its decision is on record. -ENOENT when it has another
  * migration, -ETIMEDOUT when it does not get to it, otherwise as vfmig_resolve_event. */
 struct vfmig_source;

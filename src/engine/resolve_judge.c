@@ -34,6 +34,7 @@ enum {
 
 #define HERE     "vfmig resolve here puts that on record"
 #define ASK_PEER "look at the destination's journal too: --peer-journal"
+#define REFUSE_HERE "vfmig resolve here, with the source's journal as peer, puts the refusal on record"
 #define REFUSE_THERE                                                                               \
     "vfmig resolve at the destination puts its refusal on record; then vfmig resolve here"
 
@@ -110,6 +111,12 @@ static const struct row rows[] = {
     {S(RESUMED), DEAD, ANY, ANY, O(DIED_AT_SOURCE), SETTLED | START,
      "the migration was unwound; later the guest's process ended", ""},
 
+    {D(NONE), ANY, P(OFFERED), DEAD, O(REFUSED), 0,
+     "the source died before everything had arrived here", REFUSE_HERE},
+    {D(NONE), ANY, P(GRANT_SENT), ANY, O(REFUSED), 0,
+     "nothing that could run is here, and the source has sent a grant", REFUSE_HERE},
+    {D(NONE), ANY, P(ABORTED), ANY, O(REFUSED), 0,
+     "the source has unwound before everything had arrived here", REFUSE_HERE},
     {D(NONE), ANY, ANY, ANY, O(NONE), SETTLED, "nothing complete has arrived", ""},
     {D(READY), HELD, UNWOUND, ANY, O(REFUSED), 0,
      "the source has unwound: the copy here is stale", "vfmig resolve --refuse gives it up"},
@@ -186,8 +193,10 @@ void vfmig_resolve_judge(const struct vfmig_journal_summary *own,
         return;
     /* A process that came back after a crash holds the journal, but not the guest. */
     bool empty = own->held && !own->opened.memory;
-    /* A peer of another attempt says nothing about this one. */
-    if (peer && !peer->damage && peer->last.epoch == own->last.epoch) {
+    /* A peer of another attempt says nothing about this one; an empty journal is of every attempt. */
+    bool same = peer && (peer->last.epoch == own->last.epoch || !peer->last.record ||
+                         (!own->last.record && own->last.role == VFMIG_HO_DESTINATION));
+    if (same && !peer->damage) {
         ret_view->peer = *peer;
         ret_view->peer_known = true;
         ret_view->peer.held = peer->held && peer->opened.memory;

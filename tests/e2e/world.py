@@ -138,11 +138,12 @@ class World:
         return path
 
     def vm(self, name, *args, accel="none", memory="48M", cpus=2, devices=(), incoming=None,
-           sabotage=None):
+           journal=None, sabotage=None):
         """A VMM with small memory; returns its QMP client, with .path and .process."""
         path = self.folder / f"{name}.qmp"
-        journal = self.folder / f"{name}.journal"
-        journal.mkdir()
+        if not journal:
+            journal = self.folder / f"{name}.journal"
+            journal.mkdir()
         command = ["vm", "--name", name, "--accel", accel, "--memory", memory, "--cpus", cpus,
                    "--qmp", path, "--journal", journal]
         for device in devices:
@@ -156,6 +157,11 @@ class World:
         self.clients.append(qmp)
         qmp.path, qmp.process, qmp.journal = path, process, journal
         return qmp
+
+    def restart(self, dead, **kwargs):
+        """A new process in the place, and on the journal, of one that is gone."""
+        dead.path.unlink()
+        return self.vm("again", journal=dead.journal, **kwargs)
 
     def uri(self, name="move"):
         return f"unix:{self.folder / name}.sock"
