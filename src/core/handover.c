@@ -176,8 +176,9 @@ static int journal_answered(struct vfmig_handover *h, bool done, struct vfmig_ho
             h->memory = 1;
     }
     apply(h, row, acts);
+    /* READY waits for the first RETRY: else a quick grant may still win. */
     if (h->state == VFMIG_HO_DST_READY && vfmig_sabotage("run-before-grant"))
-        acts->flags |= PREPARE | RUN;
+        *acts = (struct vfmig_ho_actions){.flags = PREPARE | RUN};
     if (!done || !h->abort)
         return 0;
     /* A user asked to stop while the record was being written. */
