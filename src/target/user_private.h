@@ -9,8 +9,8 @@
 #include "target/conn.h"
 #include "target/user.h"
 
-/* Data bytes in one request to a server that might read a body with a single recv (vfio-user.md
- * section 11, row 1). The whole message stays below one chunk of a unix socket. */
+/* Data bytes in one request to a server that might read a body with a single recv (seen in
+ * libvfio-user). The whole message stays below one chunk of a unix socket. */
 #define USER_CAREFUL_BYTES 32768u
 
 /* Place of the registers in the v1 migration region. */

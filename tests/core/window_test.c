@@ -53,7 +53,7 @@ static void a_window_needs_room(void **state)
     assert_int_equal(vfmig_window_prepared(&win, 0), -EINVAL);
 }
 
-/* Reference 1.3: each field at its own width and place; the gap and the end are closed. */
+/* The v1 registers: each field at its own width and place; the gap and the end are closed. */
 static void every_access_is_a_field_or_refused(void **state)
 {
     static const struct {
