@@ -56,6 +56,13 @@ class Qmp:
                 return answer["return"]
 
 
+def listening(path):
+    """A socket's file is there a moment before anybody can connect to it."""
+    with open("/proc/net/unix") as sockets:
+        return any(line.split()[-1] == str(path) and int(line.split()[3], 16) & 0x10000
+                   for line in sockets.readlines()[1:])
+
+
 class Demo:
     def __init__(self, options):
         self.options = options
@@ -95,7 +102,7 @@ class Demo:
         path = self.folder / f"{name}.sock"
         self.spawn(name, "device", "dma", "--socket", path, "--latency-us", 3000,
                    "--quiesce-us", 8000)
-        self.wait_for(f"the socket of {name}", path.exists)
+        self.wait_for(f"the socket of {name}", lambda: listening(path))
         return path
 
     def vm(self, name, device, dialect, incoming=None):
@@ -109,7 +116,7 @@ class Demo:
             arguments += ["--incoming", incoming]
         (self.folder / f"{name}.journal").mkdir(exist_ok=True)
         self.spawn(name, *arguments)
-        self.wait_for(f"the control socket of {name}", qmp.exists)
+        self.wait_for(f"the control socket of {name}", lambda: listening(qmp))
         return Qmp(qmp), qmp
 
     def migrate_command(self, qmp, port, *more):

@@ -20,7 +20,7 @@ class Lab(lab.Demo):
     def null_device(self, name):
         path = self.folder / f"{name}.sock"
         self.spawn_program(name, self.options.build / "examples" / "null_device", path)
-        self.wait_for(f"the socket of {name}", path.exists)
+        self.wait_for(f"the socket of {name}", lambda: lab.listening(path))
         return path
 
 
