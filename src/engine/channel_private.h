@@ -16,6 +16,7 @@ struct vfmig_channel {
     int fd;
     uint32_t index;
     enum vfmig_side side;
+    int stall_ms; /* 0: no limit */
     atomic_bool cancelled;
     const struct vfmig_memory *memory;
     struct vfmig_dirty_map *doubt;
@@ -30,6 +31,7 @@ struct vfmig_channel {
     struct vfmig_error recv_failed;
     uint8_t ahead[AHEAD_BYTES];
     size_t ahead_at, ahead_end;
+    int low_water; /* what SO_RCVLOWAT is set to */
     uint8_t *buffer; /* grows to the largest record met, at most VFMIG_MAX_CHANNEL_BUFFER */
     size_t buffer_bytes;
     uint8_t table[VFMIG_MAX_RUNS_BYTES];

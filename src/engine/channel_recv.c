@@ -15,6 +15,9 @@
 #include "base/zero.h"
 #include "engine/channel_private.h"
 
+/* Bytes of pages that are worth a wake-up: one costs as much as copying about so many. */
+#define PAGES_AT_ONCE (128u << 10)
+
 static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool inside,
                       struct vfmig_error *reterr)
 {
@@ -35,14 +38,41 @@ static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool
                            "receiving on channel %u failed: %s", channel->index, strerror(-code));
 }
 
-/* One recvmsg; the last element of iov is the read-ahead buffer, which is empty. inside says
- * whether the end of the connection would cut a record. Returns the bytes read. */
-static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, size_t count,
-                            bool inside, struct vfmig_error *reterr)
+/* The kernel wakes nobody before this many bytes have come. */
+static void set_low_water(struct vfmig_channel *channel, size_t bytes)
 {
+    int low = (int)bytes;
+
+    if (channel->low_water == low)
+        return;
+    channel->low_water = low;
+    /* A kernel that refuses wakes us more often, and that is all. */
+    (void)setsockopt(channel->fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof(low));
+}
+
+/* Waits for the low-water mark, the end of the connection, or the stall limit. The call that reads
+ * must not wait itself: having taken a part, it would not be woken for a rest below the mark. */
+static void wait_low_water(struct vfmig_channel *channel)
+{
+    struct pollfd poll_fd = {.fd = channel->fd, .events = POLLIN};
+
+    (void)poll(&poll_fd, 1, channel->stall_ms ? channel->stall_ms : -1);
+}
+
+/* One recvmsg; the last element of iov is the read-ahead buffer, which is empty. at_least is how
+ * much is worth a wake-up (fewer bytes may come), inside whether the end of the connection would
+ * cut a record. Returns the bytes read. */
+static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, size_t count,
+                            size_t at_least, bool inside, struct vfmig_error *reterr)
+{
+    bool patient = at_least > 1;
+
+    set_low_water(channel, at_least);
     for (;;) {
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
-        ssize_t got = recvmsg(channel->fd, &msg, MSG_CMSG_CLOEXEC);
+        if (patient)
+            wait_low_water(channel);
+        ssize_t got = recvmsg(channel->fd, &msg, MSG_CMSG_CLOEXEC | (patient ? MSG_DONTWAIT : 0));
         int code = got < 0 ? -errno : 0;
         if (got > 0) {
             atomic_fetch_add_explicit(&channel->bytes_received, (uint64_t)got,
@@ -111,7 +141,8 @@ static int receive_all(struct vfmig_channel *channel, struct iovec *iov, size_t 
         left += iov[i].iov_len;
     while (left) {
         iov[count] = (struct iovec){channel->ahead, AHEAD_BYTES};
-        ssize_t got = receive_some(channel, iov, count + 1, inside, reterr);
+        size_t at_least = pages && left > PAGES_AT_ONCE ? PAGES_AT_ONCE : pages ? left : 1;
+        ssize_t got = receive_some(channel, iov, count + 1, at_least, inside, reterr);
         if (got < 0)
             return (int)got;
         inside = true;
