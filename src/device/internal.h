@@ -181,10 +181,8 @@ struct vfmig_device {
 void socket_init(struct socket *s);
 int socket_open(struct socket *s, int fd, uint32_t max_message);
 void socket_close(struct socket *s);
-/* Reads once; wait: until something comes, at most SOCKET_WAIT_MS. >0: bytes; 0: closed; -EAGAIN:
- * nothing came; other: lost. */
-#define SOCKET_WAIT_MS 100
-ssize_t socket_receive(struct socket *s, bool wait);
+/* Reads once, without waiting. >0: bytes; 0: closed; -EAGAIN: nothing there; other: lost. */
+ssize_t socket_receive(struct socket *s);
 /* Sends all of it, waiting for room if need be. 0, or an errno: the connection is lost. */
 int socket_send(struct socket *s, const struct iovec *iov, unsigned count, const int *fds,
                 unsigned fd_count, atomic_bool *give_up);

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Sockets, the loop, replies. One recvmsg and one sendmsg for a command in the steady state. */
+/* Sockets, the loop, replies. A command takes three system calls in the steady state: epoll_wait,
+ * recvmsg, sendmsg. Waiting in recvmsg itself would save one, but a receive on a unix socket is
+ * also woken when the client has read the last reply, and that costs more. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -281,14 +283,14 @@ static int handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     return dev->negotiated ? 0 : -EPROTO; /* a client that cannot agree is let go */
 }
 
-/* Reads once and handles all that is whole. False: nothing came. */
-static bool client_readable(struct vfmig_device *dev, bool wait)
+/* Reads once and handles all that is whole. */
+static void client_readable(struct vfmig_device *dev)
 {
     struct vfmig_user_msg msg;
-    ssize_t n = socket_receive(&dev->client, wait);
+    ssize_t n = socket_receive(&dev->client);
 
     if (n == -EAGAIN)
-        return false;
+        return;
     int r = n > 0 ? 0 : -EPROTO;
     while (r == 0 && !dev->lost && (r = vfmig_framer_next(&dev->client.framer, &msg)) == 1) {
         r = handle(dev, &msg);
@@ -296,13 +298,12 @@ static bool client_readable(struct vfmig_device *dev, bool wait)
     }
     if (r < 0 || dev->lost)
         drop_client(dev);
-    return true;
 }
 
 static void twin_readable(struct vfmig_device *dev)
 {
     struct vfmig_user_msg msg;
-    ssize_t n = socket_receive(&dev->twin, false);
+    ssize_t n = socket_receive(&dev->twin);
 
     if (n == -EAGAIN)
         return;
@@ -392,7 +393,7 @@ static void handle_source(struct vfmig_device *dev, enum source source)
         accept_client(dev);
         break;
     case SOURCE_CLIENT:
-        client_readable(dev, false);
+        client_readable(dev);
         break;
     case SOURCE_TWIN:
         twin_readable(dev);
@@ -439,27 +440,12 @@ static int serve(struct vfmig_device *dev, int timeout_ms, struct vfmig_error *r
     return is_over(dev);
 }
 
-/* True when the client's socket is the only thing that anything can come from (but for stop). */
-static bool only_client(const struct vfmig_device *dev)
-{
-    return dev->client.fd >= 0 && !atomic_load(&dev->stopping) && !dev->drain_token &&
-           (dev->twin.fd < 0 || !dev->dma.by_message) && next_due(dev) == UINT64_MAX;
-}
-
-/* Commands that follow closely are waited for in recvmsg itself, which saves a call for each; a
- * stop is seen within SOCKET_WAIT_MS. */
-static void serve_client(struct vfmig_device *dev)
-{
-    while (only_client(dev) && client_readable(dev, true))
-        migrate_poll(dev);
-}
-
 int vfmig_device_run(struct vfmig_device *dev, struct vfmig_error *reterr)
 {
     int r = 0;
 
-    while (!is_over(dev) && (r = serve(dev, -1, reterr)) == 0)
-        serve_client(dev);
+    while (!is_over(dev) && r == 0)
+        r = serve(dev, -1, reterr);
     dev->is_serving = false;
     atomic_store(&dev->stopping, false);
     return r < 0 ? r : 0;

@@ -24,8 +24,6 @@ int socket_open(struct socket *s, int fd, uint32_t max_message)
     if (!s->buf)
         return -ENOMEM;
     vfmig_framer_init(&s->framer, s->buf, max_message, max_message);
-    struct timeval wait = {.tv_usec = SOCKET_WAIT_MS * 1000};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
     s->fd = fd;
     return 0;
 }
@@ -60,7 +58,7 @@ static int take_fds(struct msghdr *msg, struct vfmig_fds *fds)
     return 0;
 }
 
-ssize_t socket_receive(struct socket *s, bool wait)
+ssize_t socket_receive(struct socket *s)
 {
     union {
         char buf[CMSG_SPACE(VFMIG_MAX_MSG_FDS * sizeof(int))];
@@ -74,7 +72,7 @@ ssize_t socket_receive(struct socket *s, bool wait)
     int r;
 
     iov.iov_base = vfmig_framer_space(&s->framer, &iov.iov_len);
-    n = recvmsg(s->fd, &msg, (wait ? 0 : MSG_DONTWAIT) | MSG_CMSG_CLOEXEC);
+    n = recvmsg(s->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0)
         return errno == EWOULDBLOCK || errno == EINTR ? -EAGAIN : -errno;
     if (msg.msg_controllen == 0) {

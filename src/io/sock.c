@@ -6,14 +6,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
-/* How long one blocking call may last before the deadline is looked at again. */
-#define TICK_NS UINT64_C(50000000)
-
-/* The coarse clock is the precise one as of the last timer tick, at most this much behind. */
-#define COARSE_NS UINT64_C(20000000)
 #define SECOND_NS UINT64_C(1000000000)
 
 /* Messages up to this size are put together before they are sent: copying them costs less than
@@ -76,26 +72,64 @@ int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_err
     }
 }
 
-int vfmig_sock_set_tick(int fd, struct vfmig_error *reterr)
+int vfmig_alarm_init(struct vfmig_alarm *alarm, struct vfmig_error *reterr)
 {
-    struct timeval tick = {.tv_usec = TICK_NS / 1000};
-
-    if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof(tick)) < 0 ||
-        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tick, sizeof(tick)) < 0)
-        return sock_error(errno, "setsockopt", reterr);
-    return 0;
+    alarm->due_ns = VFMIG_NEVER;
+    alarm->fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    return alarm->fd < 0 ? sock_error(errno, "timerfd_create", reterr) : 0;
 }
 
-/* Before a call that may block for a tick: when less is left, wait here for exactly that. */
-static int wait_last_tick(int fd, short events, uint64_t deadline_ns, struct vfmig_error *reterr)
+void vfmig_alarm_done(struct vfmig_alarm *alarm)
 {
-    if (deadline_ns == VFMIG_NEVER ||
-        read_clock(CLOCK_MONOTONIC_COARSE) + COARSE_NS + TICK_NS < deadline_ns)
-        return 0;
-    uint64_t now = vfmig_now_ns();
-    if (deadline_ns > now && deadline_ns - now >= TICK_NS)
-        return 0;
-    return vfmig_sock_wait(fd, events, deadline_ns, reterr);
+    if (alarm->fd >= 0)
+        close(alarm->fd);
+    alarm->fd = -1;
+}
+
+/* Makes sure that the timer rings at deadline_ns or before. */
+static void set_alarm(struct vfmig_alarm *alarm, uint64_t deadline_ns)
+{
+    struct itimerspec spec = {.it_value = {(time_t)(deadline_ns / SECOND_NS),
+                                           (long)(deadline_ns % SECOND_NS)}};
+
+    if (alarm->due_ns <= deadline_ns)
+        return;
+    if (deadline_ns == 0)
+        spec.it_value.tv_nsec = 1; /* 0 would mean never */
+    timerfd_settime(alarm->fd, TFD_TIMER_ABSTIME, &spec, NULL);
+    alarm->due_ns = deadline_ns;
+}
+
+/* Waits for input. The timer is looked at only when there is none: one that rang for an earlier
+ * call is set again for this one. */
+static int wait_input(int fd, struct vfmig_alarm *alarm, uint64_t deadline_ns,
+                      struct vfmig_error *reterr)
+{
+    struct pollfd pfds[2] = {{.fd = fd, .events = POLLIN}, {.events = POLLIN}};
+    nfds_t count = 1;
+
+    if (!alarm)
+        return vfmig_sock_wait(fd, POLLIN, deadline_ns, reterr);
+    for (;;) {
+        if (deadline_ns != VFMIG_NEVER) {
+            set_alarm(alarm, deadline_ns);
+            pfds[1].fd = alarm->fd;
+            count = 2;
+        }
+        int n = poll(pfds, count, -1);
+        if (n < 0 && errno != EINTR)
+            return sock_error(errno, "poll", reterr);
+        if (n <= 0)
+            continue;
+        if (pfds[0].revents)
+            return 0;
+        uint64_t rings;
+        ssize_t got = read(alarm->fd, &rings, sizeof(rings));
+        (void)got;
+        alarm->due_ns = VFMIG_NEVER;
+        if (vfmig_now_ns() >= deadline_ns)
+            return timed_out(reterr);
+    }
 }
 
 static void put_fds(struct msghdr *msg, void *control, const struct vfmig_fds *fds)
@@ -167,10 +201,12 @@ int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig
             advance(&msg, (size_t)n);
         if (msg.msg_iovlen == 0)
             return 0;
-        int r = wait_last_tick(fd, POLLOUT, deadline_ns, reterr);
-        if (r < 0)
-            return r;
-        n = sendmsg(fd, &msg, MSG_NOSIGNAL);
+        n = sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n < 0 && errno == EAGAIN) {
+            int r = vfmig_sock_wait(fd, POLLOUT, deadline_ns, reterr);
+            if (r < 0)
+                return r;
+        }
     }
 }
 
@@ -200,7 +236,7 @@ static int take_fds(struct msghdr *msg, struct vfmig_fds *ret_fds)
 }
 
 ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
-                        uint64_t deadline_ns, struct vfmig_error *reterr)
+                        struct vfmig_alarm *alarm, uint64_t deadline_ns, struct vfmig_error *reterr)
 {
     /* Room for one too many, so that excess is seen and closed. */
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * (VFMIG_MAX_MSG_FDS + 1))];
@@ -209,10 +245,11 @@ ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fd
     for (;;) {
         struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
                              .msg_controllen = sizeof(control)};
-        int r = wait_last_tick(fd, POLLIN, deadline_ns, reterr);
+        int r = wait_input(fd, alarm, deadline_ns, reterr);
         if (r < 0)
             return r;
-        ssize_t n = ret_fds ? recvmsg(fd, &msg, MSG_CMSG_CLOEXEC) : recv(fd, buf, size, 0);
+        ssize_t n = ret_fds ? recvmsg(fd, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+                            : recv(fd, buf, size, MSG_DONTWAIT);
         if (n < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
         if (n < 0)
@@ -228,7 +265,8 @@ int vfmig_sock_recv_all(int fd, void *buf, size_t size, uint64_t deadline_ns,
                         struct vfmig_error *reterr)
 {
     for (size_t got = 0; got < size;) {
-        ssize_t n = vfmig_sock_recv(fd, (char *)buf + got, size - got, NULL, deadline_ns, reterr);
+        ssize_t n = vfmig_sock_recv(fd, (char *)buf + got, size - got, NULL, /* alarm= */ NULL,
+                                    deadline_ns, reterr);
         if (n < 0)
             return (int)n;
         if (n == 0)

@@ -3,8 +3,8 @@
  * receives. Addresses are "unix:PATH" and "tcp:HOST:PORT" ("tcp:[::1]:PORT" for IPv6); text
  * without a prefix is a unix path when it contains a slash.
  *
- * Deadlines are CLOCK_MONOTONIC nanoseconds, VFMIG_NEVER for none; past it -ETIMEDOUT. For
- * vfmig_sock_send and _recv they need vfmig_sock_set_tick once. Every descriptor is close-on-exec and every send spares the process SIGPIPE. */
+ * Deadlines are CLOCK_MONOTONIC nanoseconds, VFMIG_NEVER for none; past it -ETIMEDOUT. Every
+ * descriptor is close-on-exec and every send spares the process SIGPIPE. */
 #ifndef VFMIG_IO_SOCK_H
 #define VFMIG_IO_SOCK_H
 
@@ -41,9 +41,16 @@ int vfmig_sock_pair(int ret_fds[2], struct vfmig_error *reterr);
 /* Waits for POLLIN or POLLOUT: 0, -ETIMEDOUT. A hang-up counts as ready. */
 int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_error *reterr);
 
-/* Lets blocking calls on fd return now and then, so that vfmig_sock_send and _recv keep a deadline
- * and yet cost one system call. Sets SO_RCVTIMEO and SO_SNDTIMEO. */
-int vfmig_sock_set_tick(int fd, struct vfmig_error *reterr);
+/* Keeps the deadlines of one reader with a timer that is rarely set: it rings at or before the
+ * earliest deadline that was waited for, and whoever waits then sets it anew. A wait thus costs no
+ * timer of its own. For one thread at a time. */
+struct vfmig_alarm {
+    int fd;
+    uint64_t due_ns; /* VFMIG_NEVER: not set */
+};
+
+int vfmig_alarm_init(struct vfmig_alarm *alarm, struct vfmig_error *reterr);
+void vfmig_alarm_done(struct vfmig_alarm *alarm);
 
 /* Sends everything, with fds (may be NULL; they stay the caller's) on the first byte. One system
  * call unless the socket takes less. iov is used up. *ret_sent (may be NULL) tells how much went out: a
@@ -54,9 +61,14 @@ int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig
 
 /* Receives what is there, at least one byte: the count, or 0 at the end of the stream, or a
  * negative errno. ret_fds must be empty; more descriptors than it holds are -EPROTO. NULL: none
- * are expected, and the kernel closes those that come. */
+ * are expected, and the kernel closes those that come. alarm (may be NULL) keeps the deadline.
+ *
+ * Waits in poll, although that is one more system call than a receive that blocks: on a unix
+ * socket such a receive is also woken when the peer has *read* what this side sent, once for
+ * every message, and that costs more. */
 ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
-                        uint64_t deadline_ns, struct vfmig_error *reterr);
+                        struct vfmig_alarm *alarm, uint64_t deadline_ns,
+                        struct vfmig_error *reterr);
 
 /* Exactly size bytes; an earlier end is -ECONNRESET, origin PEER. */
 int vfmig_sock_recv_all(int fd, void *buf, size_t size, uint64_t deadline_ns,

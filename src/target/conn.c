@@ -25,6 +25,7 @@ struct waiter {
 
 struct vfmig_conn {
     int fd;
+    struct vfmig_alarm alarm; /* the leader's */
     vfmig_conn_serve serve;
     void *opaque;
 
@@ -48,10 +49,12 @@ int vfmig_conn_new(int fd, uint32_t max_data, vfmig_conn_serve serve, void *opaq
     uint32_t max_message = vfmig_user_message_max(max_data);
     struct vfmig_conn *conn = calloc(1, sizeof(*conn));
     void *buffer = conn ? malloc(max_message) : NULL;
-    int r = vfmig_sock_set_tick(fd, reterr);
+    int r = 0;
 
-    if (r == 0 && !buffer)
+    if (!buffer)
         r = vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a connection");
+    else
+        r = vfmig_alarm_init(&conn->alarm, reterr);
     if (r < 0) {
         free(buffer);
         free(conn);
@@ -74,6 +77,7 @@ void vfmig_conn_free(struct vfmig_conn *conn)
     if (!conn)
         return;
     vfmig_framer_done(&conn->framer);
+    vfmig_alarm_done(&conn->alarm);
     close(conn->fd);
     pthread_mutex_destroy(&conn->lock);
     pthread_mutex_destroy(&conn->send_lock);
@@ -252,7 +256,8 @@ static int receive(struct vfmig_conn *conn, uint64_t deadline_ns, struct vfmig_e
 
     fds.count = 0;
     pthread_mutex_unlock(&conn->lock);
-    ssize_t n = vfmig_sock_recv(conn->fd, at, space, with_fds ? &fds : NULL, deadline_ns, reterr);
+    ssize_t n = vfmig_sock_recv(conn->fd, at, space, with_fds ? &fds : NULL, &conn->alarm,
+                                deadline_ns, reterr);
     pthread_mutex_lock(&conn->lock);
     if (n < 0)
         return (int)n;

@@ -64,7 +64,7 @@ static void connect_all(const char *address)
     exchange(server, client);
     close(client);
     char byte;
-    assert_int_equal(vfmig_sock_recv(server, &byte, 1, NULL, VFMIG_NEVER, &err), 0);
+    assert_int_equal(vfmig_sock_recv(server, &byte, 1, NULL, NULL, VFMIG_NEVER, &err), 0);
     assert_int_equal(vfmig_sock_recv_all(server, &byte, 1, VFMIG_NEVER, &err), -ECONNRESET);
     assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
     close(server);
@@ -113,16 +113,16 @@ static void descriptors(void **state)
 
     assert_int_equal(vfmig_sock_pair(pair, NULL), 0);
     assert_int_equal(vfmig_sock_send(pair[0], &iov, 1, &fds, VFMIG_NEVER, NULL, NULL), 0);
-    assert_int_equal(vfmig_sock_recv(pair[1], in, 1, &got, VFMIG_NEVER, NULL), 1);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 1, &got, NULL, VFMIG_NEVER, NULL), 1);
     assert_int_equal(got.count, 2);
     assert_true(fcntl(got.fd[0], F_GETFD) & FD_CLOEXEC);
     vfmig_fds_close(&got);
-    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, &got, VFMIG_NEVER, NULL), 3);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, &got, NULL, VFMIG_NEVER, NULL), 3);
     assert_int_equal(got.count, 0);
 
     iov = (struct iovec){out, 4};
     assert_int_equal(vfmig_sock_send(pair[0], &iov, 1, &fds, VFMIG_NEVER, NULL, NULL), 0);
-    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, NULL, VFMIG_NEVER, &err), 4);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, NULL, NULL, VFMIG_NEVER, &err), 4);
 
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * 40)] = {0};
     iov = (struct iovec){out, 4};
@@ -133,7 +133,7 @@ static void descriptors(void **state)
     c->cmsg_type = SCM_RIGHTS;
     c->cmsg_len = CMSG_LEN(sizeof(int) * 40);
     assert_int_equal(sendmsg(pair[0], &msg, 0), 4);
-    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, &got, VFMIG_NEVER, &err), -EPROTO);
+    assert_int_equal(vfmig_sock_recv(pair[1], in, 8, &got, NULL, VFMIG_NEVER, &err), -EPROTO);
     assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
     assert_int_equal(got.count, 0);
     close(pair[0]);
@@ -147,7 +147,7 @@ static void *drain(void *arg)
     uint64_t total = 0;
     ssize_t n;
 
-    while ((n = vfmig_sock_recv(*(int *)arg, buf, sizeof(buf), NULL, VFMIG_NEVER, NULL)) > 0)
+    while ((n = vfmig_sock_recv(*(int *)arg, buf, sizeof(buf), NULL, NULL, VFMIG_NEVER, NULL)) > 0)
         total += (uint64_t)n;
     return (void *)(uintptr_t)total;
 }
@@ -165,7 +165,6 @@ static void large(void **state)
     assert_non_null(data);
     assert_int_equal(vfmig_sock_pair(pair, NULL), 0);
     pthread_create(&thread, NULL, drain, &pair[1]);
-    assert_int_equal(vfmig_sock_set_tick(pair[0], NULL), 0);
     assert_int_equal(vfmig_sock_send(pair[0], iov, 3, NULL, VFMIG_NEVER, &sent, NULL), 0);
     assert_int_equal(sent, size + 16);
     close(pair[0]);
@@ -177,6 +176,7 @@ static void large(void **state)
 
 static void deadlines(void **state)
 {
+    struct vfmig_alarm alarm;
     struct vfmig_error err;
     char byte, *data = calloc(1, 8u << 20);
     struct iovec iov = {data, 8u << 20};
@@ -185,13 +185,30 @@ static void deadlines(void **state)
 
     assert_non_null(data);
     assert_int_equal(vfmig_sock_pair(pair, NULL), 0);
-    for (int ticked = 0; ticked < 2; ticked++) {
-        assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, 0, &err), -ETIMEDOUT);
+    assert_int_equal(vfmig_alarm_init(&alarm, NULL), 0);
+    for (int i = 0; i < 4; i++) { /* the second round finds an alarm that rang before */
+        struct vfmig_alarm *by = i % 2 ? &alarm : NULL;
+        uint64_t deadline = vfmig_now_ns() + 60000000;
+        assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, by, 0, &err), -ETIMEDOUT);
         assert_int_equal(err.origin, VFMIG_ORIGIN_PEER);
-        assert_int_equal(vfmig_sock_set_tick(pair[0], NULL), 0);
-        assert_int_equal(
-            vfmig_sock_recv(pair[0], &byte, 1, NULL, vfmig_deadline_ns(60000000), &err), -ETIMEDOUT);
+        assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, by, deadline, &err), -ETIMEDOUT);
+        assert_true(vfmig_now_ns() >= deadline);
     }
+    /* Set for an earlier deadline, it does not end a wait for a later one; nor does one for a later
+     * deadline that is still set keep an earlier one waiting. */
+    assert_int_equal(write(pair[1], "ab", 2), 2);
+    uint64_t later = vfmig_now_ns() + 20000000;
+    assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, &alarm, later, &err), 1);
+    assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, &alarm, VFMIG_NEVER, &err), 1);
+    later += 30000000;
+    assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, &alarm, later, &err), -ETIMEDOUT);
+    assert_true(vfmig_now_ns() >= later);
+    assert_int_equal(write(pair[1], "c", 1), 1);
+    later = vfmig_now_ns() + UINT64_C(3600000000000);
+    assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, &alarm, later, &err), 1);
+    assert_int_equal(vfmig_sock_recv(pair[0], &byte, 1, NULL, &alarm, vfmig_now_ns(), &err),
+                     -ETIMEDOUT);
+    vfmig_alarm_done(&alarm);
     int r = vfmig_sock_send(pair[0], &iov, 1, NULL, vfmig_deadline_ns(60000000), &sent, &err);
     assert_int_equal(r, -ETIMEDOUT);
     assert_true(sent > 0 && sent < (8u << 20));

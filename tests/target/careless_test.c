@@ -82,7 +82,7 @@ static bool take(struct end *e, struct vfmig_user_msg *msg)
         struct vfmig_fds fds = {.count = 0};
         size_t space;
         void *to = vfmig_framer_space(&e->framer, &space);
-        ssize_t n = vfmig_sock_recv(e->fd, to, space, &fds, VFMIG_NEVER, NULL);
+        ssize_t n = vfmig_sock_recv(e->fd, to, space, &fds, NULL, VFMIG_NEVER, NULL);
         if (n <= 0 || vfmig_framer_fed(&e->framer, (size_t)n, &fds) < 0)
             return false;
     }
