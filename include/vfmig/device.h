@@ -67,6 +67,9 @@ struct vfmig_device_config {
     uint64_t drain_timeout_ns; /* for DMA in flight when N is asked for (A21); default 10 s */
     uint32_t window_bytes;     /* data window of the v1 region; default and least 1 MiB */
     uint32_t max_data_xfer_bytes; /* data in one message; default 1 MiB, most 64 MiB */
+    bool answers_stopped; /* region_read and region_write may be called after stop, when a control
+                             client froze the device (docs/control.md): they behave as under N, and
+                             what they change is not in the state that was saved */
 };
 
 #define VFMIG_DEVICE_CONFIG_INIT {.size = sizeof(struct vfmig_device_config), \
@@ -159,6 +162,11 @@ void vfmig_device_free(struct vfmig_device *dev);
  * -EADDRINUSE: another server is there. -ENAMETOOLONG; other errnos from the system. */
 int vfmig_device_listen(struct vfmig_device *dev, const char *path, struct vfmig_error *reterr)
     __attribute__((warn_unused_result));
+
+/* Listens for a control client beside the owner: a migration engine that drives the migration of a
+ * device whose VMM cannot (docs/control.md). Whoever may open the path has that right. As above. */
+int vfmig_device_listen_control(struct vfmig_device *dev, const char *path,
+                                struct vfmig_error *reterr) __attribute__((warn_unused_result));
 
 /* Serves an already connected socket; fd belongs to the device now, also on failure.
  * -EBUSY: there is a client. */

@@ -9,18 +9,20 @@
 #include "base/sabotage.h"
 #include "device/internal.h"
 
-static int reply_empty(struct vfmig_device *dev, const struct vfmig_user_msg *msg)
+static int reply_empty(struct client *c, const struct vfmig_user_msg *msg)
 {
-    return server_reply(dev, &msg->header, NULL, 0, NULL, 0, NULL, 0);
+    return server_reply(c, &msg->header, NULL, 0, NULL, 0, NULL, 0);
 }
 
 /* ---- VERSION --------------------------------------------------------------------------------- */
 
 /* Only keys that the client sent come back: QEMU warns about others, and refuses a text that is
  * longer than its own. */
-static void agree(struct vfmig_device *dev, const struct vfmig_user_caps *theirs,
+static void agree(struct client *c, const struct vfmig_user_caps *theirs,
                   struct vfmig_user_caps *ours)
 {
+    const struct vfmig_device *dev = c->dev;
+
     vfmig_user_caps_default(ours);
     ours->has_max_msg_fds = theirs->has_max_msg_fds;
     ours->max_msg_fds = VFMIG_MAX_MSG_FDS;
@@ -33,11 +35,21 @@ static void agree(struct vfmig_device *dev, const struct vfmig_user_caps *theirs
     ours->pgsizes = PAGE;
     ours->has_migration = theirs->has_migration && dev->features;
     ours->migration_pgsize = PAGE;
-    dev->client_max_data = theirs->max_data_xfer_size;
-    dev->client_max_fds = theirs->max_msg_fds;
+    c->client_max_data = theirs->max_data_xfer_size;
+    c->client_max_fds = theirs->max_msg_fds;
 }
 
-int version_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int make_reply_room(struct client *c)
+{
+    c->max_data = c->dev->config.max_data_xfer_bytes;
+    c->reply_room = c->max_data < c->client_max_data ? c->max_data : c->client_max_data;
+    c->reply_room = c->reply_room < VFMIG_USER_DATA_MIN ? VFMIG_USER_DATA_MIN : c->reply_room;
+    free(c->reply);
+    c->reply = malloc(c->reply_room);
+    return c->reply ? 0 : -ENOMEM;
+}
+
+int version_handle(struct client *c, struct vfmig_user_msg *msg)
 {
     struct vfmig_user_version version;
     struct vfmig_user_caps theirs, ours;
@@ -54,21 +66,22 @@ int version_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
                               NULL);
     if (r < 0 || version.major != VFMIG_USER_MAJOR)
         return -EINVAL;
-    agree(dev, &theirs, &ours);
-    dev->max_data = dev->config.max_data_xfer_bytes;
-    dev->reply_room = dev->max_data < dev->client_max_data ? dev->max_data : dev->client_max_data;
-    dev->reply_room = dev->reply_room < VFMIG_USER_DATA_MIN ? VFMIG_USER_DATA_MIN : dev->reply_room;
-    free(dev->reply);
-    dev->reply = malloc(dev->reply_room);
-    if (!dev->reply)
-        return -ENOMEM;
-    if (theirs.twin_socket && theirs.max_msg_fds > 0 && server_add_twin(dev, &twin) == 0)
+    agree(c, &theirs, &ours);
+    r = make_reply_room(c);
+    if (r < 0)
+        return r;
+    r = control_join(c, theirs.token);
+    if (r < 0)
+        return r;
+    if (c == &c->dev->control)
+        memcpy(ours.token, theirs.token, sizeof(ours.token));
+    else if (theirs.twin_socket && theirs.max_msg_fds > 0 && server_add_twin(c->dev, &twin) == 0)
         ours.twin_socket = ours.has_twin_fd_index = true;
     r = vfmig_user_caps_format(&ours, text, sizeof(text));
     if (r > 0) {
         version.minor = version.minor < VFMIG_USER_MINOR ? version.minor : VFMIG_USER_MINOR;
-        dev->negotiated = true;
-        server_reply(dev, &msg->header, &version, sizeof(version), text, (uint32_t)r, &twin,
+        c->negotiated = true;
+        server_reply(c, &msg->header, &version, sizeof(version), text, (uint32_t)r, &twin,
                      twin >= 0);
     }
     if (twin >= 0)
@@ -78,15 +91,16 @@ int version_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
 
 /* ---- description ----------------------------------------------------------------------------- */
 
-static int get_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int get_info(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_device_info info = {
         .argsz = sizeof(info),
         .flags = VFMIG_USER_INFO_F_RESET | VFMIG_USER_INFO_F_PCI,
         .num_regions = dev->features ? VFMIG_REGION_COUNT : VFMIG_REGION_MIGRATION,
         .num_irqs = VFMIG_IRQ_COUNT,
     };
-    return server_reply(dev, &msg->header, &info, sizeof(info), NULL, 0, NULL, 0);
+    return server_reply(c, &msg->header, &info, sizeof(info), NULL, 0, NULL, 0);
 }
 
 /* Size of a region, 0 when absent; -EINVAL when there is no such index. */
@@ -101,8 +115,9 @@ static int64_t region_size(const struct vfmig_device *dev, uint32_t index)
     return index < VFMIG_REGION_MIGRATION ? 0 : -EINVAL;
 }
 
-static int get_region_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int get_region_info(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct {
         struct vfmig_user_region_info info;
         struct vfmig_user_cap_type type;
@@ -136,22 +151,24 @@ static int get_region_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     } else {
         size = sizeof(r.info); /* argsz tells what the rest takes */
     }
-    return server_reply(dev, &msg->header, &r, size, NULL, 0, NULL, 0);
+    return server_reply(c, &msg->header, &r, size, NULL, 0, NULL, 0);
 }
 
-static int get_region_io_fds(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int get_region_io_fds(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_region_io_fds req;
 
     memcpy(&req, msg->payload, sizeof(req));
     if (region_size(dev, req.index) <= 0)
         return -EINVAL;
     req = (struct vfmig_user_region_io_fds){.argsz = sizeof(req), .index = req.index};
-    return server_reply(dev, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
+    return server_reply(c, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
 }
 
-static int get_irq_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int get_irq_info(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_irq_info req;
 
     memcpy(&req, msg->payload, sizeof(req));
@@ -163,7 +180,7 @@ static int get_irq_info(struct vfmig_device *dev, struct vfmig_user_msg *msg)
         .index = req.index,
         .count = req.index == VFMIG_IRQ_MSIX ? dev->config.msix_vectors : 0,
     };
-    return server_reply(dev, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
+    return server_reply(c, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
 }
 
 /* ---- regions --------------------------------------------------------------------------------- */
@@ -174,6 +191,8 @@ static bool mmio_reaches(const struct vfmig_device *dev)
         return true;
     if (vfmig_sabotage("mmio-dropped-under-ndma") && dev->irq.latch)
         return false;
+    if (dev->session.frozen && (vfmig_dev_bits(&dev->mig) & ~VFMIG_V1_NDMA) <= VFMIG_V1_SAVING)
+        return true; /* {} or S: as under N, see control.md */
     return vfmig_dev_mmio_allowed(&dev->mig);
 }
 
@@ -212,8 +231,9 @@ static int bar_write(struct vfmig_device *dev, uint32_t bar, uint64_t offset, co
     return r < 0 ? r : 0;
 }
 
-static int region_access(struct vfmig_device *dev, struct vfmig_user_msg *msg, bool write)
+static int region_access(struct client *c, struct vfmig_user_msg *msg, bool write)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_region_access access;
     int r = 0;
 
@@ -224,30 +244,33 @@ static int region_access(struct vfmig_device *dev, struct vfmig_user_msg *msg, b
     if (outside && !vfmig_sabotage("bounds-unchecked"))
         return -EINVAL;
     if (access.region == VFMIG_REGION_MIGRATION && access.count)
-        return write ? region_v1_write(dev, msg) : region_v1_read(dev, msg);
-    if (!write && access.count > dev->reply_room)
+        return write ? region_v1_write(c, msg) : region_v1_read(c, msg);
+    if (!write && access.count > c->reply_room)
         return -E2BIG;
+    if (dev->session.hold && access.region <= VFMIG_REGION_BAR5 && access.count)
+        return control_hold_access(c, msg);
     const uint8_t *data = msg->payload + sizeof(access);
     if (access.count == 0)
         ;
     else if (access.region == VFMIG_REGION_CONFIG && write)
         pci_config_write(dev, access.offset, data, access.count);
     else if (access.region == VFMIG_REGION_CONFIG)
-        pci_config_read(dev, access.offset, dev->reply, access.count);
+        pci_config_read(dev, access.offset, c->reply, access.count);
     else if (write)
         r = bar_write(dev, access.region, access.offset, data, access.count);
     else
-        r = bar_read(dev, access.region, access.offset, dev->reply, access.count);
+        r = bar_read(dev, access.region, access.offset, c->reply, access.count);
     if (r < 0)
         return r;
-    return server_reply(dev, &msg->header, &access, sizeof(access), dev->reply,
+    return server_reply(c, &msg->header, &access, sizeof(access), c->reply,
                         write ? 0 : access.count, NULL, 0);
 }
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-static int dma_map_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int dma_map_command(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_dma_map map;
 
     memcpy(&map, msg->payload, sizeof(map));
@@ -255,7 +278,7 @@ static int dma_map_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     int r = dma_map_add(dev, &map, fd);
     if (fd >= 0)
         close(fd); /* the mapping keeps the file */
-    return r < 0 ? r : reply_empty(dev, msg);
+    return r < 0 ? r : reply_empty(c, msg);
 }
 
 /* The bitmap of what is being unmapped: access has stopped, so the bits are final. */
@@ -277,19 +300,20 @@ static int unmap_bitmap(struct vfmig_device *dev, const struct vfmig_user_dma_un
     return 0;
 }
 
-static int check_unmap_bitmap(const struct vfmig_device *dev, const struct vfmig_user_dma_unmap *un,
+static int check_unmap_bitmap(const struct client *c, const struct vfmig_user_dma_unmap *un,
                               const struct vfmig_user_bitmap *bitmap)
 {
-    if (dev->log.mode == LOG_OFF || bitmap->pgsize < PAGE || (bitmap->pgsize & (bitmap->pgsize - 1)))
+    if (c->dev->log.mode == LOG_OFF || bitmap->pgsize < PAGE || (bitmap->pgsize & (bitmap->pgsize - 1)))
         return -EINVAL;
     uint64_t bytes = log_bitmap_bytes(un->size, bitmap->pgsize);
     if (bytes > bitmap->size)
         return -EINVAL;
-    return bytes > dev->client_max_data ? -E2BIG : 0;
+    return bytes > c->client_max_data ? -E2BIG : 0;
 }
 
-static int dma_unmap_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int dma_unmap_command(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct {
         struct vfmig_user_dma_unmap un;
         struct vfmig_user_bitmap bitmap;
@@ -302,10 +326,10 @@ static int dma_unmap_command(struct vfmig_device *dev, struct vfmig_user_msg *ms
     bool all = req.un.flags & VFMIG_USER_UNMAP_F_ALL;
     bool bits = req.un.flags & VFMIG_USER_UNMAP_F_BITMAP;
     if (bits)
-        r = check_unmap_bitmap(dev, &req.un, &req.bitmap);
+        r = check_unmap_bitmap(c, &req.un, &req.bitmap);
     if (r < 0)
         return r;
-    struct pending *p = server_defer(dev, &msg->header, &req, sizeof(req.un), &id);
+    struct pending *p = server_defer(c, &msg->header, &req, sizeof(req.un), &id);
     if (!p)
         return -EBUSY;
     if (all)
@@ -315,7 +339,7 @@ static int dma_unmap_command(struct vfmig_device *dev, struct vfmig_user_msg *ms
     if (r == 0 && bits)
         r = unmap_bitmap(dev, &req.un, &req.bitmap, &data);
     if (r < 0) {
-        p->used = false;
+        p->client = NULL;
         return r;
     }
     if (!all)
@@ -327,7 +351,7 @@ static int dma_unmap_command(struct vfmig_device *dev, struct vfmig_user_msg *ms
         p->data = malloc(p->data_size);
         if (!p->data) {
             free(data);
-            p->used = false;
+            p->client = NULL;
             return -ENOMEM;
         }
         memcpy(p->data, &req.bitmap, sizeof(req.bitmap));
@@ -343,30 +367,36 @@ static int dma_unmap_command(struct vfmig_device *dev, struct vfmig_user_msg *ms
     return 0; /* otherwise migrate_poll answers when its DMA messages have ended */
 }
 
-static int reset_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int reset_command(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     uint64_t id;
 
     if (vfmig_sabotage("reset-ignored"))
-        return reply_empty(dev, msg);
-    if (!server_defer(dev, &msg->header, NULL, 0, &id))
+        return reply_empty(c, msg);
+    if (!server_defer(c, &msg->header, NULL, 0, &id))
         return -EBUSY;
+    dev->keep_pci = c == &dev->control;
     migrate_event(dev, VFMIG_DEV_EVENT_RESET, 0, id);
+    if (c == &dev->owner)
+        control_owner_reset(dev);
     return 0;
 }
 
-static int set_irqs_command(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int set_irqs_command(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     int r = irq_set(dev, msg);
 
     if (vfmig_sabotage("irq-change-ends-save"))
         stream_drop(dev);
-    return r < 0 ? r : reply_empty(dev, msg);
+    return r < 0 ? r : reply_empty(c, msg);
 }
 
-int command_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+int command_handle(struct client *c, struct vfmig_user_msg *msg)
 {
-    int r = vfmig_user_check_command(msg, false, dev->max_data, NULL);
+    struct vfmig_device *dev = c->dev;
+    int r = vfmig_user_check_command(msg, false, c->max_data, NULL);
 
     if (r < 0) {
         COUNT(dev, bad_messages);
@@ -374,35 +404,39 @@ int command_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     }
     if (dev->drain_token && vfmig_sabotage("busy-while-draining"))
         return -EBUSY;
+    control_before(c, msg);
+    r = control_allowed(c, msg);
+    if (r < 0)
+        return r;
     switch ((enum vfmig_user_command)msg->header.command) {
     case VFMIG_USER_REGION_READ:
-        return region_access(dev, msg, false);
+        return region_access(c, msg, false);
     case VFMIG_USER_REGION_WRITE:
-        return region_access(dev, msg, true);
+        return region_access(c, msg, true);
     case VFMIG_USER_DMA_MAP:
-        return dma_map_command(dev, msg);
+        return dma_map_command(c, msg);
     case VFMIG_USER_DMA_UNMAP:
-        return dma_unmap_command(dev, msg);
+        return dma_unmap_command(c, msg);
     case VFMIG_USER_GET_INFO:
-        return get_info(dev, msg);
+        return get_info(c, msg);
     case VFMIG_USER_GET_REGION_INFO:
-        return get_region_info(dev, msg);
+        return get_region_info(c, msg);
     case VFMIG_USER_GET_REGION_IO_FDS:
-        return get_region_io_fds(dev, msg);
+        return get_region_io_fds(c, msg);
     case VFMIG_USER_GET_IRQ_INFO:
-        return get_irq_info(dev, msg);
+        return get_irq_info(c, msg);
     case VFMIG_USER_SET_IRQS:
-        return set_irqs_command(dev, msg);
+        return set_irqs_command(c, msg);
     case VFMIG_USER_RESET:
-        return reset_command(dev, msg);
+        return reset_command(c, msg);
     case VFMIG_USER_DIRTY_PAGES:
-        return dev->features ? log_dirty_pages(dev, msg) : -EOPNOTSUPP;
+        return dev->features ? log_dirty_pages(c, msg) : -EOPNOTSUPP;
     case VFMIG_USER_FEATURE:
-        return migrate_feature(dev, msg);
+        return migrate_feature(c, msg);
     case VFMIG_USER_MIG_DATA_READ:
-        return migrate_data_read(dev, msg);
+        return migrate_data_read(c, msg);
     case VFMIG_USER_MIG_DATA_WRITE:
-        return migrate_data_write(dev, msg);
+        return migrate_data_write(c, msg);
     case VFMIG_USER_VERSION:
         return -EINVAL; /* agreed already */
     case VFMIG_USER_REGION_WRITE_MULTI:

@@ -95,7 +95,6 @@ void vfmig_device_free(struct vfmig_device *dev)
     dma_done(dev);
     log_done(&dev->log);
     irq_detach_all(dev);
-    free(dev->reply);
     free(dev->window_buf);
     free(dev->stream.out);
     free(dev->stream.in);

@@ -94,14 +94,12 @@ int dma_map_add(struct vfmig_device *dev, const struct vfmig_user_dma_map *req, 
     memmove(&map->list[at + 1], &map->list[at], (map->count - at) * sizeof(region));
     map->list[at] = region;
     map->count++;
-    map->by_message += !region.host;
     pthread_rwlock_unlock(&map->lock);
     return 0;
 }
 
 static void release(struct dma_map *map, const struct dma_region *region)
 {
-    map->by_message -= !region->host;
     if (region->host)
         munmap(region->map, region->map_size);
 }
@@ -131,6 +129,35 @@ void dma_map_clear(struct vfmig_device *dev)
         release(map, &map->list[i]);
     map->count = 0;
     pthread_rwlock_unlock(&map->lock);
+}
+
+void dma_by_message(struct vfmig_device *dev, bool all)
+{
+    /* The writer's lock waits for copies under way: the client's own dirty log misses none. */
+    pthread_rwlock_wrlock(&dev->dma.lock);
+    dev->dma.all_by_message = all;
+    pthread_rwlock_unlock(&dev->dma.lock);
+}
+
+uint32_t dma_map_entries(struct vfmig_device *dev, uint64_t *next, void *entries, uint32_t room,
+                         bool *ret_more)
+{
+    const struct dma_map *map = &dev->dma;
+    struct vfmig_user_map_entry *to = entries;
+    uint32_t count = 0, i = find(map, *next);
+
+    for (; i < map->count && count < room; i++, count++) {
+        const struct dma_region *region = &map->list[i];
+        to[count] = (struct vfmig_user_map_entry){
+            .iova = region->iova,
+            .size = region->size,
+            .flags = region->prot | (region->host ? 0 : VFMIG_USER_MAP_F_BY_MESSAGE),
+        };
+    }
+    *ret_more = i < map->count;
+    if (*ret_more)
+        *next = map->list[i].iova;
+    return count;
 }
 
 /* ---- the gate ------------------------------------------------------------------------------- */
@@ -229,7 +256,7 @@ int dma_access(struct vfmig_device *dev, uint64_t generation, bool write, uint64
         }
         uint64_t piece = region->size - (*iova - region->iova);
         piece = piece < *size ? piece : *size;
-        if (!region->host) {
+        if (!region->host || map->all_by_message) {
             *ret_piece = piece;
             r = 1;
             break;

@@ -18,6 +18,9 @@
 #define MSIX_CAP         0x40u
 #define DATA_OFFSET      0x1000u /* of the data section in the migration region */
 #define PENDING_MAX      64u     /* requests that are answered later */
+#define HELD_MAX         256u    /* accesses of the owner held until the state is loaded */
+#define HELD_BYTES       64u     /* payload of one of them */
+#define FLUSH_READS_MAX  64u     /* receives of queued owner messages before a state write */
 #define DMA_MESSAGES     64u     /* DMA requests to the client under way */
 #define FRAME_PAYLOAD    (256u << 10) /* most in one frame of the device stream */
 #define LOG_BYTES_MAX    (256ull << 20)
@@ -37,7 +40,7 @@ struct dma_map {
     pthread_rwlock_t lock; /* readers: whoever copies; writer: map, unmap */
     struct dma_region *list; /* by iova */
     uint32_t count, room;
-    uint32_t by_message; /* of them, without descriptor */
+    bool all_by_message; /* also those with one */
 };
 
 enum message_state { MESSAGE_FREE = 0, MESSAGE_QUEUED, MESSAGE_SENT, MESSAGE_DONE };
@@ -82,9 +85,13 @@ struct dma_log {
     uint64_t bytes;
 };
 
+/* Id of a request that nobody waits for. */
+#define NO_REQUEST UINT64_MAX
+
 /* A command whose reply comes later. */
 struct pending {
-    bool used;
+    struct client *client; /* NULL: free */
+    uint32_t serial;       /* tells it from an earlier one in the same place */
     bool unmap;
     struct vfmig_user_header header;
     uint8_t echo[32]; /* start of the reply's payload */
@@ -125,6 +132,44 @@ struct socket {
     uint8_t *buf;
 };
 
+/* One connection, and what was agreed on it. Messages are taken in order, replies go back to the
+ * client whose command they answer. */
+struct client {
+    struct vfmig_device *dev;
+    struct socket socket;
+    bool negotiated;
+    bool lost; /* to be dropped once its message is handled */
+    uint32_t max_data;        /* bytes we take and give */
+    uint32_t client_max_data; /* bytes the client takes */
+    uint32_t client_max_fds;
+    uint8_t *reply; /* payload of a reply with data */
+    uint32_t reply_room;
+};
+
+struct listener {
+    int fd;
+    char *path;
+};
+
+/* What the control client does with the device. It outlives the connection once the device has
+ * stopped: whoever comes back with the token goes on. */
+struct session {
+    bool open;
+    bool ended;   /* the owner reset the device or went away: this connection may only look */
+    bool leaving; /* the client went away while a state write was open */
+    bool frozen;  /* accesses are answered in S too */
+    bool hold;    /* the owner's accesses to BARs wait until the state is loaded */
+    bool loaded;  /* Z was left well since hold was set */
+    char token[VFMIG_USER_TOKEN_MAX + 1];
+};
+
+/* An access of the owner that waits (HOLD). */
+struct held {
+    struct vfmig_user_header header;
+    uint32_t size;
+    uint8_t payload[HELD_BYTES];
+};
+
 struct vfmig_device {
     struct vfmig_device_config config;
     struct vfmig_device_ops ops;
@@ -152,19 +197,19 @@ struct vfmig_device {
     uint32_t messages_asked; /* bytes of messages under way */
     uint16_t next_id;
 
-    struct socket client, twin;
-    bool negotiated;
-    bool lost; /* the client is to be dropped once its message is handled */
-    uint32_t max_data;        /* bytes we take and give */
-    uint32_t client_max_data; /* bytes the client takes */
-    uint32_t client_max_fds;
-    uint8_t *reply; /* payload of a reply with data */
-    uint32_t reply_room;
+    struct client owner;   /* the VMM that has the device */
+    struct client control; /* a migration engine beside it */
+    struct socket twin;    /* of the owner, for our DMA_READ and DMA_WRITE */
+    struct session session;
     struct pending pending[PENDING_MAX];
     uint32_t pending_unmaps;
+    uint32_t pending_serial;
+    struct held held[HELD_MAX];
+    uint32_t held_count;
+    bool keep_pci; /* the reset under way is the control client's: config space is the owner's */
 
-    int epoll, listen, wake, timer_fd;
-    char *path;
+    int epoll, wake, timer_fd;
+    struct listener listen_owner, listen_control;
     atomic_bool stopping;
     pthread_t serving;
     bool is_serving;
@@ -188,24 +233,68 @@ int socket_send(struct socket *s, const struct iovec *iov, unsigned count, const
                 unsigned fd_count, atomic_bool *give_up);
 
 /* server.c */
+enum source {
+    SOURCE_LISTEN_OWNER,
+    SOURCE_LISTEN_CONTROL,
+    SOURCE_OWNER,
+    SOURCE_CONTROL,
+    SOURCE_TWIN,
+    SOURCE_WAKE,
+    SOURCE_TIMER,
+    SOURCE_COUNT
+};
+
 int server_init(struct vfmig_device *dev, struct vfmig_error *reterr);
 void server_done(struct vfmig_device *dev);
-int server_add_twin(struct vfmig_device *dev, int *ret_client_end);
+int server_watch(struct vfmig_device *dev, int fd, enum source source);
+/* c is gone: the next one may come in. */
+void server_listen_again(struct vfmig_device *dev, const struct client *c);
 void server_wake(struct vfmig_device *dev);
 void server_rearm(struct vfmig_device *dev);
 bool server_on_thread(const struct vfmig_device *dev);
-int server_reply(struct vfmig_device *dev, const struct vfmig_user_header *request,
-                 const void *fixed, uint32_t fixed_size, const void *data, uint32_t size,
-                 const int *fds, unsigned fd_count);
-int server_error(struct vfmig_device *dev, const struct vfmig_user_header *request, int err);
-struct pending *server_defer(struct vfmig_device *dev, const struct vfmig_user_header *request,
+
+/* client.c */
+void client_init(struct client *c, struct vfmig_device *dev);
+int client_open(struct client *c, int fd, enum source source);
+void client_close(struct client *c);
+/* Closes, and does what its going means for the device. */
+void client_drop(struct client *c);
+/* Reads once and handles all that is whole. False: nothing was there. */
+bool client_readable(struct client *c);
+void twin_readable(struct vfmig_device *dev);
+int server_add_twin(struct vfmig_device *dev, int *ret_client_end);
+int server_reply(struct client *c, const struct vfmig_user_header *request, const void *fixed,
+                 uint32_t fixed_size, const void *data, uint32_t size, const int *fds,
+                 unsigned fd_count);
+int server_error(struct client *c, const struct vfmig_user_header *request, int err);
+struct pending *server_defer(struct client *c, const struct vfmig_user_header *request,
                              const void *echo, uint32_t size, uint64_t *ret_id);
 void server_answer(struct vfmig_device *dev, uint64_t id, int err);
+/* Everything that c waits for ends with -ECANCELED. */
+void server_cancel(struct client *c);
+
+/* control.c: the control client's session, and the rights of each client. */
+int control_allowed(struct client *c, const struct vfmig_user_msg *msg);
+int control_join(struct client *c, const char *token);
+void control_gone(struct vfmig_device *dev);
+void control_owner_gone(struct vfmig_device *dev);
+void control_owner_reset(struct vfmig_device *dev);
+/* What waited for a state write to end. */
+void control_poll(struct vfmig_device *dev);
+/* A state write of the control client is next: the owner's posted writes and doorbells that are
+ * queued already take effect before it. */
+void control_before(struct client *c, const struct vfmig_user_msg *msg);
+/* The owner's access to a BAR waits: 0, or -EBUSY when too many do. */
+int control_hold_access(struct client *c, const struct vfmig_user_msg *msg);
+void control_set_hold(struct vfmig_device *dev, bool hold);
+/* Operations of the control client's features, 0 for any other, and what they do. */
+uint32_t control_feature_ops(const struct client *c, uint32_t feature);
+int control_feature(struct client *c, struct vfmig_user_msg *msg, uint32_t feature, bool set);
 
 /* command.c: 0 when answered or deferred; a negative errno is sent as the error reply. */
-int command_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+int command_handle(struct client *c, struct vfmig_user_msg *msg);
 
-int version_handle(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+int version_handle(struct client *c, struct vfmig_user_msg *msg);
 
 /* pci.c */
 int pci_init(struct vfmig_device *dev, struct vfmig_error *reterr);
@@ -221,6 +310,7 @@ void irq_init(struct vfmig_device *dev);
 void irq_latch(struct vfmig_device *dev, bool latch);
 void irq_drop(struct vfmig_device *dev);
 void irq_detach_all(struct vfmig_device *dev);
+void irq_get_pending(struct vfmig_device *dev, uint64_t *ret_bits);
 
 /* dma.c */
 void dma_init(struct vfmig_device *dev);
@@ -232,6 +322,11 @@ int dma_access(struct vfmig_device *dev, uint64_t generation, bool write, uint64
 int dma_map_add(struct vfmig_device *dev, const struct vfmig_user_dma_map *map, int fd);
 int dma_map_remove(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 void dma_map_clear(struct vfmig_device *dev);
+/* All DMA by message from now on, mapped memory too, or by mapping again. */
+void dma_by_message(struct vfmig_device *dev, bool all);
+/* Up to room struct vfmig_user_map_entry from *next on. */
+uint32_t dma_map_entries(struct vfmig_device *dev, uint64_t *next, void *entries, uint32_t room,
+                         bool *ret_more);
 void dma_gate_shut(struct vfmig_device *dev);
 void dma_gate_open(struct vfmig_device *dev);
 void dma_gate_cut(struct vfmig_device *dev);
@@ -258,6 +353,11 @@ int log_start(struct vfmig_device *dev, uint64_t page_size,
               const struct vfmig_user_log_range *ranges, uint32_t count);
 int log_stop(struct vfmig_device *dev);
 void log_client_reset(struct vfmig_device *dev);
+/* Off, nothing left of it. */
+void log_forget(struct vfmig_device *dev);
+/* Takes up to room dirty ranges (struct vfmig_user_log_range) from *next on out of the log. */
+uint32_t log_take_ranges(struct vfmig_device *dev, uint64_t *next, void *entries, uint32_t room,
+                         bool *ret_more);
 void log_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 /* Reads and clears into bitmap (zeroed by the caller). */
 int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t page_size,
@@ -265,8 +365,8 @@ int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t 
 int log_mapped(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 void log_unmapped(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 uint64_t log_bitmap_bytes(uint64_t size, uint64_t page_size);
-int log_dirty_pages(struct vfmig_device *dev, struct vfmig_user_msg *msg);
-int log_feature(struct vfmig_device *dev, struct vfmig_user_msg *msg, uint32_t feature, bool set);
+int log_dirty_pages(struct client *c, struct vfmig_user_msg *msg);
+int log_feature(struct client *c, struct vfmig_user_msg *msg, uint32_t feature, bool set);
 
 /* migrate.c */
 int migrate_init(struct vfmig_device *dev, struct vfmig_error *reterr);
@@ -274,13 +374,15 @@ void migrate_event(struct vfmig_device *dev, enum vfmig_dev_event_type type, uin
                    uint64_t id);
 /* Whatever other threads or time have finished: drains, deadlines, unmaps. */
 void migrate_poll(struct vfmig_device *dev);
-int migrate_feature(struct vfmig_device *dev, struct vfmig_user_msg *msg);
-int migrate_data_read(struct vfmig_device *dev, struct vfmig_user_msg *msg);
-int migrate_data_write(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+int migrate_feature(struct client *c, struct vfmig_user_msg *msg);
+/* Reply to a GET of DEVICE_FEATURE. */
+int feature_reply(struct client *c, struct vfmig_user_msg *msg, const void *data, uint32_t size);
+int migrate_data_read(struct client *c, struct vfmig_user_msg *msg);
+int migrate_data_write(struct client *c, struct vfmig_user_msg *msg);
 
 /* region.c: the v1 migration region */
-int region_v1_read(struct vfmig_device *dev, struct vfmig_user_msg *msg);
-int region_v1_write(struct vfmig_device *dev, struct vfmig_user_msg *msg);
+int region_v1_read(struct client *c, struct vfmig_user_msg *msg);
+int region_v1_write(struct client *c, struct vfmig_user_msg *msg);
 
 /* stream.c: the device stream between author and client */
 void stream_save_begin(struct vfmig_device *dev);

@@ -188,6 +188,53 @@ void log_unmapped(struct vfmig_device *dev, uint64_t iova, uint64_t size)
     pthread_rwlock_unlock(&log->lock);
 }
 
+void log_forget(struct vfmig_device *dev)
+{
+    pthread_rwlock_wrlock(&dev->log.lock);
+    forget(&dev->log);
+    pthread_rwlock_unlock(&dev->log.lock);
+}
+
+/* Takes the run of dirty pages at bit, all of it; returns the bit behind it. */
+static uint64_t take_run(const struct log_range *range, uint64_t bit)
+{
+    uint64_t mask = UINT64_C(1) << (bit % 64);
+
+    while (bit < range->pages &&
+           (__atomic_fetch_and(&range->bitmap[bit / 64], ~mask, __ATOMIC_ACQ_REL) & mask)) {
+        bit++;
+        mask = UINT64_C(1) << (bit % 64);
+    }
+    return bit;
+}
+
+uint32_t log_take_ranges(struct vfmig_device *dev, uint64_t *next, void *entries, uint32_t room,
+                         bool *ret_more)
+{
+    struct dma_log *log = &dev->log;
+    struct vfmig_user_log_range *to = entries;
+    uint32_t count = 0;
+
+    pthread_rwlock_rdlock(&log->lock);
+    for (uint32_t i = find(log, *next); i < log->count; i++) {
+        const struct log_range *range = &log->list[i];
+        uint64_t bit = *next > range->iova ? (*next - range->iova) >> log->page_shift : 0;
+        while ((bit = vfmig_bitmap_next(range->bitmap, range->pages, bit)) < range->pages) {
+            *next = range->iova + (bit << log->page_shift);
+            if (count == room) {
+                *ret_more = true;
+                goto out;
+            }
+            bit = take_run(range, bit);
+            to[count].iova = *next;
+            to[count++].length = range->iova + (bit << log->page_shift) - *next;
+        }
+    }
+out:
+    pthread_rwlock_unlock(&log->lock);
+    return count;
+}
+
 /* What a report looks at: pages of the log [first, last] of one range, seen from iova in pages
  * of 1 << shift bytes. */
 struct view {
@@ -261,25 +308,26 @@ int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t 
 /* ---- the messages --------------------------------------------------------------------------- */
 
 /* Bitmap bytes of a report when it can be served: fits the client and the log can be read. */
-static int64_t report_size(const struct vfmig_device *dev, uint64_t size, uint64_t page_size)
+static int64_t report_size(const struct client *c, uint64_t size, uint64_t page_size)
 {
-    if (dev->log.mode == LOG_OFF || page_size < PAGE || (page_size & (page_size - 1)))
+    if (c->dev->log.mode == LOG_OFF || page_size < PAGE || (page_size & (page_size - 1)))
         return -EINVAL;
     uint64_t bytes = log_bitmap_bytes(size, page_size);
-    if (bytes > dev->client_max_data || bytes > dev->reply_room)
+    if (bytes > c->client_max_data || bytes > c->reply_room)
         return -E2BIG;
     return (int64_t)bytes;
 }
 
-static int dirty_get(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int dirty_get(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct {
         struct vfmig_user_dirty_pages head;
         struct vfmig_user_dirty_range range;
     } VFMIG_PACKED req;
 
     memcpy(&req, msg->payload, sizeof(req));
-    int64_t bytes = report_size(dev, req.range.size, req.range.bitmap.pgsize);
+    int64_t bytes = report_size(c, req.range.size, req.range.bitmap.pgsize);
     if (bytes < 0)
         return (int)bytes;
     if (req.range.bitmap.size < (uint64_t)bytes)
@@ -287,34 +335,36 @@ static int dirty_get(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     uint32_t room = req.head.argsz;
     req.head.argsz = (uint32_t)sizeof(req) + (uint32_t)bytes;
     if (room < req.head.argsz) /* told what it takes; nothing was read or cleared */
-        return server_reply(dev, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
-    memset(dev->reply, 0, (size_t)bytes);
+        return server_reply(c, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
+    memset(c->reply, 0, (size_t)bytes);
     int r = log_report(dev, req.range.iova, req.range.size, req.range.bitmap.pgsize,
-                       (uint64_t *)dev->reply);
+                       (uint64_t *)c->reply);
     if (r < 0)
         return r;
     req.range.bitmap.size = (uint64_t)bytes;
-    return server_reply(dev, &msg->header, &req, sizeof(req), dev->reply, (uint32_t)bytes, NULL,
+    return server_reply(c, &msg->header, &req, sizeof(req), c->reply, (uint32_t)bytes, NULL,
                         0);
 }
 
-int log_dirty_pages(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+int log_dirty_pages(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     const struct vfmig_user_dirty_pages *req = (const void *)msg->payload;
     int r = 0;
 
     if (req->flags == VFMIG_USER_DIRTY_GET)
-        return dirty_get(dev, msg);
+        return dirty_get(c, msg);
     /* As the type1 container: starting twice or stopping twice has no effect. */
     if (req->flags == VFMIG_USER_DIRTY_START && dev->log.mode != LOG_ON)
         r = log_start(dev, PAGE, NULL, 0);
     else if (req->flags == VFMIG_USER_DIRTY_STOP && dev->log.mode == LOG_ON)
         r = log_stop(dev);
-    return r < 0 ? r : server_reply(dev, &msg->header, NULL, 0, NULL, 0, NULL, 0);
+    return r < 0 ? r : server_reply(c, &msg->header, NULL, 0, NULL, 0, NULL, 0);
 }
 
-static int feature_start(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int feature_start(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_feature_log_start *start =
         (void *)((uint8_t *)(uintptr_t)msg->payload + sizeof(struct vfmig_user_feature));
 
@@ -326,41 +376,44 @@ static int feature_start(struct vfmig_device *dev, struct vfmig_user_msg *msg)
         start->page_size = PAGE;
     int r = log_start(dev, start->page_size, (const void *)(start + 1), start->num_ranges);
     return r < 0 ? r
-                 : server_reply(dev, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
+                 : server_reply(c, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
 }
 
-static int feature_report(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int feature_report(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct {
         struct vfmig_user_feature head;
         struct vfmig_user_feature_log_report report;
     } VFMIG_PACKED req;
 
     memcpy(&req, msg->payload, sizeof(req));
-    int64_t bytes = report_size(dev, req.report.length, req.report.page_size);
+    int64_t bytes = report_size(c, req.report.length, req.report.page_size);
     if (bytes < 0)
         return (int)bytes;
     if (req.head.argsz < sizeof(req) + (uint64_t)bytes)
         return -EINVAL;
-    memset(dev->reply, 0, (size_t)bytes);
+    memset(c->reply, 0, (size_t)bytes);
     int r = log_report(dev, req.report.iova, req.report.length, req.report.page_size,
-                       (uint64_t *)dev->reply);
+                       (uint64_t *)c->reply);
     if (r < 0)
         return r;
     req.head.argsz = (uint32_t)sizeof(req) + (uint32_t)bytes;
-    return server_reply(dev, &msg->header, &req, sizeof(req), dev->reply, (uint32_t)bytes, NULL,
+    return server_reply(c, &msg->header, &req, sizeof(req), c->reply, (uint32_t)bytes, NULL,
                         0);
 }
 
-int log_feature(struct vfmig_device *dev, struct vfmig_user_msg *msg, uint32_t feature, bool set)
+int log_feature(struct client *c, struct vfmig_user_msg *msg, uint32_t feature, bool set)
 {
+    struct vfmig_device *dev = c->dev;
+
     if (set != (feature != VFMIG_USER_F_LOG_REPORT))
         return -EINVAL;
     if (feature == VFMIG_USER_F_LOG_START)
-        return feature_start(dev, msg);
+        return feature_start(c, msg);
     if (feature == VFMIG_USER_F_LOG_REPORT)
-        return feature_report(dev, msg);
+        return feature_report(c, msg);
     int r = dev->log.mode == LOG_ON ? log_stop(dev) : 0;
     return r < 0 ? r
-                 : server_reply(dev, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
+                 : server_reply(c, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
 }

@@ -14,7 +14,7 @@
 
 static struct socket *message_socket(struct vfmig_device *dev)
 {
-    return dev->twin.fd >= 0 ? &dev->twin : &dev->client;
+    return dev->twin.fd >= 0 ? &dev->twin : &dev->owner.socket;
 }
 
 static int send_message(struct vfmig_device *dev, struct dma_message *m)
@@ -39,7 +39,7 @@ static bool prepare(struct vfmig_device *dev, struct dma_message *m)
     if (r <= 0)
         return false;
     piece = piece < PIECE_MAX ? piece : PIECE_MAX;
-    m->asked = (uint32_t)(piece < dev->client_max_data ? piece : dev->client_max_data);
+    m->asked = (uint32_t)(piece < dev->owner.client_max_data ? piece : dev->owner.client_max_data);
     return true;
 }
 
@@ -146,7 +146,7 @@ static void kick(struct vfmig_device *dev)
             return;
         pthread_mutex_unlock(&dev->message_lock);
         if (send_message(dev, m) < 0)
-            dev->lost = true;
+            dev->owner.lost = true;
         pthread_mutex_lock(&dev->message_lock);
     }
 }

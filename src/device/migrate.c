@@ -46,6 +46,14 @@ static int save_begin(struct vfmig_device *dev, bool running)
     return dev->ops.save_begin ? dev->ops.save_begin(dev->user, running) : 0;
 }
 
+static int finish_load(struct vfmig_device *dev)
+{
+    int r = stream_finish(dev);
+
+    dev->session.loaded = r == 0;
+    return r;
+}
+
 static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
 {
     switch (call) {
@@ -56,7 +64,7 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
     case VFMIG_DEV_CALL_STOP:
         return dev->ops.stop ? dev->ops.stop(dev->user) : 0;
     case VFMIG_DEV_CALL_LOAD:
-        return stream_finish(dev);
+        return finish_load(dev);
     case VFMIG_DEV_CALL_SELF_RESET:
         device_reset(dev);
         if (vfmig_sabotage("resume-resets-pci"))
@@ -73,7 +81,9 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
         COUNT(dev, resets);
         if (!vfmig_sabotage("reset-keeps-device"))
             device_reset(dev);
-        pci_reset(dev);
+        if (!dev->keep_pci)
+            pci_reset(dev);
+        dev->keep_pci = false;
         log_client_reset(dev);
         return 0;
     case VFMIG_DEV_CALL_NONE:
@@ -178,8 +188,8 @@ static void answer_unmaps(struct vfmig_device *dev)
 {
     for (unsigned i = 0; dev->pending_unmaps && i < PENDING_MAX; i++) {
         struct pending *p = &dev->pending[i];
-        if (p->used && p->unmap && !message_touches(dev, p->iova, p->size))
-            server_answer(dev, i, 0);
+        if (p->client && p->unmap && !message_touches(dev, p->iova, p->size))
+            server_answer(dev, (uint64_t)p->serial * PENDING_MAX + i, 0);
     }
 }
 
@@ -191,6 +201,7 @@ void migrate_poll(struct vfmig_device *dev)
         step(dev, (struct vfmig_dev_event){.type = VFMIG_DEV_EVENT_STEP_DONE, .token = token});
     }
     answer_unmaps(dev);
+    control_poll(dev);
 }
 
 enum vfmig_state vfmig_device_get_state(const struct vfmig_device *dev)
@@ -200,8 +211,7 @@ enum vfmig_state vfmig_device_get_state(const struct vfmig_device *dev)
 
 /* ---- the feature dialect --------------------------------------------------------------------- */
 
-static int reply_get(struct vfmig_device *dev, struct vfmig_user_msg *msg, const void *data,
-                     uint32_t size)
+int feature_reply(struct client *c, struct vfmig_user_msg *msg, const void *data, uint32_t size)
 {
     struct vfmig_user_feature head;
 
@@ -209,31 +219,35 @@ static int reply_get(struct vfmig_device *dev, struct vfmig_user_msg *msg, const
     if (head.argsz < sizeof(head) + size)
         return -EINVAL;
     head.argsz = (uint32_t)sizeof(head) + size;
-    return server_reply(dev, &msg->header, &head, sizeof(head), data, size, NULL, 0);
+    return server_reply(c, &msg->header, &head, sizeof(head), data, size, NULL, 0);
 }
 
-static int set_state(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+static int set_state(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_feature_state state;
     uint64_t id;
     uint32_t echo = sizeof(struct vfmig_user_feature) + sizeof(state);
 
     memcpy(&state, msg->payload + sizeof(struct vfmig_user_feature), sizeof(state));
-    if (!server_defer(dev, &msg->header, msg->payload, echo, &id))
+    if (!server_defer(c, &msg->header, msg->payload, echo, &id))
         return -EBUSY;
     migrate_event(dev, VFMIG_DEV_EVENT_SET_V2, state.device_state, id);
     return 0;
 }
 
-static int feature_state(struct vfmig_device *dev, struct vfmig_user_msg *msg, bool set)
+static int feature_state(struct client *c, struct vfmig_user_msg *msg, bool set)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_feature_state state = {vfmig_dev_state(&dev->mig), UINT32_MAX};
-    return set ? set_state(dev, msg) : reply_get(dev, msg, &state, sizeof(state));
+    return set ? set_state(c, msg) : feature_reply(c, msg, &state, sizeof(state));
 }
 
 /* Which operations a feature has: what PROBE asks. 0: no such feature here. */
-static uint32_t feature_ops(const struct vfmig_device *dev, uint32_t feature)
+static uint32_t feature_ops(const struct client *c, uint32_t feature)
 {
+    const struct vfmig_device *dev = c->dev;
+
     if (!dev->features)
         return 0;
     switch (feature) {
@@ -247,19 +261,33 @@ static uint32_t feature_ops(const struct vfmig_device *dev, uint32_t feature)
     case VFMIG_USER_F_LOG_START:
     case VFMIG_USER_F_LOG_STOP:
         return VFMIG_USER_FEATURE_SET;
+    case VFMIG_USER_F_PRECOPY_INFO:
+        return dev->features & VFMIG_FEATURE_PRE_COPY ? VFMIG_USER_FEATURE_GET : 0;
     default:
-        return 0;
+        return control_feature_ops(c, feature);
     }
 }
 
-int migrate_feature(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+/* As VFIO_MIG_GET_PRECOPY_INFO: only while there is pre-copy data to speak of. */
+static int get_precopy_info(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_user_feature_precopy info = {0};
+
+    if (!vfmig_dev_precopying(&c->dev->mig))
+        return -EINVAL;
+    info.dirty_bytes = stream_left(c->dev);
+    return feature_reply(c, msg, &info, sizeof(info));
+}
+
+int migrate_feature(struct client *c, struct vfmig_user_msg *msg)
+{
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_feature head;
 
     memcpy(&head, msg->payload, sizeof(head));
     uint32_t feature = head.flags & VFMIG_USER_FEATURE_MASK;
     uint32_t asked = head.flags & (VFMIG_USER_FEATURE_GET | VFMIG_USER_FEATURE_SET);
-    uint32_t ops = feature_ops(dev, feature);
+    uint32_t ops = feature_ops(c, feature);
     bool set = asked == VFMIG_USER_FEATURE_SET;
 
     if (!ops)
@@ -267,25 +295,32 @@ int migrate_feature(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     if (asked & ~ops)
         return -EINVAL;
     if (head.flags & VFMIG_USER_FEATURE_PROBE)
-        return server_reply(dev, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
+        return server_reply(c, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
     switch (feature) {
     case VFMIG_USER_F_MIGRATION: {
         struct vfmig_user_feature_migration flags = {dev->features};
-        return reply_get(dev, msg, &flags, sizeof(flags));
+        return feature_reply(c, msg, &flags, sizeof(flags));
     }
     case VFMIG_USER_F_DATA_SIZE: {
         struct vfmig_user_feature_data_size data = {stream_final_size(dev)};
-        return reply_get(dev, msg, &data, sizeof(data));
+        return feature_reply(c, msg, &data, sizeof(data));
     }
     case VFMIG_USER_F_DEVICE_STATE:
-        return feature_state(dev, msg, set);
+        return feature_state(c, msg, set);
+    case VFMIG_USER_F_PRECOPY_INFO:
+        return get_precopy_info(c, msg);
+    case VFMIG_USER_F_LOG_START:
+    case VFMIG_USER_F_LOG_STOP:
+    case VFMIG_USER_F_LOG_REPORT:
+        return log_feature(c, msg, feature, set);
     default:
-        return log_feature(dev, msg, feature, set);
+        return control_feature(c, msg, feature, set);
     }
 }
 
-int migrate_data_read(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+int migrate_data_read(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_mig_data req;
 
     memcpy(&req, msg->payload, sizeof(req));
@@ -293,18 +328,19 @@ int migrate_data_read(struct vfmig_device *dev, struct vfmig_user_msg *msg)
         return -EOPNOTSUPP;
     if (!vfmig_dev_saving(&dev->mig))
         return -EINVAL;
-    if (req.size > dev->reply_room)
+    if (req.size > c->reply_room)
         return -E2BIG;
-    ssize_t n = stream_read(dev, dev->reply, req.size);
+    ssize_t n = stream_read(dev, c->reply, req.size);
     if (n < 0)
         return (int)n;
     req.size = (uint32_t)n;
     req.argsz = (uint32_t)sizeof(req) + req.size;
-    return server_reply(dev, &msg->header, &req, sizeof(req), dev->reply, req.size, NULL, 0);
+    return server_reply(c, &msg->header, &req, sizeof(req), c->reply, req.size, NULL, 0);
 }
 
-int migrate_data_write(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+int migrate_data_write(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     const struct vfmig_user_mig_data *req = (const void *)msg->payload;
 
     if (!dev->features)
@@ -312,5 +348,5 @@ int migrate_data_write(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     if (!vfmig_dev_loading(&dev->mig))
         return -EINVAL;
     int r = stream_write(dev, msg->payload + sizeof(*req), req->size);
-    return r < 0 ? r : server_reply(dev, &msg->header, NULL, 0, NULL, 0, NULL, 0);
+    return r < 0 ? r : server_reply(c, &msg->header, NULL, 0, NULL, 0, NULL, 0);
 }

@@ -186,6 +186,13 @@ void irq_latch(struct vfmig_device *dev, bool latch)
     pthread_mutex_unlock(&dev->irq.lock);
 }
 
+void irq_get_pending(struct vfmig_device *dev, uint64_t *ret_bits)
+{
+    pthread_mutex_lock(&dev->irq.lock);
+    memcpy(ret_bits, dev->irq.pending, sizeof(dev->irq.pending));
+    pthread_mutex_unlock(&dev->irq.lock);
+}
+
 void irq_drop(struct vfmig_device *dev)
 {
     pthread_mutex_lock(&dev->irq.lock);

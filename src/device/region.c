@@ -7,12 +7,12 @@
 #include "base/sabotage.h"
 #include "device/internal.h"
 
-static int reply_read(struct vfmig_device *dev, const struct vfmig_user_msg *msg, const void *data)
+static int reply_read(struct client *c, const struct vfmig_user_msg *msg, const void *data)
 {
     struct vfmig_user_region_access access;
 
     memcpy(&access, msg->payload, sizeof(access));
-    return server_reply(dev, &msg->header, &access, sizeof(access), data, access.count, NULL, 0);
+    return server_reply(c, &msg->header, &access, sizeof(access), data, access.count, NULL, 0);
 }
 
 /* data_offset: makes a portion available before it returns. */
@@ -29,8 +29,9 @@ static int read_offset(struct vfmig_device *dev, uint64_t *ret_value)
     return r < 0 ? r : vfmig_window_read_offset(&dev->window, ret_value);
 }
 
-int region_v1_read(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_region_access access;
     enum vfmig_window_field field;
     uint64_t value = 0, at;
@@ -60,16 +61,17 @@ int region_v1_read(struct vfmig_device *dev, struct vfmig_user_msg *msg)
         if (access.count < 8 && vfmig_sabotage("window-words-only"))
             return -EINVAL;
         r = vfmig_window_data_read(&dev->window, access.offset, access.count, &at);
-        return r < 0 ? r : reply_read(dev, msg, dev->window_buf + at);
+        return r < 0 ? r : reply_read(c, msg, dev->window_buf + at);
     }
-    return r < 0 ? r : reply_read(dev, msg, &value);
+    return r < 0 ? r : reply_read(c, msg, &value);
 }
 
-static int write_state(struct vfmig_device *dev, struct vfmig_user_msg *msg, uint32_t value)
+static int write_state(struct client *c, struct vfmig_user_msg *msg, uint32_t value)
 {
+    struct vfmig_device *dev = c->dev;
     uint64_t id;
 
-    if (!server_defer(dev, &msg->header, msg->payload, sizeof(struct vfmig_user_region_access),
+    if (!server_defer(c, &msg->header, msg->payload, sizeof(struct vfmig_user_region_access),
                       &id))
         return -EBUSY;
     migrate_event(dev, VFMIG_DEV_EVENT_WRITE_V1, value, id);
@@ -83,8 +85,9 @@ static int write_size(struct vfmig_device *dev, uint64_t size)
     return r < 0 ? r : stream_write(dev, dev->window_buf, (size_t)size);
 }
 
-int region_v1_write(struct vfmig_device *dev, struct vfmig_user_msg *msg)
+int region_v1_write(struct client *c, struct vfmig_user_msg *msg)
 {
+    struct vfmig_device *dev = c->dev;
     struct vfmig_user_region_access access;
     enum vfmig_window_field field;
     uint64_t value = 0, at;
@@ -98,7 +101,7 @@ int region_v1_write(struct vfmig_device *dev, struct vfmig_user_msg *msg)
         memcpy(&value, data, access.count);
     switch (field) {
     case VFMIG_WINDOW_DEVICE_STATE:
-        return write_state(dev, msg, (uint32_t)value);
+        return write_state(c, msg, (uint32_t)value);
     case VFMIG_WINDOW_RESERVED:
         break;
     case VFMIG_WINDOW_DATA_SIZE:
@@ -116,5 +119,5 @@ int region_v1_write(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     }
     if (r < 0)
         return r;
-    return server_reply(dev, &msg->header, &access, sizeof(access), NULL, 0, NULL, 0);
+    return server_reply(c, &msg->header, &access, sizeof(access), NULL, 0, NULL, 0);
 }

@@ -251,6 +251,20 @@ static struct verdict check_feature(const struct vfmig_user_msg *msg, uint32_t m
             return WRONG(EINVAL, "range wraps or is empty");
         return FINE;
     }
+    case VFMIG_USER_F_FREEZE:
+    case VFMIG_USER_F_DMA_MODE:
+    case VFMIG_USER_F_HOLD: {
+        const struct vfmig_user_feature_switch *sw = (const void *)(feature + 1);
+        if (set && (data != sizeof(*sw) || sw->value > 1 || sw->reserved))
+            return WRONG(EINVAL, "not a switch");
+        return FINE;
+    }
+    case VFMIG_USER_F_PENDING:
+        return set && data != SIZE(feature_pending) ? WRONG(EINVAL, "wrong size for its feature")
+                                                    : FINE;
+    case VFMIG_USER_F_DIRTY_LIST:
+    case VFMIG_USER_F_DMA_MAP_LIST:
+        return data < SIZE(feature_list) ? WRONG(EINVAL, "too short for its feature") : FINE;
     default:
         return FINE;
     }

@@ -248,6 +248,15 @@ enum vfmig_user_feature_id {
     VFMIG_USER_F_LOG_STOP = 7,
     VFMIG_USER_F_LOG_REPORT = 8,
     VFMIG_USER_F_DATA_SIZE = 9, /* our own use of the kernel's number over vfio-user */
+
+    /* Ours, at the end of the 16 bits; docs/control.md. */
+    VFMIG_USER_F_PRECOPY_INFO = 0xf000, /* GET: how much pre-copy data is left */
+    VFMIG_USER_F_FREEZE = 0xf010,       /* control: NDMA, and accesses answered in S too */
+    VFMIG_USER_F_DMA_MODE = 0xf011,     /* control: DMA by mapping or by message */
+    VFMIG_USER_F_DIRTY_LIST = 0xf012,   /* control, GET: what the DMA log holds, as ranges */
+    VFMIG_USER_F_PENDING = 0xf013,      /* control: pending interrupt causes */
+    VFMIG_USER_F_HOLD = 0xf014,         /* control: the owner's accesses wait for the state */
+    VFMIG_USER_F_DMA_MAP_LIST = 0xf015, /* control, GET: the owner's DMA_MAPs */
 };
 
 struct vfmig_user_feature { /* 16, both ways; the feature's data follows */
@@ -291,6 +300,47 @@ struct vfmig_user_feature_data_size {
     uint64_t stop_copy_length; /* bytes, an estimate, legal in any state */
 } VFMIG_PACKED;
 VFMIG_SIZE(vfmig_user_feature_data_size, 8);
+
+/* As vfio_precopy_info without argsz; legal in SR and SNR. */
+struct vfmig_user_feature_precopy {
+    uint64_t initial_bytes; /* 0: an estimate of ours does not tell it from dirty_bytes */
+    uint64_t dirty_bytes;
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_feature_precopy, 16);
+
+/* FREEZE, HOLD: 0 or 1. DMA_MODE: 0 mapped, 1 by message. */
+struct vfmig_user_feature_switch {
+    uint32_t value;
+    uint32_t reserved; /* 0 */
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_feature_switch, 8);
+
+/* PENDING: bit v is vector v. A SET adds causes. */
+struct vfmig_user_feature_pending {
+    uint32_t vectors;
+    uint32_t reserved; /* 0 */
+    uint64_t bits[4];
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_feature_pending, 40);
+
+/* DIRTY_LIST, DMA_MAP_LIST: the request says where to begin, the reply how many entries follow and
+ * whether there are more (ask again from next). */
+struct vfmig_user_feature_list {
+    uint64_t next; /* IOVA */
+    uint32_t count;
+    uint32_t more;
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_feature_list, 16);
+
+#define VFMIG_USER_MAP_F_BY_MESSAGE 0x100u /* beside VFMIG_USER_DMA_F_* */
+
+struct vfmig_user_map_entry {
+    uint64_t iova;
+    uint64_t size;
+    uint32_t flags;
+    uint32_t reserved;
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_map_entry, 24);
 
 struct vfmig_user_mig_data { /* 17, 18, and the reply of 17; data follows */
     uint32_t argsz;

@@ -123,6 +123,25 @@ static int parse_objects(json_object *caps, struct vfmig_user_caps *out, struct 
     return 0;
 }
 
+static int parse_own(json_object *caps, struct vfmig_user_caps *out, struct vfmig_error *reterr)
+{
+    json_object *obj, *token;
+    int r = get_object(caps, "vfmig", &obj);
+
+    if (r < 0)
+        return wrong(reterr, "vfmig is not an object");
+    if (r == 0 || !json_object_object_get_ex(obj, "token", &token))
+        return 0;
+    size_t length = json_object_is_type(token, json_type_string)
+                        ? (size_t)json_object_get_string_len(token)
+                        : 0;
+    if (length == 0 || length >= sizeof(out->token) ||
+        strlen(json_object_get_string(token)) != length)
+        return wrong(reterr, "vfmig.token is not a text of 1 to 64 characters");
+    memcpy(out->token, json_object_get_string(token), length + 1);
+    return 0;
+}
+
 int vfmig_user_caps_parse(const void *text, size_t size, struct vfmig_user_caps *ret_caps,
                           struct vfmig_error *reterr)
 {
@@ -153,6 +172,8 @@ int vfmig_user_caps_parse(const void *text, size_t size, struct vfmig_user_caps 
         r = parse_numbers(caps, &out, reterr);
         if (r == 0)
             r = parse_objects(caps, &out, reterr);
+        if (r == 0)
+            r = parse_own(caps, &out, reterr);
     }
     json_object_put(root);
     json_tokener_free(tokener);
@@ -192,6 +213,10 @@ int vfmig_user_caps_format(const struct vfmig_user_caps *caps, char *buf, size_t
     }
     if (caps->write_multiple)
         json_object_object_add(obj, "write_multiple", json_object_new_boolean(true));
+    if (caps->token[0]) {
+        json_object_object_add(obj, "vfmig", sub = json_object_new_object());
+        json_object_object_add(sub, "token", json_object_new_string(caps->token));
+    }
     const char *text = json_object_to_json_string_length(root, JSON_C_TO_STRING_PLAIN, &length);
     int r = -ENOSPC;
     if (text && length < size) {

@@ -103,6 +103,9 @@ struct vfmig_user_header vfmig_user_make_reply(const struct vfmig_user_header *r
 /* error: negative errno; 0 is told as EIO because an error reply must say one. */
 struct vfmig_user_header vfmig_user_make_error(const struct vfmig_user_header *request, int error);
 
+/* Most characters of a control session's token. */
+#define VFMIG_USER_TOKEN_MAX 64u
+
 /* What a VERSION text says. has_* tell what was in the text; the others hold the default. */
 struct vfmig_user_caps {
     uint32_t max_msg_fds;
@@ -115,6 +118,8 @@ struct vfmig_user_caps {
     bool write_multiple;
     bool has_max_msg_fds, has_max_data_xfer_size, has_max_dma_maps, has_pgsizes, has_migration;
     bool has_twin_fd_index;
+    /* Our own key "vfmig", answered only to a client that sent it. */
+    char token[VFMIG_USER_TOKEN_MAX + 1]; /* "token": whose session this is; empty: not there */
 };
 
 void vfmig_user_caps_default(struct vfmig_user_caps *caps);
