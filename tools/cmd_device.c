@@ -10,12 +10,14 @@
 #include "devices/devices.h"
 #include "options.h"
 
-static const char *socket_path, *fail_step = "none";
+static const char *socket_path, *control_path, *fail_step = "none";
 static uint64_t latency_us, quiesce_us, pad_bytes, fail_at, drain_timeout_ms, max_data;
 static bool no_ndma, no_precopy, json;
 
 static const struct tool_option options[] = {
     {"socket", TOOL_TEXT, &socket_path, "PATH", "unix socket to listen on", .required = true},
+    {"control", TOOL_TEXT, &control_path, "PATH",
+     "unix socket for a migration engine beside the VMM (docs/control.md)"},
     {"latency-us", TOOL_NUMBER, &latency_us, "US",
      "each DMA descriptor stays in flight for this long", .max = 60000000},
     {"quiesce-us", TOOL_NUMBER, &quiesce_us, "US",
@@ -107,6 +109,8 @@ int cmd_device(int argc, char **argv)
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);
     int r = vfmig_device_listen(device, socket_path, &err);
+    if (r == 0 && control_path)
+        r = vfmig_device_listen_control(device, control_path, &err);
     if (r == 0)
         r = vfmig_device_run(device, &err);
     if (json && r == 0)

@@ -401,6 +401,7 @@ int vfmig_dma_device_new(const struct vfmig_device_knobs *knobs, struct vfmig_de
     config.max_data_xfer_bytes = knobs->max_data_xfer_bytes;
     config.state_version = 1;
     config.state_oldest = 1;
+    config.answers_stopped = true; /* a doorbell is put off until the gate opens */
     ops.region_read = region_read;
     ops.region_write = region_write;
     ops.reset = reset;

@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define HEADER sizeof(struct vfmig_user_header)
@@ -47,6 +48,33 @@ void peer_end(struct peer *p)
     pthread_join(p->server, NULL);
     munmap(p->ram, RAM_SIZE);
     close(p->ram_fd);
+    free(p->reply);
+    free(p);
+}
+
+struct peer *peer_control(const char *path, const char *token, int *ret_err)
+{
+    struct peer *p = calloc(1, sizeof(*p));
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    char json[128];
+
+    p->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    p->twin = p->ram_fd = -1;
+    p->next_id = 5000;
+    p->reply = malloc(PEER_REPLY_MAX);
+    snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
+    assert_int_equal(connect(p->fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+    snprintf(json, sizeof(json), "{\"capabilities\":{\"vfmig\":{\"token\":\"%s\"}}}", token);
+    *ret_err = peer_version(p, token[0] ? json : NULL);
+    if (*ret_err == 0)
+        return p;
+    peer_leave(p);
+    return NULL;
+}
+
+void peer_leave(struct peer *p)
+{
+    close(p->fd);
     free(p->reply);
     free(p);
 }
@@ -257,6 +285,18 @@ uint32_t peer_get_v2(struct peer *p)
     assert_int_equal(p->reply_size, 16);
     memcpy(&state, p->reply + 8, sizeof(state));
     return state.device_state;
+}
+
+int peer_feature(struct peer *p, uint32_t flags, const void *data, uint32_t size)
+{
+    uint8_t request[4096];
+    struct vfmig_user_feature head = {.argsz = PEER_REPLY_MAX, .flags = flags};
+
+    assert_true(size <= sizeof(request) - sizeof(head));
+    memcpy(request, &head, sizeof(head));
+    if (size)
+        memcpy(request + sizeof(head), data, size);
+    return peer_call(p, VFMIG_USER_FEATURE, request, (uint32_t)sizeof(head) + size);
 }
 
 int peer_set_v1(struct peer *p, uint32_t bits)

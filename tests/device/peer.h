@@ -40,6 +40,11 @@ struct peer *peer_start(struct vfmig_device *dev);
 /* Closes the connection, waits until the server has noticed, frees the client, not dev. */
 void peer_end(struct peer *p);
 
+/* A control client of a device that is being served: connects to path, says VERSION with token.
+ * NULL and *ret_err: refused. peer_leave closes it; the server notices later. */
+struct peer *peer_control(const char *path, const char *token, int *ret_err);
+void peer_leave(struct peer *p);
+
 uint16_t peer_send(struct peer *p, uint16_t command, uint32_t flags, const void *payload,
                    uint32_t size, const int *fds, unsigned fd_count);
 /* The next message; must be the reply to id. 0, or the negative errno of an error reply. */
@@ -67,6 +72,8 @@ uint64_t peer_irqs(int eventfd);
 
 int peer_set_v2(struct peer *p, uint32_t state);
 uint32_t peer_get_v2(struct peer *p);
+/* DEVICE_FEATURE with size bytes of data; what a GET gives is left in p->reply + 8. */
+int peer_feature(struct peer *p, uint32_t flags, const void *data, uint32_t size);
 int peer_set_v1(struct peer *p, uint32_t bits);
 uint32_t peer_get_v1(struct peer *p);
 int peer_reset(struct peer *p);

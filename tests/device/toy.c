@@ -231,6 +231,7 @@ struct toy *toy_new(bool ndma, bool precopy, bool migratable, uint64_t drain_tim
     config.no_ndma = !ndma;
     config.no_precopy = !precopy;
     config.drain_timeout_ns = drain_timeout_ns;
+    config.answers_stopped = true;
     ops.region_read = region_read;
     ops.region_write = region_write;
     ops.reset = reset;
