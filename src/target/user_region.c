@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/state.h"
+#include "base/sabotage.h"
 #include "target/user_private.h"
 
 #define ZERO_PORTIONS 4u /* portions of no bytes in a row, with pending_bytes above 0 (X6) */
@@ -137,6 +138,8 @@ static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig
         ssize_t n = save_portion(u, buf, size, reterr);
         if (n != 0)
             return n;
+        if (vfmig_sabotage("empty-portion-is-an-error"))
+            return -EPROTO;
         if (u->asked != VFMIG_STATE_STOP_COPY) {
             u->pending = 0; /* nothing now: ask again next time */
             return 0;
@@ -159,7 +162,7 @@ static int load(struct vfmig_target *t, const void *data, size_t size, struct vf
             return nonsense(u, "data_offset", offset, reterr);
         uint64_t step = u->mig_size - offset;
         step = step < VFMIG_MAX_DATA_XFER_CAP ? step : VFMIG_MAX_DATA_XFER_CAP;
-        step = step < size - at ? step : size - at;
+        step = step < size - at && !vfmig_sabotage("portion-not-split") ? step : size - at;
         r = window_access(u, offset, NULL, (const char *)data + at, (uint32_t)step, reterr);
         if (r == 0)
             r = user_region_access(u, u->mig_index, USER_REG(data_size), NULL, &step, sizeof(step),

@@ -598,6 +598,28 @@ static void failing_callbacks(void **state)
     assert_int_equal(peer_set_v1(peer, 3), 0);
 }
 
+/* C67: the stream is about internal state only, whatever memory the device wrote before and in SR. */
+static void the_stream_knows_no_guest_memory(void **state)
+{
+    size_t sizes[2];
+    uint8_t *data;
+
+    for (unsigned pages = 0; pages < 2; pages++) {
+        for (unsigned i = 0; i < pages * 64; i++) {
+            if (i == 32)
+                assert_int_equal(peer_set_v2(peer, VFMIG_STATE_PRE_COPY), 0);
+            assert_int_equal(peer_put(peer, 0, TOY_IOVA, RAM_IOVA + i * 4096, 8), 0);
+            assert_int_equal(peer_put(peer, 0, TOY_WRITE, 1, 4), 0);
+        }
+        assert_int_equal(peer_put(peer, 0, TOY_IOVA, RAM_IOVA, 8), 0);
+        assert_int_equal(peer_set_v2(peer, VFMIG_STATE_STOP_COPY), 0);
+        sizes[pages] = peer_save_v2(peer, &data, 4096);
+        free(data);
+        assert_int_equal(peer_set_v2(peer, VFMIG_STATE_RUNNING), 0);
+    }
+    assert_int_equal(sizes[0], sizes[1]);
+}
+
 int main(void)
 {
 #define WITH(test) cmocka_unit_test_setup_teardown(test, start, stop)
@@ -623,6 +645,7 @@ int main(void)
         WITH(data_in_pieces_of_any_width),
         WITH(external_state_is_left_alone),
         WITH(failing_callbacks),
+        WITH(the_stream_knows_no_guest_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "toy.h"
 
+#include "base/sabotage.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +48,7 @@ static void doorbell(struct toy *toy, uint64_t offset, uint32_t value)
         break;
     case TOY_WRITE:
         toy->status = vfmig_device_dma_write(toy->dev, toy->iova, &toy->value, 8);
+        toy->dma_pages++;
         break;
     case TOY_BEGIN:
         toy->status = vfmig_device_dma_begin(toy->dev, &toy->dma);
@@ -181,6 +184,11 @@ static ssize_t save(void *user, void *buf, size_t size)
 
     if (n || toy->final_done)
         return n;
+    if (toy->dma_pages && vfmig_sabotage("toy-saves-guest-memory")) {
+        toy->dma_pages--;
+        memset(record, 0, sizeof(*record));
+        return sizeof(*record);
+    }
     toy->final_done = true;
     memset(record, 0, sizeof(*record));
     record->page = TOY_PAGES;

@@ -39,6 +39,7 @@ struct toy {
     struct vfmig_dma dma;
     /* What a test asks for or looks at. */
     int fail_stop, fail_start, fail_save_begin, fail_load_end;
+    unsigned dma_pages; /* written by TOY_WRITE */
     unsigned resets, stops, starts, loads, precopy_bytes;
 };
 
