@@ -148,6 +148,7 @@ static void drop_owner(struct vfmig_device *dev)
     client_close(&dev->owner);
     socket_close(&dev->twin);
     dev->held_count = 0;
+    dev->keep_pci = false;
     message_abort(dev, -ECANCELED);
     if (!vfmig_sabotage("next-client-finds-old-state"))
         migrate_event(dev, VFMIG_DEV_EVENT_OWNER_GONE, 0, 0);

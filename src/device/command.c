@@ -380,7 +380,6 @@ static int reset_command(struct client *c, struct vfmig_user_msg *msg)
     migrate_event(dev, VFMIG_DEV_EVENT_RESET, 0, id);
     if (c == &dev->owner)
         control_owner_reset(dev);
-    dev->session.frozen = false;
     return 0;
 }
 

@@ -176,6 +176,8 @@ void control_poll(struct vfmig_device *dev)
 
     if (s->leaving && !vfmig_dev_busy(&dev->mig))
         settle(dev);
+    if (s->frozen && !vfmig_dev_busy(&dev->mig) && !vfmig_bits_quiet(vfmig_dev_bits(&dev->mig)))
+        s->frozen = false; /* it could not be frozen, or runs again */
     if (s->hold && s->loaded && vfmig_dev_mmio_allowed(&dev->mig))
         control_set_hold(dev, false);
 }
@@ -267,8 +269,8 @@ static int set_freeze(struct client *c, struct vfmig_user_msg *msg, bool freeze)
 
     if (!(dev->features & VFMIG_FEATURE_NDMA) || !dev->config.answers_stopped)
         return -EOPNOTSUPP;
-    if (freeze && !(bits & VFMIG_V1_RUNNING))
-        return -EINVAL;
+    if (freeze ? !(bits & VFMIG_V1_RUNNING) : bits >= VFMIG_V1_RESUMING && bits < VFMIG_V1_NDMA)
+        return -EINVAL; /* stopped already; or Z or ERROR, which thawing does not lead out of */
     if (!server_defer(c, &msg->header, msg->payload, echo, &id))
         return -EBUSY;
     dev->session.frozen = freeze;

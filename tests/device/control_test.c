@@ -292,6 +292,15 @@ static void freeze_answers_accesses(void **state)
     assert_int_equal(peer_get(owner, 0, TOY_SCRATCH, 8), 0x66);
     assert_int_equal(peer_irqs(vector), 1);
     assert_int_equal(vfmig_device_dma_write(toy->dev, RAM_IOVA, &value, 8), 0);
+    /* One that runs again is not frozen, however it came to. */
+    assert_int_equal(get_switch(control, VFMIG_USER_F_FREEZE), 0);
+    assert_int_equal(set_switch(control, VFMIG_USER_F_FREEZE, 1), 0);
+    assert_int_equal(peer_set_v2(control, VFMIG_STATE_RUNNING), 0);
+    assert_int_equal(get_switch(control, VFMIG_USER_F_FREEZE), 0);
+    assert_int_equal(peer_set_v2(control, VFMIG_STATE_RESUMING), 0);
+    assert_int_equal(set_switch(control, VFMIG_USER_F_FREEZE, 0), -EINVAL);
+    assert_int_equal(peer_get_v2(control), VFMIG_STATE_RESUMING);
+    assert_int_equal(peer_reset(control), 0);
     /* Not frozen, a stopped device is silent. */
     assert_int_equal(peer_set_v2(control, VFMIG_STATE_STOP), 0);
     assert_int_equal(peer_get(owner, 0, TOY_SCRATCH, 8), UINT64_MAX);
