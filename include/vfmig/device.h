@@ -61,6 +61,7 @@ struct vfmig_device_config {
 
     bool no_ndma;            /* the device cannot stop its DMA alone: N is refused (C69) */
     bool no_precopy;         /* save_precopy is not used */
+    bool no_dma_log;         /* the library's log of the device's DMA is not offered to clients */
     uint32_t state_format;   /* tells kinds of device state apart; default from the PCI ids */
     uint32_t state_version;  /* of what save writes */
     uint32_t state_oldest;   /* oldest version that load takes */

@@ -33,7 +33,7 @@ static void agree(struct client *c, const struct vfmig_user_caps *theirs,
     ours->max_dma_maps = VFMIG_MAX_DMA_REGIONS;
     ours->has_pgsizes = theirs->has_pgsizes;
     ours->pgsizes = PAGE;
-    ours->has_migration = theirs->has_migration && dev->features;
+    ours->has_migration = theirs->has_migration && dev->features && !dev->config.no_dma_log;
     ours->migration_pgsize = PAGE;
     c->client_max_data = theirs->max_data_xfer_size;
     c->client_max_fds = theirs->max_msg_fds;
@@ -430,7 +430,7 @@ int command_handle(struct client *c, struct vfmig_user_msg *msg)
     case VFMIG_USER_RESET:
         return reset_command(c, msg);
     case VFMIG_USER_DIRTY_PAGES:
-        return dev->features ? log_dirty_pages(c, msg) : -EOPNOTSUPP;
+        return dev->features && !dev->config.no_dma_log ? log_dirty_pages(c, msg) : -EOPNOTSUPP;
     case VFMIG_USER_FEATURE:
         return migrate_feature(c, msg);
     case VFMIG_USER_MIG_DATA_READ:

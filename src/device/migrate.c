@@ -252,15 +252,16 @@ static uint32_t feature_ops(const struct client *c, uint32_t feature)
         return 0;
     switch (feature) {
     case VFMIG_USER_F_MIGRATION:
-    case VFMIG_USER_F_LOG_REPORT:
         return VFMIG_USER_FEATURE_GET;
+    case VFMIG_USER_F_LOG_REPORT:
+        return dev->config.no_dma_log ? 0 : VFMIG_USER_FEATURE_GET;
     case VFMIG_USER_F_DATA_SIZE:
         return dev->ops.left ? VFMIG_USER_FEATURE_GET : 0;
     case VFMIG_USER_F_DEVICE_STATE:
         return VFMIG_USER_FEATURE_GET | VFMIG_USER_FEATURE_SET;
     case VFMIG_USER_F_LOG_START:
     case VFMIG_USER_F_LOG_STOP:
-        return VFMIG_USER_FEATURE_SET;
+        return dev->config.no_dma_log ? 0 : VFMIG_USER_FEATURE_SET;
     case VFMIG_USER_F_PRECOPY_INFO:
         return dev->features & VFMIG_FEATURE_PRE_COPY ? VFMIG_USER_FEATURE_GET : 0;
     default:
