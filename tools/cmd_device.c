@@ -10,30 +10,56 @@
 #include "devices/devices.h"
 #include "options.h"
 
-static const char *socket_path, *control_path, *fail_step = "none";
-static uint64_t latency_us, quiesce_us, pad_bytes, fail_at, drain_timeout_ms, max_data;
+#define LAST_ERRNO 133 /* EHWPOISON */
+#define HOUR_MS    3600000u
+#define RATE_MIN   (64u << 10) /* a piece of 256 KiB takes 4 s then */
+#define RATE_MAX   (UINT64_C(1) << 40)
+
+static const char *socket_path, *control_path, *fail_text = "none", *mask_text = "none";
+static struct tool_list latencies;
+static uint64_t state_size, dirty_rate, save_rate, load_rate, latency_us, quiesce_us;
+static uint64_t fail_at, fail_byte, drain_timeout_ms, max_data;
 static bool no_ndma, no_precopy, json;
 
 static const struct tool_option options[] = {
     {"socket", TOOL_TEXT, &socket_path, "PATH", "unix socket to listen on", .required = true},
     {"control", TOOL_TEXT, &control_path, "PATH",
      "unix socket for a migration engine beside the VMM (docs/control.md)"},
+    {"state-size", TOOL_SIZE, &state_size, "SIZE",
+     "dma, bulk: internal state (default 64K for dma, 64M for bulk)", .min = 4096,
+     .max = VFMIG_BULK_STATE_MAX},
+    {"dirty-rate", TOOL_SIZE, &dirty_rate, "SIZE",
+     "bulk: bytes of its state that it changes each second by itself", .max = RATE_MAX},
+    {"save-rate", TOOL_SIZE, &save_rate, "SIZE",
+     "dma, bulk: bytes of state given each second (default: no limit)", .min = RATE_MIN,
+     .max = RATE_MAX},
+    {"load-rate", TOOL_SIZE, &load_rate, "SIZE",
+     "dma, bulk: bytes of state taken each second (default: no limit)", .min = RATE_MIN,
+     .max = RATE_MAX},
+    {"latency", TOOL_LIST, &latencies, "ARC=MS",
+     "an arc takes this much longer (default 0): quiesce, stop, start, precopy, save, load or "
+     "reset; may be repeated"},
     {"latency-us", TOOL_NUMBER, &latency_us, "US",
-     "each DMA descriptor stays in flight for this long", .max = 60000000},
+     "dma: each DMA descriptor stays in flight for this long", .max = 60000000},
     {"quiesce-us", TOOL_NUMBER, &quiesce_us, "US",
-     "the one in flight when NDMA is asked for ends after this long", .max = 60000000},
-    {"no-ndma", TOOL_FLAG, &no_ndma, NULL, "a device that cannot stop its DMA alone"},
-    {"no-precopy", TOOL_FLAG, &no_precopy, NULL, "a device that cannot log its changes"},
-    {"state-pad", TOOL_SIZE, &pad_bytes, "SIZE", "make the device's state larger by this",
-     .max = UINT64_C(1) << 40},
+     "dma: the one in flight when NDMA is asked for ends after this long", .max = 60000000},
     {"drain-timeout-ms", TOOL_NUMBER, &drain_timeout_ms, "MS",
-     "give up stopping DMA after this (default 10000)", .max = 3600000},
+     "give up stopping DMA after this (default 10000)", .max = HOUR_MS},
     {"max-data", TOOL_SIZE, &max_data, "SIZE", "most data in one message (default 1M)",
      .min = 4096, .max = 64 << 20},
-    {"fail", TOOL_CHOICE, &fail_step, "STEP", "a step that fails",
-     .choices = "none|stop|start|save_begin|save_precopy|save|load|load_end"},
+    {"no-ndma", TOOL_FLAG, &no_ndma, NULL, "a device that cannot stop its DMA alone"},
+    {"no-precopy", TOOL_FLAG, &no_precopy, NULL, "a device that cannot log its changes"},
+    {"mask", TOOL_TEXT, &mask_text, "LIST",
+     "hide from clients, separated by commas: p2p (as --no-ndma), precopy (as --no-precopy), log "
+     "(the log of DMA)"},
+    {"fail", TOOL_TEXT, &fail_text, "STEP[=ERRNO]",
+     "a step that fails: stop, start, save_begin, save_precopy, save, load or load_end; the errno "
+     "is EIO unless given"},
     {"fail-at", TOOL_NUMBER, &fail_at, "N", "fail only the Nth time (default: every time)",
      .max = UINT32_MAX},
+    {"fail-byte", TOOL_SIZE, &fail_byte, "N",
+     "dma, bulk: save_precopy, save or load fails at this byte (default: at the first call)",
+     .max = VFMIG_BULK_STATE_MAX},
     {"json", TOOL_FLAG, &json, NULL, "print the counters as one JSON object at the end"},
     {NULL},
 };
@@ -43,7 +69,8 @@ static const struct tool_usage usage = {
     .operands = "NAME",
     .about = "Serves a simulated device to one vfio-user client after another, until SIGTERM\n"
              "or SIGINT. Devices: null (no state, registers or DMA), dma (copies, fills and\n"
-             "checks guest memory from a descriptor ring).",
+             "checks guest memory from a descriptor ring), bulk (gigabytes of internal state,\n"
+             "which changes by itself and can be verified).",
     .options = options,
     .operand_min = 1,
     .operand_max = 1,
@@ -71,44 +98,120 @@ static void print_counters(void)
            c.irqs_delivered);
 }
 
-static enum vfmig_device_step find_step(const char *name)
+static bool is_word(const char *text, size_t length, const char *word)
 {
-    int step = VFMIG_DEVICE_STEP_NONE;
+    return word && strlen(word) == length && !memcmp(text, word, length);
+}
 
-    while (strcmp(name, vfmig_device_step_name((enum vfmig_device_step)step)))
-        step++; /* the option's choices are these names */
-    return (enum vfmig_device_step)step;
+/* "STEP" or "STEP=ERRNO", ERRNO by its name. -1, or the exit code. */
+static int parse_fail(struct vfmig_device_knobs *knobs)
+{
+    size_t length = strcspn(fail_text, "=");
+    int step = 0;
+
+    while (step < VFMIG_DEVICE_STEP_COUNT && !is_word(fail_text, length, vfmig_device_step_name(step)))
+        step++;
+    if (step == VFMIG_DEVICE_STEP_COUNT)
+        return tool_fail(&usage, TOOL_USAGE, "--fail: there is no step called '%.*s'", (int)length,
+                         fail_text);
+    knobs->fail_step = (enum vfmig_device_step)step;
+    if (!fail_text[length])
+        return -1;
+    const char *name = fail_text + length + 1;
+    int number = 1;
+    while (number <= LAST_ERRNO && !is_word(name, strlen(name), strerrorname_np(number)))
+        number++;
+    if (number > LAST_ERRNO)
+        return tool_fail(&usage, TOOL_USAGE, "--fail: '%s' is not the name of an errno", name);
+    knobs->fail_errno = number;
+    return -1;
+}
+
+static int parse_latency(const char *text, struct vfmig_device_knobs *knobs)
+{
+    size_t length = strcspn(text, "=");
+    uint64_t ms;
+    int arc = 0;
+
+    while (arc < VFMIG_DEVICE_ARC_COUNT && !is_word(text, length, vfmig_device_arc_name(arc)))
+        arc++;
+    if (arc == VFMIG_DEVICE_ARC_COUNT)
+        return tool_fail(&usage, TOOL_USAGE, "--latency: there is no arc called '%.*s'", (int)length,
+                         text);
+    if (!text[length] || tool_parse_number(text + length + 1, &ms) || ms > HOUR_MS)
+        return tool_fail(&usage, TOOL_USAGE, "--latency: '%s' is not ARC=MS with up to %u ms", text,
+                         HOUR_MS);
+    knobs->arc_ns[arc] = ms * 1000000;
+    return -1;
+}
+
+static int parse_mask(struct vfmig_device_knobs *knobs)
+{
+    for (const char *at = mask_text; strcmp(mask_text, "none");) {
+        size_t length = strcspn(at, ",");
+        if (is_word(at, length, "p2p"))
+            knobs->no_ndma = true;
+        else if (is_word(at, length, "precopy"))
+            knobs->no_precopy = true;
+        else if (is_word(at, length, "log"))
+            knobs->no_dma_log = true;
+        else
+            return tool_fail(&usage, TOOL_USAGE, "--mask: '%.*s' is not one of p2p, precopy and log",
+                             (int)length, at);
+        at += length;
+        if (!*at++)
+            break;
+    }
+    return -1;
+}
+
+static int parse_knobs(struct vfmig_device_knobs *knobs)
+{
+    *knobs = (struct vfmig_device_knobs){
+        .state_bytes = state_size,
+        .dirty_rate = dirty_rate,
+        .save_rate = save_rate,
+        .load_rate = load_rate,
+        .latency_ns = latency_us * 1000,
+        .quiesce_ns = quiesce_us * 1000,
+        .drain_timeout_ns = drain_timeout_ms * 1000000,
+        .max_data_xfer_bytes = (uint32_t)max_data,
+        .no_ndma = no_ndma,
+        .no_precopy = no_precopy,
+        .fail_at = (uint32_t)fail_at,
+        .fail_byte = fail_byte,
+    };
+    int code = parse_fail(knobs);
+
+    for (unsigned i = 0; code < 0 && i < latencies.count; i++)
+        code = parse_latency(latencies.items[i], knobs);
+    return code < 0 ? parse_mask(knobs) : code;
 }
 
 int cmd_device(int argc, char **argv)
 {
     struct tool_list names = {0};
+    struct vfmig_device_knobs knobs;
     struct vfmig_error err = {0};
     int code = tool_parse(&usage, argc, argv, &names);
 
+    if (code < 0)
+        code = parse_knobs(&knobs);
     if (code >= 0)
         return code;
     const struct vfmig_device_kind *kind = vfmig_device_kind_find(names.items[0]);
     if (!kind)
         return tool_fail(&usage, TOOL_USAGE, "there is no device called '%s'", names.items[0]);
-    struct vfmig_device_knobs knobs = {
-        .latency_ns = latency_us * 1000,
-        .quiesce_ns = quiesce_us * 1000,
-        .pad_bytes = pad_bytes,
-        .drain_timeout_ns = drain_timeout_ms * 1000000,
-        .max_data_xfer_bytes = (uint32_t)max_data,
-        .no_ndma = no_ndma,
-        .no_precopy = no_precopy,
-        .fail_step = find_step(fail_step),
-        .fail_at = (uint32_t)fail_at,
-    };
-    if (kind->make(&knobs, &device, &err) < 0)
-        return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+    int r = vfmig_device_knobs_check(kind, &knobs, &err);
+    if (r == 0)
+        r = kind->make(&knobs, &device, &err);
+    if (r < 0)
+        return tool_fail(&usage, r == -EINVAL ? TOOL_USAGE : TOOL_FAILED, "%s", err.text);
     struct sigaction act = {.sa_handler = on_signal};
     sigemptyset(&act.sa_mask);
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);
-    int r = vfmig_device_listen(device, socket_path, &err);
+    r = vfmig_device_listen(device, socket_path, &err);
     if (r == 0 && control_path)
         r = vfmig_device_listen_control(device, control_path, &err);
     if (r == 0)

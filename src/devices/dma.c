@@ -378,8 +378,11 @@ int vfmig_dma_device_new(const struct vfmig_device_knobs *knobs, struct vfmig_de
 {
     struct vfmig_device_config config = VFMIG_DEVICE_CONFIG_INIT;
     struct vfmig_device_ops ops = VFMIG_DEVICE_OPS_INIT;
-    struct dma_device *d = calloc(1, sizeof(*d));
 
+    if (knobs->state_bytes && knobs->state_bytes < DMA_SRAM_SIZE)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "--state-size: the SRAM of the dma device is 64K already");
+    struct dma_device *d = calloc(1, sizeof(*d));
     if (d)
         d->data = malloc(DMA_MAX_LENGTH + 8);
     if (!d || !d->data) {
@@ -387,6 +390,7 @@ int vfmig_dma_device_new(const struct vfmig_device_knobs *knobs, struct vfmig_de
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_LOCAL, 0, "out of memory");
     }
     d->knobs = *knobs;
+    d->pad_bytes = knobs->state_bytes ? knobs->state_bytes - DMA_SRAM_SIZE : 0;
     config.name = "dma";
     config.pci_vendor = DMA_PCI_VENDOR;
     config.pci_device = DMA_PCI_DEVICE;
@@ -395,10 +399,6 @@ int vfmig_dma_device_new(const struct vfmig_device_knobs *knobs, struct vfmig_de
     config.msix_bar = DMA_BAR;
     config.msix_table = DMA_MSIX_TABLE;
     config.msix_pba = DMA_MSIX_PBA;
-    config.no_ndma = knobs->no_ndma;
-    config.no_precopy = knobs->no_precopy;
-    config.drain_timeout_ns = knobs->drain_timeout_ns;
-    config.max_data_xfer_bytes = knobs->max_data_xfer_bytes;
     config.state_version = 1;
     config.state_oldest = 1;
     config.answers_stopped = true; /* a doorbell is put off until the gate opens */
@@ -409,7 +409,7 @@ int vfmig_dma_device_new(const struct vfmig_device_knobs *knobs, struct vfmig_de
     ops.timer = on_timer;
     ops.free = dma_free;
     dma_state_ops(&ops);
-    int r = vfmig_device_new(&config, &ops, d, ret_dev, reterr);
+    int r = vfmig_device_new_with_knobs(knobs, &config, &ops, d, ret_dev, reterr);
     if (r == 0)
         d->dev = *ret_dev;
     return r;

@@ -59,13 +59,12 @@ struct dma_device {
     uint64_t dirty; /* SRAM pages to be sent */
     bool logging;
     bool regs_saved;
+    uint64_t pad_bytes; /* state beyond SRAM, so that it is as large as was asked for */
     uint64_t pad_saved;
     /* Loading. */
     uint64_t pages_loaded;
     bool regs_loaded;
     uint64_t pad_loaded;
-
-    uint32_t calls[VFMIG_DEVICE_STEP_COUNT];
 };
 
 /* dma.c */
@@ -79,6 +78,5 @@ static inline void dma_touch_sram(struct dma_device *d, uint64_t offset, uint64_
 
 /* dma_state.c: the callbacks of a migration. */
 void dma_state_ops(struct vfmig_device_ops *ops);
-int dma_step_fails(struct dma_device *d, enum vfmig_device_step step);
 
 #endif

@@ -16,35 +16,16 @@ struct record {
 
 #define PAD_PIECE 65536u
 
-int dma_step_fails(struct dma_device *d, enum vfmig_device_step step)
-{
-    d->calls[step]++;
-    if (d->knobs.fail_step != step)
-        return 0;
-    return d->knobs.fail_at == 0 || d->knobs.fail_at == d->calls[step] ? -EIO : 0;
-}
-
-static int stop(void *user)
-{
-    return dma_step_fails(user, VFMIG_DEVICE_STEP_STOP);
-}
-
 static int start(void *user)
 {
-    int r = dma_step_fails(user, VFMIG_DEVICE_STEP_START);
-
-    if (r == 0)
-        dma_device_kick(user);
-    return r;
+    dma_device_kick(user);
+    return 0;
 }
 
 static int save_begin(void *user, bool running)
 {
     struct dma_device *d = user;
-    int r = dma_step_fails(d, VFMIG_DEVICE_STEP_SAVE_BEGIN);
 
-    if (r < 0)
-        return r;
     if (!d->logging)
         d->dirty = UINT64_MAX;
     d->logging = running;
@@ -93,8 +74,8 @@ static size_t save_pad(struct dma_device *d, uint8_t *buf, size_t size)
 {
     size_t at = 0;
 
-    while (d->pad_saved < d->knobs.pad_bytes && size - at > sizeof(struct record) + 8) {
-        uint64_t left = d->knobs.pad_bytes - d->pad_saved;
+    while (d->pad_saved < d->pad_bytes && size - at > sizeof(struct record) + 8) {
+        uint64_t left = d->pad_bytes - d->pad_saved;
         uint64_t room = (size - at - sizeof(struct record)) & ~7ull;
         uint32_t length = (uint32_t)(room < PAD_PIECE ? room : PAD_PIECE);
         length = left < length ? (uint32_t)left : length;
@@ -113,18 +94,14 @@ static size_t save_pad(struct dma_device *d, uint8_t *buf, size_t size)
 
 static ssize_t save_precopy(void *user, void *buf, size_t size)
 {
-    int r = dma_step_fails(user, VFMIG_DEVICE_STEP_SAVE_PRECOPY);
-    return r < 0 ? r : (ssize_t)save_sram(user, buf, size);
+    return (ssize_t)save_sram(user, buf, size);
 }
 
 static ssize_t save(void *user, void *buf, size_t size)
 {
     struct dma_device *d = user;
-    int r = dma_step_fails(d, VFMIG_DEVICE_STEP_SAVE);
-
-    if (r < 0)
-        return r;
     size_t at = save_sram(d, buf, size);
+
     if (at == 0)
         at = save_pad(d, buf, size);
     if (at == 0 && !d->regs_saved) {
@@ -143,7 +120,7 @@ static void left(void *user, uint64_t *ret_precopy, uint64_t *ret_final)
     bool saving = d->logging || d->pad_saved || d->regs_saved;
 
     *ret_precopy = d->logging ? sram : 0;
-    *ret_final = (saving ? sram : whole) + (d->knobs.pad_bytes - d->pad_saved) +
+    *ret_final = (saving ? sram : whole) + (d->pad_bytes - d->pad_saved) +
                  (d->regs_saved ? 0 : sizeof(struct record) + sizeof(d->regs));
 }
 
@@ -189,7 +166,7 @@ static int load(void *user, const void *data, size_t size)
 {
     struct dma_device *d = user;
     const uint8_t *at = data, *end = at + size;
-    int r = dma_step_fails(d, VFMIG_DEVICE_STEP_LOAD);
+    int r = 0;
 
     while (r == 0 && at < end) {
         struct record record;
@@ -207,17 +184,12 @@ static int load(void *user, const void *data, size_t size)
 
 static int load_end(void *user)
 {
-    struct dma_device *d = user;
-    int r = dma_step_fails(d, VFMIG_DEVICE_STEP_LOAD_END);
-
-    if (r < 0)
-        return r;
+    const struct dma_device *d = user;
     return d->regs_loaded && d->pages_loaded == UINT64_MAX ? 0 : -ENODATA;
 }
 
 void dma_state_ops(struct vfmig_device_ops *ops)
 {
-    ops->stop = stop;
     ops->start = start;
     ops->save_begin = save_begin;
     ops->save_precopy = save_precopy;

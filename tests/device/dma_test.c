@@ -171,7 +171,7 @@ static size_t make_stream(enum way way, uint8_t **ret_data)
 {
     uint8_t *first, *last;
 
-    open_device(&(struct vfmig_device_knobs){.latency_ns = 1000000, .pad_bytes = 300001});
+    open_device(&(struct vfmig_device_knobs){.latency_ns = 1000000, .state_bytes = DMA_SRAM_SIZE + 300001});
     enable();
     fill_source();
     int fd = peer_vector(peer, 1);

@@ -87,7 +87,7 @@ static void the_example_migrates(void **state)
 static void vfmig_device_migrates(void **state)
 {
     const char *a[] = {vfmig, "device", "dma", "--socket", path[0], "--no-ndma", NULL};
-    const char *b[] = {vfmig, "device", "dma", "--socket", path[1], "--state-pad", "1M", NULL};
+    const char *b[] = {vfmig, "device", "dma", "--socket", path[1], "--state-size", "1M", NULL};
     move_register(a, b, DMA_REG_SCRATCH);
 }
 
