@@ -211,7 +211,8 @@ static const struct vfmig_vm_ops vm_ops = {
 
 /* --- set-up --- */
 
-/* Who writes guest memory: the vCPUs, this process, and each device. */
+/* Who writes guest memory: the vCPUs, this process, and each device. A guest with a device that
+ * cannot log runs and can arrive; it cannot leave, which check_logs() says. */
 static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
@@ -228,12 +229,12 @@ static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     ++*count;
     for (uint32_t i = 0; i < vmm->device_count; i++) {
         if (!vmm->pci[i].target->info.dma_log)
-            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
-                                   "device %s cannot log its DMA", vmm->pci[i].id);
+            continue;
         ret = vfmig_tracker_device_new(vmm->pci[i].target, NULL, 0, &migration->trackers[*count], reterr);
         if (ret)
             return ret;
         ++*count;
+        migration->tracked[i] = true;
     }
     migration->trackers[*count] = vmm->own;
     migration->vm.tracker_count = *count + 1;
@@ -390,6 +391,17 @@ static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     return why ? vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0, "%s", why) : 0;
 }
 
+/* Nobody else sees what a device writes into memory: without its log, pages would be lost. */
+static int check_logs(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    for (uint32_t i = 0; i < vmm->device_count; i++)
+        if (!vmm->migration.tracked[i] || !vmm->pci[i].target->info.dma_log)
+            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                                   "device %s cannot log its DMA, so the guest cannot be moved",
+                                   vmm->pci[i].id);
+    return 0;
+}
+
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
                         uint64_t deadline_ns, struct vfmig_error *reterr)
 {
@@ -397,6 +409,8 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channel
 
     pthread_mutex_lock(&migration->lock);
     int ret = check_startable(vmm, reterr);
+    if (!ret)
+        ret = check_logs(vmm, reterr);
     if (!ret) {
         struct vfmig_migrate_options options = migration->options;
         options.deadline_ns = deadline_ns;

@@ -33,6 +33,7 @@ struct vmm_migration {
     const char *device_ids[GUEST_MAX_DEVICES];
     struct vfmig_tracker *trackers[VMM_MAX_TRACKERS];
     uint32_t owned_trackers; /* of them, the first ones are freed with the VMM */
+    bool tracked[GUEST_MAX_DEVICES]; /* the device has one of them */
     struct vfmig_migrate_options options; /* QMP's parameters; journal_dir is ours */
     char journal_dir[256];
     char control_path[128];
