@@ -2,6 +2,7 @@
 /* The guest's driver of the dma device, which checks everything the device does. */
 #include "guest/guest.h"
 
+#include "devices/bulk_regs.h"
 #include "devices/dma_regs.h"
 
 #define COPY_STRIDE    UINT64_C(0x9e3779b97f4a7c15)
@@ -90,9 +91,8 @@ static void keep_word(const struct driver *d, uint32_t i)
     guest_write64(d->env, d->vcpu, reg(d, DMA_SRAM + GUEST_SRAM_WORDS + i * 8), d->dma->kept[i]);
 }
 
-static void set_up(const struct driver *d)
+static void set_up(const struct driver *d, uint32_t id)
 {
-    uint32_t id = guest_read32(d->env, d->vcpu, reg(d, DMA_REG_ID));
     if (id != DMA_ID)
         fail(d, GUEST_ERROR_DEVICE, DMA_REG_ID, DMA_ID, id, 0);
     d->dma->order = guest_mix(d->params->seed ^ (uint64_t)(d->index + 1) << 48);
@@ -104,7 +104,7 @@ static void set_up(const struct driver *d)
     guest_write64(d->env, d->vcpu, reg(d, DMA_REG_RING), d->ring_gpa);
     guest_write32(d->env, d->vcpu, reg(d, DMA_REG_ENTRIES), GUEST_RING_ENTRIES);
     guest_write32(d->env, d->vcpu, reg(d, DMA_REG_CTRL), DMA_CTRL_ENABLE);
-    d->dma->ready = 1;
+    d->dma->driver = GUEST_DRIVER_DMA;
 }
 
 static uint64_t source_gpa(const struct driver *d, uint32_t slot)
@@ -337,8 +337,6 @@ static void check_device(const struct driver *d, uint64_t elapsed_tsc)
 
 static void drive(const struct driver *d, uint64_t elapsed_tsc)
 {
-    if (!d->dma->ready)
-        set_up(d);
     uint32_t came[GUEST_VECTORS];
     for (uint32_t v = 0; v < GUEST_VECTORS; v++)
         came[v] = guest_irq_count(d->env, d->device->first_vector + v);
@@ -349,7 +347,18 @@ static void drive(const struct driver *d, uint64_t elapsed_tsc)
     check_device(d, elapsed_tsc);
 }
 
-void guest_dma_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed_tsc)
+/* Whose driver a device is in for, by its first register. A device that is neither is a dma device
+ * that answers nonsense. */
+static void find_driver(const struct driver *d)
+{
+    uint32_t id = guest_read32(d->env, d->vcpu, reg(d, DMA_REG_ID));
+    if (id == BULK_ID)
+        d->dma->driver = GUEST_DRIVER_BULK;
+    else
+        set_up(d, id);
+}
+
+void guest_device_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed_tsc)
 {
     const struct guest_params *params = guest_params(env);
     for (uint32_t i = 0; i < params->device_count; i++) {
@@ -364,6 +373,11 @@ void guest_dma_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed
         d.buffer_bytes = guest_page_up(params->dma_bytes);
         d.sources_gpa = d.ring_gpa + 4096;
         d.targets_gpa = d.sources_gpa + GUEST_RING_ENTRIES * d.buffer_bytes;
-        drive(&d, elapsed_tsc);
+        if (d.dma->driver == GUEST_DRIVER_UNKNOWN)
+            find_driver(&d);
+        if (d.dma->driver == GUEST_DRIVER_BULK)
+            guest_bulk_step(env, vcpu, i, elapsed_tsc);
+        else
+            drive(&d, elapsed_tsc);
     }
 }

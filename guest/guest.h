@@ -50,10 +50,24 @@ enum guest_irq_wait { GUEST_IRQ_IDLE = 0, GUEST_IRQ_QUEUED, GUEST_IRQ_DUE };
 #define GUEST_SRAM_WORDS   0x8000u /* words kept by MMIO, from here */
 #define GUEST_SRAM_KEPT    8u
 
+/* What a device turned out to be, the first word of its driver's state. */
+enum guest_driver { GUEST_DRIVER_UNKNOWN = 0, GUEST_DRIVER_DMA, GUEST_DRIVER_BULK };
+
+/* Driver state of one bulk device, at guest_device_params.heap_gpa. */
+struct guest_bulk {
+    uint32_t driver; /* enum guest_driver */
+    uint32_t phase;
+    uint64_t blocks;
+    uint64_t inverse;
+    uint64_t order; /* generator */
+    uint64_t check_tsc;
+    uint64_t written, digest; /* the first one of the round */
+};
+
 /* Driver state of one dma device, at guest_device_params.heap_gpa; then come the ring (one page),
  * the source buffers (one a ring entry) and the targets. */
 struct guest_dma {
-    uint32_t ready;
+    uint32_t driver; /* enum guest_driver */
     uint32_t queued, completed; /* free running */
     uint32_t next_target;
     uint64_t serial; /* of the last completion */
@@ -91,8 +105,11 @@ static inline uint64_t guest_dma_heap_bytes(uint32_t dma_bytes)
 
 /* One round of the main loop: bounded, returns between two complete pieces of work. */
 void guest_step(const struct guest_env *env, uint32_t vcpu);
-/* Work on the dma devices of this vCPU; elapsed_tsc since the last call. */
-void guest_dma_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed_tsc);
+/* Work on the devices of this vCPU; elapsed_tsc since the last call. */
+void guest_device_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed_tsc);
+/* The same on one bulk device. */
+void guest_bulk_step(const struct guest_env *env, uint32_t vcpu, uint32_t index,
+                     uint64_t elapsed_tsc);
 void guest_fail(const struct guest_env *env, uint32_t vcpu, enum guest_error_code code, uint64_t d0,
                 uint64_t d1, uint64_t d2, uint64_t d3);
 

@@ -244,7 +244,7 @@ void guest_step(const struct guest_env *env, uint32_t vcpu)
     guest_bump(&score->pages_written, pages);
     guest_bump(&score->pages_verified, pages);
     if (params->device_count)
-        guest_dma_step(env, vcpu, elapsed);
+        guest_device_step(env, vcpu, elapsed);
     c->loops++;
     guest_bump(&score->heartbeats, 1);
     if (!pages)

@@ -93,7 +93,7 @@ enum guest_error_code {
     GUEST_ERROR_RESULT,    /* a descriptor's result or target data is wrong */
     GUEST_ERROR_SERIAL,    /* completions are not consecutive */
     GUEST_ERROR_STALE_DMA, /* a DMA target changed or went back after it was checked */
-    GUEST_ERROR_SRAM,      /* the device's SRAM lost what was put there */
+    GUEST_ERROR_SRAM,      /* the device's SRAM lost what was put there, bulk its state */
     GUEST_ERROR_IRQ_LOST,
     GUEST_ERROR_IRQ_TWICE, /* an interrupt with nothing outstanding, or before its completion */
     GUEST_ERROR_PARAMS,
@@ -129,7 +129,8 @@ struct guest_device_score {
     uint64_t doorbells;
     uint64_t irqs[GUEST_VECTORS];
     uint64_t irqs_asked[GUEST_VECTORS];
-    uint64_t reserved[2];
+    uint64_t digest;    /* of a bulk device's state, ... */
+    uint64_t digest_at; /* ... after so many writes to it; UINT64_MAX while these two change */
 };
 
 /* At GUEST_SCOREBOARD, two pages. */

@@ -103,6 +103,8 @@ static struct json_object *device_score(const struct guest_device_score *device)
     add_u64(object, "targets-rechecked", device->targets_rechecked);
     add_u64(object, "sram-checks", device->sram_checks);
     add_u64(object, "doorbells", device->doorbells);
+    add_u64(object, "digest", device->digest);
+    add_u64(object, "digest-at", device->digest_at);
     for (unsigned i = 0; i < GUEST_VECTORS; i++) {
         json_object_array_add(irqs, json_object_new_uint64(device->irqs[i]));
         json_object_array_add(asked, json_object_new_uint64(device->irqs_asked[i]));

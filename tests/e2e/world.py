@@ -132,9 +132,9 @@ class World:
         wait_until(is_ready, name)
         return process
 
-    def device(self, name, *args):
+    def device(self, name, *args, kind="dma"):
         path = self.folder / f"{name}.sock"
-        self.start(name, "device", "dma", "--socket", path, *args, ready=path)
+        self.start(name, "device", kind, "--socket", path, *args, ready=path)
         return path
 
     def vm(self, name, *args, accel="none", memory="48M", cpus=2, devices=(), incoming=None,
