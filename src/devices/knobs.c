@@ -3,9 +3,9 @@
  * happen in the wrapper, so that the device knows nothing of them.
  *
  * Quiescing slowly holds an operation in flight open, so the drain waits for it as for DMA and the
- * server goes on serving. A rate of pre-copy data answers "nothing now" when it is used up (A16).
- * The other latencies and rates wait inside the callback, as an author's callback that takes long
- * does: the serving thread is not served meanwhile. */
+ * server goes on serving. Pre-copy data faster than its rate is not there yet: "nothing now", with
+ * something left (A16, X6). The other latencies and rates wait inside the callback, as any author's
+ * callback that takes long does: meanwhile the serving thread serves nobody. */
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
@@ -225,8 +225,6 @@ static void left(void *user, uint64_t *ret_precopy, uint64_t *ret_final)
     struct knobbed *k = user;
 
     k->ops.left(k->user, ret_precopy, ret_final);
-    if (k->knobs.save_rate && save_credit(k) < SAVE_MIN)
-        *ret_precopy = 0;
 }
 
 /* ---- loading --------------------------------------------------------------------------------- */

@@ -93,13 +93,13 @@ static void vfmig_device_migrates(void **state)
 
 static void a_knob_that_makes_a_step_fail(void **state)
 {
-    const char *a[] = {vfmig, "device", "dma", "--socket", path[0], "--fail", "save_begin",
+    const char *a[] = {vfmig, "device", "dma", "--socket", path[0], "--fail", "save_begin=EPERM",
                        "--fail-at", "2", NULL};
     pid_t pid = spawn(a);
     struct peer p = hello(pid, path[0]);
 
     assert_int_equal(peer_set_v2(&p, VFMIG_STATE_PRE_COPY), 0);
-    assert_int_equal(peer_set_v2(&p, VFMIG_STATE_STOP_COPY), -EIO);
+    assert_int_equal(peer_set_v2(&p, VFMIG_STATE_STOP_COPY), -EPERM);
     assert_int_equal(peer_reset(&p), 0);
     assert_int_equal(peer_set_v2(&p, VFMIG_STATE_STOP_COPY), 0);
     bye(&p, pid);

@@ -47,6 +47,7 @@ def test_mistakes_before_the_command(args, words):
     assert_sentence(run(*args), USAGE, *words)
 
 
+DEVICE = ("device", "--socket", "/nonexistent/sock")
 COMMANDS = ("device", "vm", "migrate", "status", "resolve")
 
 
@@ -88,6 +89,28 @@ def test_the_main_page_names_every_command():
     (("vm", "--device", "vfio-user:"), ("is not vfio-user:PATH",)),
     (("vm", "--device", "vfio-user:/x,colour=red"), ("'colour=red' is neither",)),
     (("vm", "--incoming", "tcp:127.0.0.1:1", "--paused"), ("--paused makes no sense",)),
+    (("device", "dma"), ("--socket is missing",)),
+    ((*DEVICE, "card"), ("no device called 'card'",)),
+    ((*DEVICE, "null", "--state-size", "64M"), ("--state-size: the device null has no use for it",)),
+    ((*DEVICE, "null", "--dirty-rate", "1M"), ("--dirty-rate: the device null",)),
+    ((*DEVICE, "null", "--save-rate", "1M"), ("--save-rate: the device null",)),
+    ((*DEVICE, "null", "--load-rate", "1M"), ("--load-rate: the device null",)),
+    ((*DEVICE, "dma", "--dirty-rate", "1M"), ("--dirty-rate: the device dma",)),
+    ((*DEVICE, "bulk", "--latency-us", "5"), ("--latency-us: the device bulk",)),
+    ((*DEVICE, "bulk", "--quiesce-us", "5"), ("--quiesce-us: the device bulk",)),
+    ((*DEVICE, "bulk", "--state-size", "5000"), ("--state-size", "multiples of 4K")),
+    ((*DEVICE, "bulk", "--state-size", "1T"), ("--state-size", "out of range", "4K to 64G")),
+    ((*DEVICE, "dma", "--state-size", "4K"), ("--state-size", "64K already")),
+    ((*DEVICE, "bulk", "--save-rate", "1"), ("--save-rate", "out of range")),
+    ((*DEVICE, "bulk", "--latency", "stop"), ("'stop' is not ARC=MS",)),
+    ((*DEVICE, "bulk", "--latency", "stop=soon"), ("'stop=soon' is not ARC=MS",)),
+    ((*DEVICE, "bulk", "--latency", "pause=5"), ("no arc called 'pause'",)),
+    ((*DEVICE, "bulk", "--mask", "p2p,dma"), ("'dma' is not one of p2p, precopy and log",)),
+    ((*DEVICE, "bulk", "--mask", "p2p,"), ("--mask: '' is not one of",)),
+    ((*DEVICE, "bulk", "--fail", "sto"), ("no step called 'sto'",)),
+    ((*DEVICE, "bulk", "--fail", "stop=EFOO"), ("'EFOO' is not the name of an errno",)),
+    ((*DEVICE, "bulk", "--fail-at", "1"), ("--fail-at", "no step")),
+    ((*DEVICE, "bulk", "--fail", "stop", "--fail-byte", "1"), ("--fail-byte", "move bytes")),
     (("migrate",), ("--qmp is missing",)),
     (("migrate", "--qmp", "/x"), ("URI is missing",)),
     (("migrate", "--qmp", "/x", "http://x"), ("neither tcp:HOST:PORT nor unix:PATH",)),
