@@ -283,6 +283,7 @@ int vfmig_bulk_device_new(const struct vfmig_device_knobs *knobs, struct vfmig_d
     config.pci_vendor = BULK_PCI_VENDOR;
     config.pci_device = BULK_PCI_DEVICE;
     config.bars[BULK_BAR].size = BULK_BAR_SIZE;
+    config.answers_stopped = true; /* only the timers wait */
     config.state_version = 1;
     config.state_oldest = 1;
     ops.region_read = region_read;

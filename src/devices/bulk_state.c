@@ -124,9 +124,11 @@ static ssize_t save_precopy(void *user, void *buf, size_t size)
 static ssize_t save(void *user, void *buf, size_t size)
 {
     struct bulk_device *b = user;
-    size_t at = save_blocks(b, buf, size);
 
-    if (at == 0 && !b->regs_saved) {
+    if (b->regs_saved) /* what a frozen device changes after them is not of this save */
+        return 0;
+    size_t at = save_blocks(b, buf, size);
+    if (at == 0) {
         at = put_head(buf, RECORD_REGS, 0, sizeof(b->regs));
         memcpy((uint8_t *)buf + at, &b->regs, sizeof(b->regs));
         at += sizeof(b->regs);
