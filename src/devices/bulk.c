@@ -94,8 +94,8 @@ static void run_writer(struct bulk_device *b)
 static void run_digest(struct bulk_device *b)
 {
     uint64_t bytes[BULK_BLOCK_WORDS];
-    uint64_t end = b->blocks - b->digest_next < DIGEST_BLOCKS ? b->blocks
-                                                              : b->digest_next + DIGEST_BLOCKS;
+    uint64_t end =
+        b->blocks - b->digest_next < DIGEST_BLOCKS ? b->blocks : b->digest_next + DIGEST_BLOCKS;
 
     if (!(b->regs.status & BULK_STATUS_BUSY))
         return;
@@ -105,8 +105,8 @@ static void run_digest(struct bulk_device *b)
             bulk_block_copy(b, b->digest_next, 0, bytes, BULK_BLOCK);
             block = bytes;
         }
-        b->digest_sum = bulk_digest_add(b->digest_sum, b->digest_next,
-                                        vfmig_crc32c(0, block, BULK_BLOCK));
+        b->digest_sum =
+            bulk_digest_add(b->digest_sum, b->digest_next, vfmig_crc32c(0, block, BULK_BLOCK));
     }
     if (end < b->blocks) {
         vfmig_device_timer(b->dev, TIMER_DIGEST, 0);

@@ -89,8 +89,8 @@ static size_t put_run(struct bulk_device *b, uint8_t *buf, size_t room, uint64_t
             vfmig_bitmap_clear(b->dirty, block);
             b->dirty_count--;
         }
-        uint32_t size = end - at < BULK_BLOCK - in_block ? (uint32_t)(end - at)
-                                                         : BULK_BLOCK - in_block;
+        uint32_t size =
+            end - at < BULK_BLOCK - in_block ? (uint32_t)(end - at) : BULK_BLOCK - in_block;
         bulk_block_copy(b, block, in_block, buf + HEAD + (at - offset), size);
         at += size;
     }
