@@ -11,6 +11,7 @@
 #define VFMIG_MAX_DATA_XFER      (1u << 20)   /* vfio-user data bytes offered by default */
 #define VFMIG_MAX_DATA_XFER_CAP  (64u << 20)  /* most that is ever negotiated */
 #define VFMIG_MAX_DMA_REGIONS    4096u        /* DMA_MAPs of one vfio-user client */
+#define VFMIG_MAX_OPEN_DMA       256u         /* a device's DMAs by message that are open at once */
 #define VFMIG_MAX_REGIONS        16u          /* regions of one device */
 #define VFMIG_MAX_IRQS           2048u        /* vectors of one interrupt index */
 #define VFMIG_MAX_JSON           4096u        /* bytes of a vfio-user VERSION text */

@@ -150,6 +150,7 @@ static void drop_owner(struct vfmig_device *dev)
     dev->held_count = 0;
     dev->keep_pci = false;
     message_abort(dev, -ECANCELED);
+    message_forget(dev);
     if (!vfmig_sabotage("next-client-finds-old-state"))
         migrate_event(dev, VFMIG_DEV_EVENT_OWNER_GONE, 0, 0);
     control_owner_gone(dev);

@@ -21,7 +21,6 @@
 #define HELD_MAX         256u    /* accesses of the owner held until the state is loaded */
 #define HELD_BYTES       64u     /* payload of one of them */
 #define FLUSH_READS_MAX  64u     /* receives of queued owner messages before a state write */
-#define DMA_MESSAGES     64u     /* DMA requests to the client under way */
 #define FRAME_PAYLOAD    (256u << 10) /* most in one frame of the device stream */
 #define LOG_BYTES_MAX    (256ull << 20)
 #define LOG_RANGES_MAX   4096u
@@ -43,15 +42,22 @@ struct dma_map {
     bool all_by_message; /* also those with one */
 };
 
-enum message_state { MESSAGE_FREE = 0, MESSAGE_QUEUED, MESSAGE_SENT, MESSAGE_DONE };
+enum message_state {
+    MESSAGE_FREE = 0,
+    MESSAGE_QUEUED,    /* its next piece is not sent yet */
+    MESSAGE_SENT,
+    MESSAGE_DONE,      /* a thread is to take the result */
+    MESSAGE_ABANDONED, /* given up; the place, and so the id, is free when the late reply came */
+};
 
-/* A DMA access that needs the client: DMA_READ or DMA_WRITE, piece by piece. */
+/* A DMA access that needs the client: DMA_READ or DMA_WRITE, piece by piece. Its place in the list
+ * is the id of its messages. */
 struct dma_message {
     enum message_state state;
     bool waiting; /* a thread waits for MESSAGE_DONE; else done() is called */
     bool write;
-    uint16_t id;
     uint32_t asked;      /* bytes asked for by the message under way */
+    uint64_t turn;       /* queued ones are sent in this order */
     uint64_t iova, left; /* what is not yet done */
     uint8_t *buf;
     int err;
@@ -193,9 +199,10 @@ struct vfmig_device {
     struct dma_log log;
     pthread_mutex_t message_lock;
     pthread_cond_t message_cond;
-    struct dma_message messages[DMA_MESSAGES];
-    uint32_t messages_asked; /* bytes of messages under way */
-    uint16_t next_id;
+    struct dma_message messages[VFMIG_MAX_OPEN_DMA];
+    uint32_t messages_asked;  /* bytes of messages under way */
+    uint32_t messages_queued;
+    uint64_t message_turn;
 
     struct client owner;   /* the VMM that has the device */
     struct client control; /* a migration engine beside it */
@@ -332,13 +339,15 @@ void dma_gate_open(struct vfmig_device *dev);
 void dma_gate_cut(struct vfmig_device *dev);
 
 /* message.c: DMA by message */
-/* -EINPROGRESS: done follows. -EAGAIN: too many. */
+/* -EINPROGRESS: done follows. -EAGAIN: VFMIG_MAX_OPEN_DMA are open. */
 int message_start(struct vfmig_dma *dma, bool write, uint64_t iova, uint8_t *buf, uint64_t size,
                   void (*done)(void *, int), void *user);
 int message_wait(struct vfmig_dma *dma, bool write, uint64_t iova, uint8_t *buf, uint64_t size);
 void message_reply(struct vfmig_device *dev, const struct vfmig_user_msg *msg);
 /* Ends all that is under way: -EINTR is told to the device, -ECANCELED only to waiting threads. */
 void message_abort(struct vfmig_device *dev, int err);
+/* The connection has ended: replies that were still to come will not. */
+void message_forget(struct vfmig_device *dev);
 bool message_touches(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 
 /* guard.c: -EFAULT instead of SIGBUS when the file behind a mapping is gone. Armed with every

@@ -5,12 +5,15 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/sabotage.h"
 #include "device/internal.h"
 
-/* Small pieces and few bytes under way: neither side ever fills a socket in both directions, so
- * neither waits for room while the other does. */
-#define PIECE_MAX  (32u << 10)
-#define ASKED_MAX  (96u << 10)
+/* On one socket for both directions small pieces and few bytes are under way: neither side ever fills
+ * the socket in both directions, so neither waits for room while the other does. A twin socket has one
+ * large piece at a time besides. */
+#define PIECE_MAX       (32u << 10)
+#define PIECE_MAX_ALONE (1u << 20)
+#define ASKED_MAX       (96u << 10)
 
 static struct socket *message_socket(struct vfmig_device *dev)
 {
@@ -22,43 +25,56 @@ static int send_message(struct vfmig_device *dev, struct dma_message *m)
     uint16_t command = m->write ? VFMIG_USER_DMA_WRITE : VFMIG_USER_DMA_READ;
     struct vfmig_user_dma_access access = {m->iova, m->asked};
     uint32_t data = m->write ? m->asked : 0;
+    uint16_t id = (uint16_t)(m - dev->messages);
     struct vfmig_user_header h =
-        vfmig_user_make_command(m->id, command, (uint32_t)sizeof(access) + data, false);
+        vfmig_user_make_command(id, command, (uint32_t)sizeof(access) + data, false);
     struct iovec iov[3] = {{&h, sizeof(h)}, {&access, sizeof(access)}, {m->buf, data}};
 
     return socket_send(message_socket(dev), iov, data ? 3 : 2, NULL, 0, &dev->stopping);
 }
 
-/* Does what needs no message. True when a message is next; m->asked is its size. */
+/* Most bytes that the next message may ask for. */
+static uint64_t piece_max(const struct vfmig_device *dev)
+{
+    uint64_t most = dev->twin.fd >= 0 && !dev->messages_asked ? PIECE_MAX_ALONE : PIECE_MAX;
+
+    return most < dev->owner.client_max_data ? most : dev->owner.client_max_data;
+}
+
+/* Lock held. Does what needs no message, against the map as it is now. True when a message is next;
+ * m->asked is its size. */
 static bool prepare(struct vfmig_device *dev, struct dma_message *m)
 {
-    uint64_t piece = 0;
+    uint64_t piece = 0, most = piece_max(dev);
     int r = dma_access(dev, m->dma.generation, m->write, &m->iova, &m->buf, &m->left, &piece);
 
     m->err = r < 0 ? r : 0;
-    if (r <= 0)
-        return false;
-    piece = piece < PIECE_MAX ? piece : PIECE_MAX;
-    m->asked = (uint32_t)(piece < dev->owner.client_max_data ? piece : dev->owner.client_max_data);
-    return true;
+    m->asked = (uint32_t)(piece < most ? piece : most);
+    return r > 0;
 }
 
-/* With the lock held: may m be sent now? Then it counts as sent. */
-static bool admit(struct vfmig_device *dev, struct dma_message *m)
+/* Lock held: is there room for another piece? */
+static bool has_room(const struct vfmig_device *dev)
 {
-    if (dev->messages_asked && dev->messages_asked + m->asked > ASKED_MAX) {
-        m->state = MESSAGE_QUEUED;
-        return false;
-    }
-    dev->messages_asked += m->asked;
-    m->id = dev->next_id++;
+    return !dev->messages_asked || dev->messages_asked + PIECE_MAX <= ASKED_MAX;
+}
+
+static void set_queued(struct vfmig_device *dev, struct dma_message *m)
+{
+    m->state = MESSAGE_QUEUED;
+    m->turn = dev->message_turn++;
+    dev->messages_queued++;
+}
+
+static void set_sent(struct vfmig_device *dev, struct dma_message *m)
+{
     m->state = MESSAGE_SENT;
-    return true;
+    dev->messages_asked += m->asked;
 }
 
 static struct dma_message *take_slot(struct vfmig_device *dev)
 {
-    for (unsigned i = 0; i < DMA_MESSAGES; i++)
+    for (unsigned i = 0; i < VFMIG_MAX_OPEN_DMA; i++)
         if (dev->messages[i].state == MESSAGE_FREE)
             return &dev->messages[i];
     return NULL;
@@ -69,6 +85,7 @@ static int start(struct vfmig_dma *dma, bool waiting, bool write, uint64_t iova,
                  struct dma_message **ret_message)
 {
     struct vfmig_device *dev = dma->dev;
+    bool send = false;
     int r = -EINPROGRESS;
 
     pthread_mutex_lock(&dev->message_lock);
@@ -79,11 +96,14 @@ static int start(struct vfmig_dma *dma, bool waiting, bool write, uint64_t iova,
     }
     *m = (struct dma_message){.waiting = waiting, .write = write, .iova = iova, .left = size,
                               .buf = buf, .dma = *dma, .done = done, .user = user};
-    bool send = false;
-    if (prepare(dev, m))
-        send = admit(dev, m);
-    else
+    if (dev->messages_queued || !has_room(dev)) {
+        set_queued(dev, m);
+    } else if (prepare(dev, m)) {
+        set_sent(dev, m);
+        send = true;
+    } else {
         r = m->err;
+    }
     pthread_mutex_unlock(&dev->message_lock);
     /* A send that fails means a lost connection, which ends every message. */
     if (send && send_message(dev, m) < 0)
@@ -108,10 +128,12 @@ int message_wait(struct vfmig_dma *dma, bool write, uint64_t iova, uint8_t *buf,
     if (r != -EINPROGRESS)
         return r;
     pthread_mutex_lock(&dev->message_lock);
-    while (m->state != MESSAGE_DONE)
+    while (m->state != MESSAGE_DONE && m->state != MESSAGE_ABANDONED)
         pthread_cond_wait(&dev->message_cond, &dev->message_lock);
     r = m->err;
-    m->state = MESSAGE_FREE;
+    if (m->state == MESSAGE_DONE)
+        m->state = MESSAGE_FREE;
+    m->waiting = false;
     pthread_mutex_unlock(&dev->message_lock);
     return r;
 }
@@ -119,15 +141,19 @@ int message_wait(struct vfmig_dma *dma, bool write, uint64_t iova, uint8_t *buf,
 /* Ends m with err and tells whoever waits. Lock held; dropped around the device's callback. */
 static void finish(struct vfmig_device *dev, struct dma_message *m, int err)
 {
+    bool late = m->state == MESSAGE_SENT && m->asked && /* its reply is still to come */
+                !vfmig_sabotage("message-id-reused");
+
+    dev->messages_queued -= m->state == MESSAGE_QUEUED;
     m->err = err;
     if (m->waiting) {
-        m->state = MESSAGE_DONE;
+        m->state = late ? MESSAGE_ABANDONED : MESSAGE_DONE;
         pthread_cond_broadcast(&dev->message_cond);
         return;
     }
     void (*done)(void *, int) = m->done;
     void *user = m->user;
-    m->state = MESSAGE_FREE;
+    m->state = late ? MESSAGE_ABANDONED : MESSAGE_FREE;
     if (err == -ECANCELED)
         return; /* a reset: the device has forgotten it */
     pthread_mutex_unlock(&dev->message_lock);
@@ -135,15 +161,30 @@ static void finish(struct vfmig_device *dev, struct dma_message *m, int err)
     pthread_mutex_lock(&dev->message_lock);
 }
 
-/* Lock held. Sends queued messages while they fit. */
+static struct dma_message *next_queued(struct vfmig_device *dev)
+{
+    struct dma_message *next = NULL;
+
+    for (unsigned i = 0; dev->messages_queued && i < VFMIG_MAX_OPEN_DMA; i++) {
+        struct dma_message *m = &dev->messages[i];
+        if (m->state == MESSAGE_QUEUED && (!next || m->turn < next->turn))
+            next = m;
+    }
+    return next;
+}
+
+/* Lock held. Sends queued messages while there is room, first come first served. */
 static void kick(struct vfmig_device *dev)
 {
-    for (unsigned i = 0; i < DMA_MESSAGES; i++) {
-        struct dma_message *m = &dev->messages[i];
-        if (m->state != MESSAGE_QUEUED)
+    struct dma_message *m;
+
+    while (has_room(dev) && (m = next_queued(dev))) {
+        if (!prepare(dev, m)) {
+            finish(dev, m, m->err);
             continue;
-        if (!admit(dev, m))
-            return;
+        }
+        dev->messages_queued--;
+        set_sent(dev, m);
         pthread_mutex_unlock(&dev->message_lock);
         if (send_message(dev, m) < 0)
             dev->owner.lost = true;
@@ -159,41 +200,42 @@ static void piece_done(struct vfmig_device *dev, struct dma_message *m,
     struct vfmig_user_dma_access asked = {m->iova, m->asked};
     int r = vfmig_user_check_reply(msg, command, &asked, sizeof(asked), NULL);
 
+    m->asked = 0; /* answered */
     if (r < 0) {
         COUNT(dev, dma_faults);
         finish(dev, m, r == -EPROTO ? -EIO : r);
         return;
     }
     if (!m->write)
-        memcpy(m->buf, msg->payload + sizeof(asked), m->asked);
-    m->iova += m->asked;
-    m->buf += m->asked;
-    m->left -= m->asked;
-    if (prepare(dev, m))
-        m->state = MESSAGE_QUEUED;
+        memcpy(m->buf, msg->payload + sizeof(asked), asked.count);
+    m->iova += asked.count;
+    m->buf += asked.count;
+    m->left -= asked.count;
+    if (m->left == 0)
+        finish(dev, m, 0);
     else
-        finish(dev, m, m->err);
+        set_queued(dev, m);
 }
 
 void message_reply(struct vfmig_device *dev, const struct vfmig_user_msg *msg)
 {
     pthread_mutex_lock(&dev->message_lock);
-    for (unsigned i = 0; i < DMA_MESSAGES; i++) {
-        struct dma_message *m = &dev->messages[i];
-        if (m->state == MESSAGE_SENT && m->id == msg->header.id) {
-            dev->messages_asked -= m->asked;
-            piece_done(dev, m, msg);
-            kick(dev);
-            break; /* a reply to nobody belongs to a message that was aborted */
-        }
-    }
+    struct dma_message *m =
+        msg->header.id < VFMIG_MAX_OPEN_DMA ? &dev->messages[msg->header.id] : NULL;
+    if (m && m->state == MESSAGE_ABANDONED) {
+        m->state = m->waiting ? MESSAGE_DONE : MESSAGE_FREE;
+    } else if (m && m->state == MESSAGE_SENT) {
+        dev->messages_asked -= m->asked;
+        piece_done(dev, m, msg);
+        kick(dev);
+    } /* else a reply that nobody asked for */
     pthread_mutex_unlock(&dev->message_lock);
 }
 
 void message_abort(struct vfmig_device *dev, int err)
 {
     pthread_mutex_lock(&dev->message_lock);
-    for (unsigned i = 0; i < DMA_MESSAGES; i++) {
+    for (unsigned i = 0; i < VFMIG_MAX_OPEN_DMA; i++) {
         struct dma_message *m = &dev->messages[i];
         if (m->state == MESSAGE_SENT)
             dev->messages_asked -= m->asked;
@@ -203,12 +245,21 @@ void message_abort(struct vfmig_device *dev, int err)
     pthread_mutex_unlock(&dev->message_lock);
 }
 
+void message_forget(struct vfmig_device *dev)
+{
+    pthread_mutex_lock(&dev->message_lock);
+    for (unsigned i = 0; i < VFMIG_MAX_OPEN_DMA; i++)
+        if (dev->messages[i].state == MESSAGE_ABANDONED)
+            dev->messages[i].state = dev->messages[i].waiting ? MESSAGE_DONE : MESSAGE_FREE;
+    pthread_mutex_unlock(&dev->message_lock);
+}
+
 bool message_touches(struct vfmig_device *dev, uint64_t iova, uint64_t size)
 {
     bool touches = false;
 
     pthread_mutex_lock(&dev->message_lock);
-    for (unsigned i = 0; i < DMA_MESSAGES && !touches; i++) {
+    for (unsigned i = 0; i < VFMIG_MAX_OPEN_DMA && !touches; i++) {
         const struct dma_message *m = &dev->messages[i];
         if (m->state == MESSAGE_SENT && (size == 0 || (m->iova <= iova + (size - 1) &&
                                                        iova <= m->iova + (m->asked - 1))))
