@@ -499,14 +499,16 @@ static void tick(struct vfmig_dev *dev, uint64_t now_ns, struct vfmig_dev_action
 {
     if (dev->phase != PHASE_DRAIN)
         return;
-    if (now_ns >= dev->deadline_ns && !vfmig_sabotage("dev-drain-no-deadline")) {
-        finish(dev, out, -ETIMEDOUT);
+    /* A tick that comes late still gives the DMA that is aborted now half the time to end in. */
+    if (now_ns >= dev->half_ns && !vfmig_sabotage("dev-drain-waits-for-faults")) {
+        uint64_t end_ns = later(now_ns, dev->drain_timeout_ns - dev->drain_timeout_ns / 2);
+        dev->half_ns = UINT64_MAX;
+        dev->deadline_ns = dev->deadline_ns < end_ns ? end_ns : dev->deadline_ns;
+        add(out, VFMIG_DEV_ACT_DRAIN_ABORT);
         return;
     }
-    if (now_ns >= dev->half_ns && !vfmig_sabotage("dev-drain-waits-for-faults")) {
-        dev->half_ns = UINT64_MAX;
-        add(out, VFMIG_DEV_ACT_DRAIN_ABORT);
-    }
+    if (now_ns >= dev->deadline_ns && !vfmig_sabotage("dev-drain-no-deadline"))
+        finish(dev, out, -ETIMEDOUT);
 }
 
 int vfmig_dev_init(struct vfmig_dev *dev, uint32_t features, uint64_t drain_timeout_ns)

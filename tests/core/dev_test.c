@@ -342,6 +342,26 @@ static void a_drain_that_takes_too_long_leaves_the_old_state(void **state)
     }
 }
 
+/* A tick that comes after the deadline (a busy host) aborts first, and then gives as long again. */
+static void a_late_tick_still_aborts_before_it_gives_up(void **state)
+{
+    struct rig rig;
+
+    rig_start(&rig, ALL, TIMEOUT);
+    rig_ask(&rig, VFMIG_DEV_EVENT_WRITE_V1, R | N, 7);
+    rig.now += 3 * TIMEOUT;
+    rig_ask(&rig, VFMIG_DEV_EVENT_TICK, 0, 0);
+    assert_string_equal(rig.trace, "f(Da");
+    assert_int_equal(vfmig_dev_deadline(&rig.dev), rig.now + TIMEOUT / 2);
+    rig.now += TIMEOUT / 2 - 1;
+    rig_ask(&rig, VFMIG_DEV_EVENT_TICK, 0, 0);
+    assert_int_equal(rig.replies, 0);
+    rig.now += 1;
+    rig_ask(&rig, VFMIG_DEV_EVENT_TICK, 0, 0);
+    assert_int_equal(rig.reply_err[0], -ETIMEDOUT);
+    assert_int_equal(vfmig_dev_bits(&rig.dev), R);
+}
+
 static void aborting_the_fault_half_way_lets_the_drain_end_in_time(void **state)
 {
     struct rig rig;
@@ -454,6 +474,7 @@ int main(void)
         cmocka_unit_test(resets_join_up_to_a_limit),
         cmocka_unit_test(a_second_write_meets_ebusy),
         cmocka_unit_test(a_drain_that_takes_too_long_leaves_the_old_state),
+        cmocka_unit_test(a_late_tick_still_aborts_before_it_gives_up),
         cmocka_unit_test(aborting_the_fault_half_way_lets_the_drain_end_in_time),
         cmocka_unit_test(a_deadline_beyond_the_end_of_time_is_far_away),
         cmocka_unit_test(a_lost_owner_leaves_a_fresh_device),
