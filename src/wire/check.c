@@ -187,7 +187,7 @@ static struct verdict check_dirty_pages(const struct vfmig_user_msg *msg, uint32
         return WRONG(EINVAL, "not exactly one flag");
     if (msg->size != SIZE(dirty_pages) + (get ? SIZE(dirty_range) : 0))
         return WRONG(EINVAL, "size does not fit the flags");
-    if (dirty->argsz < SIZE(dirty_pages))
+    if (dirty->argsz < SIZE(dirty_pages) + (get ? SIZE(dirty_range) : 0))
         return WRONG(EINVAL, "argsz too small");
     if (get && range->bitmap.size > max_data)
         return WRONG(E2BIG, "bitmap above the limit");
