@@ -311,6 +311,13 @@ static int check_unmap_bitmap(const struct client *c, const struct vfmig_user_dm
     return bytes > c->client_max_data ? -E2BIG : 0;
 }
 
+static void unmap_all(struct vfmig_device *dev)
+{
+    for (uint32_t i = 0; i < dev->dma.count; i++)
+        log_unmapped(dev, dev->dma.list[i].iova, dev->dma.list[i].size);
+    dma_map_clear(dev);
+}
+
 static int dma_unmap_command(struct client *c, struct vfmig_user_msg *msg)
 {
     struct vfmig_device *dev = c->dev;
@@ -333,7 +340,7 @@ static int dma_unmap_command(struct client *c, struct vfmig_user_msg *msg)
     if (!p)
         return -EBUSY;
     if (all)
-        dma_map_clear(dev);
+        unmap_all(dev);
     else
         r = dma_map_remove(dev, req.un.address, req.un.size);
     if (r == 0 && bits)

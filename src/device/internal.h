@@ -75,7 +75,8 @@ struct dma_message {
 
 /* One logged range. */
 struct log_range {
-    uint64_t iova, pages; /* pages of log.page bytes */
+    uint64_t iova, last;
+    uint64_t base, pages; /* of the bitmap: whole pages of the log */
     uint64_t *bitmap;
 };
 

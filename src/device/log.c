@@ -40,11 +40,6 @@ uint64_t log_bitmap_bytes(uint64_t size, uint64_t page_size)
     return (pages / 64 + (pages % 64 != 0)) * 8;
 }
 
-static uint64_t range_end(const struct dma_log *log, const struct log_range *range)
-{
-    return range->iova + ((range->pages << log->page_shift) - 1);
-}
-
 /* Index of the first range that ends at or after iova. */
 static uint32_t find(const struct dma_log *log, uint64_t iova)
 {
@@ -52,7 +47,7 @@ static uint32_t find(const struct dma_log *log, uint64_t iova)
 
     while (low < high) {
         uint32_t mid = low + (high - low) / 2;
-        if (range_end(log, &log->list[mid]) < iova)
+        if (log->list[mid].last < iova)
             low = mid + 1;
         else
             high = mid;
@@ -60,16 +55,16 @@ static uint32_t find(const struct dma_log *log, uint64_t iova)
     return low;
 }
 
-/* Writer's lock held. The range is widened to whole pages of the log. */
+/* Writer's lock held. The bits are of whole pages of the log; two ranges may lie in one. */
 static int add_range(struct dma_log *log, uint64_t iova, uint64_t size)
 {
     uint64_t mask = (UINT64_C(1) << log->page_shift) - 1;
-    uint64_t first = iova & ~mask;
-    uint64_t pages = ((iova + (size - 1)) >> log->page_shift) - (first >> log->page_shift) + 1;
+    uint64_t base = iova & ~mask, end = iova + (size - 1);
+    uint64_t pages = (end >> log->page_shift) - (base >> log->page_shift) + 1;
     uint64_t bytes = vfmig_bitmap_words(pages) * 8;
-    uint32_t at = find(log, first);
+    uint32_t at = find(log, iova);
 
-    if (at < log->count && log->list[at].iova <= iova + (size - 1))
+    if (at < log->count && log->list[at].iova <= end)
         return -EINVAL;
     if (log->count == LOG_RANGES_MAX || bytes > LOG_BYTES_MAX - log->bytes)
         return -E2BIG;
@@ -85,7 +80,7 @@ static int add_range(struct dma_log *log, uint64_t iova, uint64_t size)
     if (!bitmap)
         return -ENOMEM;
     memmove(&log->list[at + 1], &log->list[at], (log->count - at) * sizeof(log->list[0]));
-    log->list[at] = (struct log_range){first, pages, bitmap};
+    log->list[at] = (struct log_range){iova, end, base, pages, bitmap};
     log->count++;
     log->bytes += bytes;
     return 0;
@@ -151,9 +146,8 @@ void log_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size)
         const struct log_range *range = &log->list[i];
         if (range->iova > last)
             break;
-        uint64_t from = iova > range->iova ? iova - range->iova : 0;
-        uint64_t to = last < range_end(log, range) ? last - range->iova
-                                                   : (range->pages << log->page_shift) - 1;
+        uint64_t from = (iova > range->iova ? iova : range->iova) - range->base;
+        uint64_t to = (last < range->last ? last : range->last) - range->base;
         uint64_t first = from >> log->page_shift;
         vfmig_bitmap_set_range_atomic(range->bitmap, first, (to >> log->page_shift) - first + 1);
     }
@@ -179,7 +173,7 @@ void log_unmapped(struct vfmig_device *dev, uint64_t iova, uint64_t size)
 
     pthread_rwlock_wrlock(&log->lock);
     uint32_t at = log->mode == LOG_OFF ? log->count : find(log, iova);
-    if (log->everything && at < log->count && log->list[at].iova <= iova) {
+    if (log->everything && at < log->count && log->list[at].iova == iova) {
         log->bytes -= vfmig_bitmap_words(log->list[at].pages) * 8;
         free(log->list[at].bitmap);
         log->count--;
@@ -193,6 +187,19 @@ void log_forget(struct vfmig_device *dev)
     pthread_rwlock_wrlock(&dev->log.lock);
     forget(&dev->log);
     pthread_rwlock_unlock(&dev->log.lock);
+}
+
+/* A page of the log, as far as it lies in the range. */
+static uint64_t page_start(const struct dma_log *log, const struct log_range *range, uint64_t bit)
+{
+    uint64_t start = range->base + (bit << log->page_shift);
+    return start > range->iova ? start : range->iova;
+}
+
+static uint64_t page_end(const struct dma_log *log, const struct log_range *range, uint64_t bit)
+{
+    uint64_t end = range->base + ((bit + 1) << log->page_shift) - 1;
+    return end < range->last ? end : range->last;
 }
 
 /* Takes the run of dirty pages at bit, all of it; returns the bit behind it. */
@@ -218,16 +225,16 @@ uint32_t log_take_ranges(struct vfmig_device *dev, uint64_t *next, void *entries
     pthread_rwlock_rdlock(&log->lock);
     for (uint32_t i = find(log, *next); i < log->count; i++) {
         const struct log_range *range = &log->list[i];
-        uint64_t bit = *next > range->iova ? (*next - range->iova) >> log->page_shift : 0;
+        uint64_t bit = *next > range->iova ? (*next - range->base) >> log->page_shift : 0;
         while ((bit = vfmig_bitmap_next(range->bitmap, range->pages, bit)) < range->pages) {
-            *next = range->iova + (bit << log->page_shift);
+            *next = page_start(log, range, bit);
             if (count == room) {
                 *ret_more = true;
                 goto out;
             }
             bit = take_run(range, bit);
             to[count].iova = *next;
-            to[count++].length = range->iova + (bit << log->page_shift) - *next;
+            to[count++].length = page_end(log, range, bit - 1) - *next + 1;
         }
     }
 out:
@@ -243,43 +250,58 @@ struct view {
     uint64_t *bitmap;
 };
 
-/* One page of the log is dirty: sets what it overlaps in the report. */
-static void put_page(const struct view *view, uint64_t page_iova, uint64_t page_size)
+/* [from, to] is dirty: sets what it overlaps in the report. */
+static void put_page(const struct view *view, uint64_t from, uint64_t to)
 {
-    uint64_t from = page_iova > view->iova ? page_iova : view->iova;
-    uint64_t to = page_iova + (page_size - 1);
-
+    from = from > view->iova ? from : view->iova;
     to = to < view->last ? to : view->last;
     uint64_t first = (from - view->iova) >> view->shift;
     vfmig_bitmap_set_range(view->bitmap, first, ((to - view->iova) >> view->shift) - first + 1);
 }
 
-/* Takes the bits [first, last] of one range, a word at a time. */
-static void take_range(const struct dma_log *log, const struct log_range *range, uint64_t first,
-                       uint64_t last, const struct view *view)
+/* Bits [first, last] as far as they are in word w. */
+static uint64_t word_mask(uint64_t w, uint64_t first, uint64_t last)
 {
-    uint64_t page_size = UINT64_C(1) << log->page_shift;
-    bool same = view->shift == log->page_shift && range->iova + (first << log->page_shift) ==
-                                                      view->iova && first % 64 == 0;
+    uint64_t mask = first <= last && w >= first / 64 && w <= last / 64 ? ~UINT64_C(0) : 0;
 
+    if (w == first / 64)
+        mask &= ~UINT64_C(0) << (first % 64);
+    if (w == last / 64)
+        mask &= ~UINT64_C(0) >> (63 - last % 64);
+    return mask;
+}
+
+/* Takes what a report sees of one range, a word at a time. A page of the log that the report ends
+ * in the middle of is reported and stays dirty: the other part of it is still due. */
+static void take_range(const struct dma_log *log, const struct log_range *range,
+                       const struct view *view)
+{
+    uint64_t from = view->iova > range->iova ? view->iova : range->iova;
+    uint64_t to = view->last < range->last ? view->last : range->last;
+    uint64_t first = (from - range->base) >> log->page_shift, whole_first = first;
+    uint64_t last = (to - range->base) >> log->page_shift, whole_end = last + 1;
+    bool same = view->shift == log->page_shift && first % 64 == 0 &&
+                range->base + (first << log->page_shift) == view->iova;
+
+    if (page_start(log, range, first) < view->iova)
+        whole_first++;
+    if (page_end(log, range, last) > view->last)
+        whole_end--;
     for (uint64_t w = first / 64; w <= last / 64; w++) {
-        uint64_t mask = ~UINT64_C(0);
-        if (w == first / 64)
-            mask &= ~UINT64_C(0) << (first % 64);
-        if (w == last / 64)
-            mask &= ~UINT64_C(0) >> (63 - last % 64);
+        uint64_t mask = word_mask(w, first, last);
+        uint64_t clear = whole_first < whole_end ? word_mask(w, whole_first, whole_end - 1) : 0;
         uint64_t word = __atomic_load_n(&range->bitmap[w], __ATOMIC_RELAXED) & mask;
         if (!word)
             continue;
         if (!vfmig_sabotage("log-not-cleared"))
-            word = __atomic_fetch_and(&range->bitmap[w], ~mask, __ATOMIC_ACQ_REL) & mask;
+            word = __atomic_fetch_and(&range->bitmap[w], ~clear, __ATOMIC_ACQ_REL) & mask;
         if (same) {
             view->bitmap[w - first / 64] |= word;
             continue;
         }
         for (; word; word &= word - 1) {
             uint64_t bit = w * 64 + (uint64_t)__builtin_ctzll(word);
-            put_page(view, range->iova + (bit << log->page_shift), page_size);
+            put_page(view, page_start(log, range, bit), page_end(log, range, bit));
         }
     }
 }
@@ -295,10 +317,7 @@ int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t 
     struct view view = {iova, iova + (size - 1), (uint32_t)__builtin_ctzll(page_size), bitmap};
     pthread_rwlock_rdlock(&log->lock);
     for (uint32_t i = find(log, iova); i < log->count && log->list[i].iova <= view.last; i++) {
-        const struct log_range *range = &log->list[i];
-        uint64_t end = range_end(log, range) < view.last ? range_end(log, range) : view.last;
-        uint64_t first = iova > range->iova ? (iova - range->iova) >> log->page_shift : 0;
-        take_range(log, range, first, (end - range->iova) >> log->page_shift, &view);
+        take_range(log, &log->list[i], &view);
         any = true;
     }
     pthread_rwlock_unlock(&log->lock);
