@@ -16,7 +16,7 @@ COMMON = {"deadline": None, "database": None, "print_blob": True,
           "suppress_health_check": list(hypothesis.HealthCheck)}
 hypothesis.settings.register_profile("check", derandomize=True, max_examples=25,
                                      stateful_step_count=30, **COMMON)
-hypothesis.settings.register_profile("long", max_examples=2000, stateful_step_count=80, **COMMON)
+hypothesis.settings.register_profile("long", max_examples=400, stateful_step_count=60, **COMMON)
 hypothesis.settings.load_profile(os.environ.get("VFMIG_BEHAVIOUR", "check"))
 
 

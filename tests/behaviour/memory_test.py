@@ -15,6 +15,7 @@ import pytest
 import states
 import wire
 from cases import INFO, IOVA
+from states import N, R, S
 
 PAGE = 4096
 RING = 0x10000000
@@ -85,6 +86,15 @@ def test_map_up_to_the_last_byte_of_the_address_space(client, memory):
 def test_map_that_wraps_or_is_empty_is_einval(client, memory, address, size, offset):
     client.fails(errno.EINVAL, wire.DMA_MAP, wire.dma_map(address, size, offset=offset), [memory.fd])
     client.fails(errno.EINVAL, wire.DMA_MAP, wire.dma_map(address, size, offset=offset))
+
+
+def test_map_has_no_size_limit_of_its_own(client):
+    """Above 8 TiB too; what is too large to be mapped says so."""
+    client.ok(wire.DMA_MAP, wire.dma_map(0, 1 << 60))
+    client.fails(errno.EEXIST, wire.DMA_MAP, wire.dma_map((1 << 60) - 1, PAGE))
+    with guest.Memory(PAGE) as memory:
+        client.fails(errno.ENOMEM, wire.DMA_MAP, wire.dma_map(1 << 60, 1 << 60), [memory.fd])
+    client.ok(wire.DMA_MAP, wire.dma_map(1 << 60, 1 << 60))
 
 
 @pytest.mark.parametrize("flags", [4, 8, 16, 1 << 31, 3 | 16])
@@ -180,8 +190,8 @@ def test_unmap_echoes_and_the_memory_is_gone(server, client, memory, ring):
 
 
 @pytest.mark.parametrize("iova, size", [
-    (IOVA, PAGE), (IOVA, 65 * PAGE), (IOVA + PAGE, 63 * PAGE), (IOVA + 1, 64 * PAGE), (IOVA - PAGE, 65 * PAGE),
-    (0, PAGE), (IOVA + 64 * PAGE, PAGE)])
+    (IOVA, PAGE), (IOVA, 65 * PAGE), (IOVA + PAGE, 63 * PAGE), (IOVA + 1, 64 * PAGE),
+    (IOVA - PAGE, 65 * PAGE), (0, PAGE), (IOVA + 64 * PAGE, PAGE)])
 def test_unmap_must_match_a_mapping_exactly(server, client, memory, iova, size):
     guest.map_memory(client, memory, IOVA)
     client.fails(errno.ENOENT, wire.DMA_UNMAP, wire.dma_unmap(iova, size))
@@ -285,6 +295,28 @@ def test_dma_does_not_start_in_a_quiet_state(client, memory, ring, state):
         assert client.set_state(states.RUNNING) == 0
         assert ring.result() == (guest.DONE, 0, 1)
         assert memory[:64] == guest.filled(1, 64)
+
+
+@pytest.mark.parametrize("way", [
+    [N | R, 0, N | R], [N | R, S, N | R], [N | R, 0, N, N | R], [S | N | R, S, N | R], [N | R, S | N | R],
+    [S | N | R, S, 0, N | R], [N | R, S | N, 0, S, N | R]], ids=str)
+def test_dma_does_not_start_between_quiet_states(client, memory, ring, way):
+    """The gate stays shut throughout (X9), interrupts stay latched."""
+    vectors = guest.Vectors(client)
+    vectors.attach(0, 4)
+    guest.map_memory(client, memory, IOVA)
+    assert client.set_bits(way[0]) == 0
+    ring.queue(guest.FILL, dst=IOVA, length=64, pattern=1, vector=1)
+    ring.ring_bell()
+    vectors.fire(2, 1)
+    for bits in way[1:]:
+        assert client.set_bits(bits) == 0
+        assert ring.result() == (0, 0, 0) and memory[:64] == bytes(64)
+        assert vectors.taken() == [0, 0, 0, 0]
+    assert client.set_bits(R) == 0
+    assert ring.result() == (guest.DONE, 0, 1) and memory[:64] == guest.filled(1, 64)
+    assert vectors.taken() == [0, 1, 1, 0]
+    vectors.close()
 
 
 def test_descriptors_are_finished_before_a_state_write_is_answered(client, memory, ring):

@@ -197,7 +197,7 @@ def test_default_of_max_data_xfer_size_is_one_mebibyte(server):
 
 def test_larger_max_data_xfer_size_is_told_and_used(servers):
     """A server that takes more than the default says so; what goes out is bounded by the client."""
-    server = servers("dma", "--max-data", "4M", "--state-pad", "8M")
+    server = servers("dma", "--max-data", "4M", "--state-size", "8M")
     client, caps = agreed(server, max_data_xfer_size=64 << 20)
     assert caps["max_data_xfer_size"] == 4 << 20
     assert client.set_state(3) == 0

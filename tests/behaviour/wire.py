@@ -102,8 +102,7 @@ def bitmap_bytes(length, page_size):
 
 def bits_of(bitmap):
     """Numbers of the bits that are set."""
-    value = int.from_bytes(bitmap, "little")
-    return {bit for bit in range(value.bit_length()) if value >> bit & 1}
+    return {8 * at + bit for at, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1}
 
 
 class Closed(Exception):
