@@ -242,7 +242,10 @@ void vfmig_source_status(struct vfmig_source *source, struct vfmig_progress *ret
 /* Until the state is no longer ACTIVE: 0, or the code of progress.error when it is not COMPLETED;
  * -ETIMEDOUT. UINT64_MAX waits for ever. */
 int vfmig_source_wait(struct vfmig_source *source, uint64_t timeout_ns, struct vfmig_error *reterr);
-/* Cancels what can be cancelled, joins all threads. NULL is fine. The guest is left as it is. */
+/* For a process that ends: cancels, and what cannot be decided here any more is left to the journal
+ * (UNDECIDED), so that every wait ends. Nothing but status and free may follow. */
+void vfmig_source_quit(struct vfmig_source *source);
+/* Quits, joins all threads. NULL is fine. The guest is left as it is. */
 void vfmig_source_free(struct vfmig_source *source);
 
 /* --- Destination --- */
@@ -263,6 +266,9 @@ int vfmig_destination_wait(struct vfmig_destination *destination, uint64_t timeo
                            struct vfmig_error *reterr);
 /* Refuses what can be refused and stops listening. */
 void vfmig_destination_cancel(struct vfmig_destination *destination);
+/* For a process that ends: cancels, gives a source that still has the guest a moment to take it back,
+ * and ends every wait (-ECANCELED). Nothing but status and free may follow. */
+void vfmig_destination_quit(struct vfmig_destination *destination);
 /* The bound TCP port, for "tcp:HOST:0"; 0 for a unix socket. */
 uint16_t vfmig_destination_port(const struct vfmig_destination *destination);
 /* Keeps answering a source that asks for the outcome until then. NULL is fine. */

@@ -15,6 +15,7 @@
 
 #define RETRY_NS UINT64_C(1000000000)
 #define CLOSE_NS UINT64_C(2000000000) /* how long a refused source may take to hang up */
+#define LEAVE_NS UINT64_C(2000000000) /* how long one may take to take its guest back */
 
 static struct vfmig_destination *of(struct engine *e)
 {
@@ -395,6 +396,30 @@ static void message(struct engine *e, const struct engine_event *event)
         failed(e);
 }
 
+/* The guest or its only copy may be here: no unwinding changes that. A process that came back after
+ * a crash has neither. */
+static bool undecided(const struct engine *e)
+{
+    uint8_t state = e->handover.state;
+
+    return e->handover.memory && (state == VFMIG_HO_DST_GRANTED || state == VFMIG_HO_DST_FENCED ||
+                                  state == VFMIG_HO_DST_RUNNING);
+}
+
+/* What may still be handed back: a source that is there answers soon. */
+static bool may_be_taken_back(const struct engine *e)
+{
+    return e->handover.state == VFMIG_HO_DST_GRANTED && e->handover.memory && e->linked;
+}
+
+static void quit(struct engine *e)
+{
+    e->quit = true;
+    cancel(e);
+    if (may_be_taken_back(e))
+        e->give_up_at_ns = vfmig_now_ns() + LEAVE_NS;
+}
+
 static void handle(struct engine *e, const struct engine_event *event)
 {
     switch (event->kind) {
@@ -419,22 +444,11 @@ static void handle(struct engine *e, const struct engine_event *event)
         cancel(e);
         break;
     case ENGINE_EVENT_QUIT:
-        e->quit = true;
-        cancel(e);
+        quit(e);
         break;
     default:
         break;
     }
-}
-
-/* The guest or its only copy may be here: no unwinding changes that. A process that came back after
- * a crash has neither. */
-static bool undecided(const struct engine *e)
-{
-    uint8_t state = e->handover.state;
-
-    return e->handover.memory && (state == VFMIG_HO_DST_GRANTED || state == VFMIG_HO_DST_FENCED ||
-                                  state == VFMIG_HO_DST_RUNNING);
 }
 
 static void on_time(struct engine *e)
@@ -449,12 +463,13 @@ static void on_time(struct engine *e)
         engine_handover(e, VFMIG_HO_EVENT_RETRY);
     if (!e->retry_at_ns && e->handover_active && vfmig_handover_waits(&e->handover))
         e->retry_at_ns = now + RETRY_NS;
-    if (engine_due(&e->give_up_at_ns, now) && e->closing)
+    bool gave_up = engine_due(&e->give_up_at_ns, now);
+    if (gave_up && e->closing)
         close_attempt(e);
     engine_beat(e, now);
     if (e->cancelled && !of(e)->ended && !e->flow_active && !undecided(e))
         end_wait(e, VFMIG_MIGRATE_CANCELLED);
-    if (e->quit && (!e->flow_active || undecided(e)))
+    if (e->quit && (!e->flow_active || (undecided(e) && (gave_up || !may_be_taken_back(e)))))
         e->finished = true;
 }
 
@@ -469,6 +484,8 @@ static void *destination_main(void *arg)
             handle(e, &event);
         on_time(e);
     }
+    if (!destination->ended)
+        end_wait(e, undecided(e) ? VFMIG_MIGRATE_UNDECIDED : VFMIG_MIGRATE_CANCELLED);
     atomic_store(&e->abort, true);
     if (e->flow_active)
         engine_link_shutdown(e);
@@ -570,7 +587,7 @@ int vfmig_destination_wait(struct vfmig_destination *destination, uint64_t timeo
         ret = e->progress.error.code ? e->progress.error.code : -EIO;
         if (reterr)
             *reterr = e->progress.error;
-    } else if (e->progress.state == VFMIG_MIGRATE_CANCELLED) {
+    } else if (e->progress.state != VFMIG_MIGRATE_COMPLETED) {
         ret = vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
                               "the destination was cancelled");
     }
@@ -581,6 +598,11 @@ int vfmig_destination_wait(struct vfmig_destination *destination, uint64_t timeo
 void vfmig_destination_cancel(struct vfmig_destination *destination)
 {
     engine_post(&destination->e, &(struct engine_event){.kind = ENGINE_EVENT_CANCEL});
+}
+
+void vfmig_destination_quit(struct vfmig_destination *destination)
+{
+    engine_post(&destination->e, &(struct engine_event){.kind = ENGINE_EVENT_QUIT});
 }
 
 uint16_t vfmig_destination_port(const struct vfmig_destination *destination)
@@ -606,7 +628,7 @@ void vfmig_destination_free(struct vfmig_destination *destination)
         pthread_cond_signal(&destination->arrival_wake);
         pthread_mutex_unlock(&destination->arrival_lock);
         pthread_join(destination->acceptor, NULL);
-        engine_post(&destination->e, &(struct engine_event){.kind = ENGINE_EVENT_QUIT});
+        vfmig_destination_quit(destination);
         pthread_join(destination->e.control, NULL);
     }
     arrival_free(destination->arrival);

@@ -295,8 +295,10 @@ static void on_time(struct engine *e)
         e->finished |= !vfmig_handover_waits(&e->handover);
     if (e->quit && !e->flow_active)
         e->finished = true;
-    if (e->quit && e->handover.state == VFMIG_HO_SRC_GRANTED)
-        e->finished = true; /* nothing here may decide it: the journal stands */
+    /* Nothing here may decide it: the journal stands. */
+    if (e->quit && (e->handover.state == VFMIG_HO_SRC_GRANTED ||
+                    e->handover.state == VFMIG_HO_SRC_ABORTING))
+        e->finished = true;
 }
 
 /* --- the attempt --- */
@@ -370,6 +372,8 @@ static void *source_main(void *arg)
             handle(e, &event);
         on_time(e);
     }
+    if (e->progress.state == VFMIG_MIGRATE_ACTIVE)
+        engine_state(e, VFMIG_MIGRATE_UNDECIDED);
     engine_workers_stop(e);
     engine_count_bytes(e);
     engine_link_free(e, /* bye= */ true);
@@ -480,13 +484,18 @@ int vfmig_source_resolve(struct vfmig_source *source, const struct vfmig_resolve
     return engine_resolve(&source->e, request, reterr);
 }
 
+void vfmig_source_quit(struct vfmig_source *source)
+{
+    vfmig_source_cancel(source);
+    engine_post(&source->e, &(struct engine_event){.kind = ENGINE_EVENT_QUIT});
+}
+
 void vfmig_source_free(struct vfmig_source *source)
 {
     if (!source)
         return;
     if (source->started) {
-        vfmig_source_cancel(source);
-        engine_post(&source->e, &(struct engine_event){.kind = ENGINE_EVENT_QUIT});
+        vfmig_source_quit(source);
         pthread_join(source->e.control, NULL);
     }
     engine_done(&source->e);

@@ -326,9 +326,9 @@ void vmm_migration_done(struct vfmig_vmm *vmm)
     if (!migration->vm.ops)
         return;
     if (migration->source)
-        vfmig_source_cancel(migration->source);
+        vfmig_source_quit(migration->source);
     if (migration->destination)
-        vfmig_destination_cancel(migration->destination);
+        vfmig_destination_quit(migration->destination);
     if (migration->watching)
         pthread_join(migration->watcher, NULL);
     vfmig_source_free(migration->source);
