@@ -21,12 +21,20 @@ bool vfmig_sabotage(const char *name)
     return false;
 }
 
-void vfmig_sabotage_kill(const char *when, const char *what)
+bool vfmig_sabotage_on(const char *verb, const char *what)
 {
     char name[64];
 
-    snprintf(name, sizeof(name), "kill-%s-%s", when, what);
-    if (vfmig_sabotage(name))
+    snprintf(name, sizeof(name), "%s-%s", verb, what);
+    return vfmig_sabotage(name);
+}
+
+void vfmig_sabotage_kill(const char *when, const char *what)
+{
+    char verb[64];
+
+    snprintf(verb, sizeof(verb), "kill-%s", when);
+    if (vfmig_sabotage_on(verb, what))
         raise(SIGKILL);
 }
 #else

@@ -187,6 +187,8 @@ static void send_message(struct engine *e, const struct vfmig_ho_msg *msg)
     struct vfmig_error error = {0};
     int ret;
 
+    if (vfmig_sabotage_on("lose", vfmig_ho_msg_name(msg->kind)))
+        return;
     if (msg->kind == VFMIG_HO_MSG_REFUSED && e->failure.code)
         (void)engine_send_progress(e, PROGRESS_REASON, e->failure.text, strlen(e->failure.text));
     vfmig_sabotage_kill("before-send", vfmig_ho_msg_name(msg->kind));

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from world import VFMIG, World, assert_guest_lives, wait_until
+from world import VFMIG, World, assert_guest_lives, have_kvm, wait_until
 
 GUEST = ("--working-set", "8M", "--dirty-rate", "10M")
 
@@ -95,12 +95,12 @@ def runs(vm):
     return vm("query-status")["running"]
 
 
-def crash(world, side, where, expected):
+def crash(world, side, where, expected, accel):
     kill = f"kill-{where}"
-    source = world.vm("a", *GUEST, devices=[world.device("dev-a")],
+    source = world.vm("a", *GUEST, accel=accel, devices=[world.device("dev-a")],
                       sabotage=kill if side == "source" else None)
     world.target_device = world.device("dev-b")
-    target = world.vm("b", devices=[world.target_device], incoming=world.uri(),
+    target = world.vm("b", accel=accel, devices=[world.target_device], incoming=world.uri(),
                       sabotage=kill if side == "destination" else None)
     assert_guest_lives(source)
     mover = subprocess.Popen([VFMIG, "migrate", "--qmp", source.path, "--downtime-limit", "2000",
@@ -200,9 +200,9 @@ def settle_without_target(source, target, seen):
         assert_guest_lives(source)
 
 
-def settle_by_reconnection(world, source, target, seen):
+def settle_by_reconnection(world, source, target, seen, accel):
     """The destination's process comes back with the same journal: they settle it by themselves."""
-    again = world.restart(target, devices=[world.target_device], incoming=world.uri())
+    again = world.restart(target, accel=accel, devices=[world.target_device], incoming=world.uri())
     if seen in ("RESUMED/none", "RELEASED/RUNNING"):
         pass  # nothing is left to be said
     elif seen == "GRANT-SENT/RUNNING":
@@ -219,30 +219,47 @@ def settle_by_reconnection(world, source, target, seen):
         assert_guest_lives(source)
 
 
-def play(side, where, how):
+def play(side, where, how, accel):
     with World() as world:
         expected = (SOURCE_DIES if side == "source" else DESTINATION_DIES)[where]
-        source, target, seen = crash(world, side, where, expected)
+        source, target, seen = crash(world, side, where, expected, accel)
         if side == "source":
             settle_without_source(world, source, target, seen)
         elif how == "resolve":
             settle_without_target(source, target, seen)
         else:
-            settle_by_reconnection(world, source, target, seen)
+            settle_by_reconnection(world, source, target, seen, accel)
 
 
-CASES = [("source", where, "resolve") for where in SOURCE_DIES] + \
-        [("destination", where, how) for how in ("resolve", "reconnection")
+CASES = [("source", where, "resolve", "none") for where in SOURCE_DIES] + \
+        [("destination", where, how, "none") for how in ("resolve", "reconnection")
          for where in DESTINATION_DIES]
+# What depends on how vCPUs run: they stop, stand, and run on at either side.
+KVM_CASES = [
+    ("source", "after-OFFERED", "resolve", "kvm"),
+    ("source", "before-GRANT-SENT", "resolve", "kvm"),
+    ("source", "after-GRANT-SENT", "resolve", "kvm"),
+    ("source", "before-RELEASED", "resolve", "kvm"),
+    ("destination", "after-READY", "resolve", "kvm"),
+    ("destination", "after-GRANTED", "resolve", "kvm"),
+    ("destination", "after-GRANTED", "reconnection", "kvm"),
+    ("destination", "after-RUNNING", "resolve", "kvm"),
+]
 
 
 @pytest.fixture(scope="module")
 def played():
     """All of them, two at a time."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        yield {case: pool.submit(play, *case) for case in CASES}
+        yield {case: pool.submit(play, *case) for case in CASES + (KVM_CASES if have_kvm() else [])}
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_kill(played, case):
+    played[case].result()
+
+
+@pytest.mark.skipif(not have_kvm(), reason="no KVM")
+@pytest.mark.parametrize("case", KVM_CASES, ids="-".join)
+def test_kill_on_kvm(played, case):
     played[case].result()
