@@ -382,6 +382,7 @@ void vfmig_vmm_free(struct vfmig_vmm *vmm)
     vmm_emit(vmm, "SHUTDOWN", NULL);
     vmm_migration_done(vmm);
     vfmig_qmp_stop(vmm->qmp);
+    vmm_migration_forget(vmm);
     vfmig_machine_free(vmm->machine);
     for (uint32_t i = 0; i < vmm->device_count; i++)
         vfmig_pci_done(&vmm->pci[i]);

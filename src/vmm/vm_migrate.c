@@ -325,17 +325,32 @@ void vmm_migration_done(struct vfmig_vmm *vmm)
 
     if (!migration->vm.ops)
         return;
+    /* QMP is still served, for the events of the end: it finds nothing to ask about any more. */
+    pthread_mutex_lock(&migration->lock);
+    migration->ending = true;
     if (migration->source)
         vfmig_source_quit(migration->source);
     if (migration->destination)
         vfmig_destination_quit(migration->destination);
+    pthread_mutex_unlock(&migration->lock);
     if (migration->watching)
         pthread_join(migration->watcher, NULL);
-    vfmig_source_free(migration->source);
-    vfmig_destination_free(migration->destination);
+    pthread_mutex_lock(&migration->lock);
+    struct vfmig_source *source = migration->source;
+    struct vfmig_destination *destination = migration->destination;
+    migration->source = NULL;
+    migration->destination = NULL;
+    pthread_mutex_unlock(&migration->lock);
+    vfmig_source_free(source);
+    vfmig_destination_free(destination);
     for (uint32_t i = 0; i < migration->owned_trackers; i++)
         migration->trackers[i]->ops->free(migration->trackers[i]);
-    pthread_mutex_destroy(&migration->lock);
+}
+
+void vmm_migration_forget(struct vfmig_vmm *vmm)
+{
+    if (vmm->migration.vm.ops)
+        pthread_mutex_destroy(&vmm->migration.lock);
 }
 
 /* --- outgoing --- */
@@ -371,7 +386,9 @@ static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     struct vfmig_progress progress;
     const char *why = NULL;
 
-    if (!vmm->migration.options.journal_dir)
+    if (vmm->migration.ending)
+        why = "the VMM is about to end";
+    else if (!vmm->migration.options.journal_dir)
         why = "the VMM has no journal; start it with --journal DIR";
     pthread_mutex_lock(&vmm->lock);
     if (vmm->run_state == VMM_POSTMIGRATE)

@@ -77,8 +77,10 @@ void vmm_emit(struct vfmig_vmm *vmm, const char *event, struct json_object *data
 /* Trackers and callbacks; listens when the configuration says incoming. */
 int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
                        struct vfmig_error *reterr);
-/* Cancels what can be cancelled, waits for what cannot. */
+/* Cancels what can be cancelled, and ends; QMP may go on asking. */
 void vmm_migration_done(struct vfmig_vmm *vmm);
+/* After QMP has ended. */
+void vmm_migration_forget(struct vfmig_vmm *vmm);
 
 /* The last or current migration of either direction; state NONE when there was none. */
 void vmm_migration_status(struct vfmig_vmm *vmm, struct vfmig_progress *ret_progress);

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A running guest with a device moves between two processes, and the ways in which it does not."""
+import concurrent.futures
 import json
 import signal
 
 import pytest
 
-from world import (QmpError, World, assert_guest_lives, have_kvm, heartbeats, migrate,
+from world import (Qmp, QmpError, World, assert_guest_lives, have_kvm, heartbeats, migrate,
                    migrate_slowly, wait_until)
 
 GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
@@ -71,6 +72,29 @@ def test_a_cancelled_migration_leaves_the_guest_running(world):
     assert_guest_lives(source)
     result = migrate(source, world.uri(), "--downtime-limit", "2000")
     assert result.returncode == 0, result.stderr
+
+
+def ask_until_it_ends(path):
+    try:
+        asking = Qmp(path)
+        while True:
+            asking("query-migrate")
+    except (OSError, ValueError):  # it has ended
+        pass
+
+
+def test_a_vmm_ends_while_it_is_asked_about_its_migration(world):
+    source, target = pair(world)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(ask_until_it_ends, qmp.path) for qmp in (source, target) * 3]
+        process = migrate_slowly(source, world.uri())
+        for qmp in (source, target):
+            qmp.process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode in (1, 5)  # unwound, or it cannot know
+        assert [qmp.process.wait(60) for qmp in (source, target)] == [0, 0]
+        for future in asked:
+            future.result()
 
 
 def test_an_address_where_nobody_listens(world):
