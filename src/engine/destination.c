@@ -214,7 +214,7 @@ static void asked_again(struct engine *e, struct arrival *arrival)
         engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
     }
     arrival->count = 0;
-    if (engine_link_new(e, arrival->channels, count, count, NULL, destination_on_record, &error))
+    if (engine_link_new(e, arrival->channels, count, count, NULL, destination_on_question, &error))
         return;
     engine_trace(e, "link-up", NULL);
     if (e->progress.state == VFMIG_MIGRATE_UNDECIDED)

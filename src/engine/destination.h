@@ -40,5 +40,8 @@ int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *ret
 int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
                         struct vfmig_error *reterr);
 int destination_on_record(void *user, const struct vfmig_record *record, struct vfmig_error *reterr);
+/* Of a link that only asks for the outcome: nothing of an attempt is there to take data. */
+int destination_on_question(void *user, const struct vfmig_record *record,
+                            struct vfmig_error *reterr);
 
 #endif

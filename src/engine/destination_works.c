@@ -136,10 +136,18 @@ static int vm_state(struct engine *e, const struct vfmig_record *record, struct 
     return ret;
 }
 
+int destination_on_question(void *user, const struct vfmig_record *record, struct vfmig_error *reterr)
+{
+    int ret = engine_common_record(user, record, reterr);
+
+    return ret <= 0 ? ret
+                    : vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record->tag,
+                                      "the source sent %s", vfmig_record_info(record->tag)->name);
+}
+
 int destination_on_record(void *user, const struct vfmig_record *record, struct vfmig_error *reterr)
 {
     struct engine *e = user;
-    int ret;
 
     switch (record->tag) {
     case VFMIG_RECORD_DEVDATA:
@@ -149,10 +157,7 @@ int destination_on_record(void *user, const struct vfmig_record *record, struct 
     case VFMIG_RECORD_VMSTATE:
         return vm_state(e, record, reterr);
     default:
-        ret = engine_common_record(e, record, reterr);
-        return ret <= 0 ? ret
-                        : vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record->tag,
-                                          "the source sent %s", vfmig_record_info(record->tag)->name);
+        return destination_on_question(user, record, reterr);
     }
 }
 
