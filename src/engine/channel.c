@@ -116,6 +116,11 @@ void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_
     channel->memory = memory;
 }
 
+void vfmig_channel_set_stripes(struct vfmig_channel *channel, uint32_t count)
+{
+    channel->stripe_count = count;
+}
+
 void vfmig_channel_set_doubt(struct vfmig_channel *channel, struct vfmig_dirty_map *doubt)
 {
     channel->doubt = doubt;

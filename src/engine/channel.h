@@ -51,6 +51,9 @@ void vfmig_channel_end_sending(struct vfmig_channel *channel);
 /* Where MEMORY and ZERO records go; without it they are refused. Kept by reference. */
 void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_memory *memory);
 
+/* The pages that may come here: those of every count-th stripe (memory_mover.h). Without it, any. */
+void vfmig_channel_set_stripes(struct vfmig_channel *channel, uint32_t count);
+
 /* Where pages in doubt are noted (record.h); every channel of a migration shares it. Without it a
  * page whose CRC is wrong ends the stream. Kept by reference. */
 void vfmig_channel_set_doubt(struct vfmig_channel *channel, struct vfmig_dirty_map *doubt);

@@ -19,6 +19,7 @@ struct vfmig_channel {
     int stall_ms; /* 0: no limit */
     atomic_bool cancelled;
     const struct vfmig_memory *memory;
+    uint32_t stripe_count; /* channels that share the stripes; 0: not checked */
     struct vfmig_dirty_map *doubt;
 
     pthread_mutex_t send_lock;

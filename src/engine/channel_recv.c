@@ -14,6 +14,7 @@
 #include "base/sabotage.h"
 #include "base/zero.h"
 #include "engine/channel_private.h"
+#include "engine/memory_mover.h"
 
 /* Bytes of pages that are worth a wake-up: one costs as much as copying about so many. */
 #define PAGES_AT_ONCE (128u << 10)
@@ -204,6 +205,30 @@ static int need_memory(const struct vfmig_channel *channel, const struct vfmig_r
                            head->name, channel->index);
 }
 
+/* Copies of one page are in order only on one channel, so a page of another one's stripe is refused
+ * (docs/stream-format.md, Order). */
+static int check_stripes(const struct vfmig_channel *channel, const struct vfmig_page_run *run,
+                         const struct vfmig_record_head *head, struct vfmig_error *reterr)
+{
+    uint64_t first = run->first_page / VFMIG_STRIPE_PAGES;
+    uint64_t last = (run->first_page + run->page_count - 1) / VFMIG_STRIPE_PAGES;
+
+    if (channel->stripe_count < 2)
+        return 0;
+    for (uint32_t i = 0; i < run->block; i++) {
+        uint64_t stripes = (channel->memory->blocks[i].size / VFMIG_PAGE_SIZE +
+                            VFMIG_STRIPE_PAGES - 1) / VFMIG_STRIPE_PAGES;
+        first += stripes;
+        last += stripes;
+    }
+    if (first == last && first % channel->stripe_count == channel->index)
+        return 0;
+    return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, head->tag,
+                           "record %s on channel %u: page %" PRIu64
+                           " of block %u is in a stripe of another channel",
+                           head->name, channel->index, run->first_page, run->block);
+}
+
 /* Table and page CRCs of a MEMORY or ZERO record into channel->table and channel->runs. */
 static int receive_runs(struct vfmig_channel *channel, const struct vfmig_record_head *head,
                         uint32_t *ret_run_count, const uint8_t **ret_page_crcs,
@@ -223,6 +248,8 @@ static int receive_runs(struct vfmig_channel *channel, const struct vfmig_record
     if (rc == 0)
         rc = vfmig_runs_decode(channel->table, size, head, channel->memory, channel->runs,
                                ret_run_count, ret_page_crcs, reterr);
+    for (uint32_t i = 0; rc == 0 && i < *ret_run_count; i++)
+        rc = check_stripes(channel, &channel->runs[i], head, reterr);
     return rc;
 }
 

@@ -164,6 +164,7 @@ int vfmig_receiver_new(struct vfmig_channel *const *channels, uint32_t channel_c
         lanes[i].receiver = receiver;
         lanes[i].channel = channels[i];
         vfmig_channel_set_memory(channels[i], memory);
+        vfmig_channel_set_stripes(channels[i], channel_count);
         vfmig_channel_set_doubt(channels[i], memory ? &receiver->doubt : NULL);
     }
     for (; receiver->thread_count < channel_count; receiver->thread_count++) {

@@ -357,7 +357,7 @@ struct live {
 
 static void live_init(struct live *l, uint32_t channels, bool tcp)
 {
-    const uint64_t pages[RIG_BLOCKS] = {6 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
+    const uint64_t pages[RIG_BLOCKS] = {6 * VFMIG_STRIPE_PAGES + 9, VFMIG_STRIPE_PAGES};
     uint64_t seed = 11;
 
     memset(l, 0, sizeof(*l));
@@ -409,6 +409,46 @@ static void a_fault_on_one_channel_reaches_the_source_as_a_sentence(void **state
         assert_int_equal(vfmig_receiver_wait_end(l.source, &error), -EBADMSG);
         assert_int_equal(l.source_seen.errors, 1);
         assert_non_null(strstr(error.text, "magic"));
+        live_done(&l);
+    }
+}
+
+/* As bytes and as zero; in the first block and, by the stripes before it, in the second; whole, and
+ * only its end. */
+static void a_page_on_the_channel_of_another_stripe_is_refused(void **state)
+{
+    static const struct {
+        struct vfmig_page_run run;
+        uint32_t channel;
+        bool right;
+    } cases[] = {
+        {{0, 1, 0}, 0, true},
+        {{0, 1, 0}, 1, false},
+        {{0, 1, VFMIG_STRIPE_PAGES}, 1, true},
+        {{0, 1, VFMIG_STRIPE_PAGES}, 0, false},
+        {{0, 2, VFMIG_STRIPE_PAGES - 1}, 0, false},
+        {{1, 1, 0}, 1, true}, /* seven stripes, the last one short, are before it */
+        {{1, 1, 0}, 0, false},
+    };
+
+    for (unsigned i = 0; i < 2 * sizeof(cases) / sizeof(cases[0]); i++) {
+        const struct vfmig_page_run *run = &cases[i / 2].run;
+        uint32_t on = cases[i / 2].channel;
+        struct live l;
+        struct vfmig_error error = {0};
+
+        live_init(&l, 2, /* tcp= */ false);
+        live_receive(&l);
+        if (i % 2)
+            assert_int_equal(vfmig_channel_send_zero(l.c.source[on], run, 1, NULL), 0);
+        else
+            assert_int_equal(vfmig_channel_send_pages(l.c.source[on], &l.from.memory, run, 1, NULL), 0);
+        for (uint32_t c = 0; c < 2; c++)
+            (void)vfmig_channel_send_round(l.c.source[c], 1, NULL);
+        int rc = vfmig_receiver_wait_round(l.dest, 1, UINT64_MAX, &error);
+        assert_int_equal(rc, cases[i / 2].right ? 0 : -EBADMSG);
+        if (rc)
+            assert_non_null(strstr(error.text, "stripe of another channel"));
         live_done(&l);
     }
 }
@@ -656,6 +696,7 @@ int main(void)
         cmocka_unit_test(a_stream_altered_anywhere_is_an_error_of_the_stream),
         cmocka_unit_test(a_page_in_doubt_is_forgiven_only_if_it_comes_again),
         cmocka_unit_test(a_fault_on_one_channel_reaches_the_source_as_a_sentence),
+        cmocka_unit_test(a_page_on_the_channel_of_another_stripe_is_refused),
         cmocka_unit_test(a_peer_that_goes_away_is_an_error),
         cmocka_unit_test(a_peer_that_takes_nothing_is_an_error),
         cmocka_unit_test(cancelling_ends_a_round_between_records),
