@@ -16,11 +16,12 @@ void engine_note(struct engine *e, const struct vfmig_error *error)
     if (!error->code || e->failure.code)
         return;
     e->failure = *error;
+    engine_link_cause(e, &e->failure);
     pthread_mutex_lock(&e->status_lock);
-    e->progress.error = *error;
+    e->progress.error = e->failure;
     pthread_mutex_unlock(&e->status_lock);
-    engine_trace(e, "failure", "\"code\":%d,\"origin\":\"%s\"", error->code,
-                 vfmig_origin_name(error->origin));
+    engine_trace(e, "failure", "\"code\":%d,\"origin\":\"%s\"", e->failure.code,
+                 vfmig_origin_name(e->failure.origin));
 }
 
 /* --- flow --- */

@@ -250,6 +250,8 @@ int engine_link_new(struct engine *e, struct vfmig_channel **channels, uint32_t 
                     vfmig_record_fn on_record, struct vfmig_error *reterr);
 void engine_link_shutdown(struct engine *e); /* unblocks whoever is inside; any thread */
 void engine_link_free(struct engine *e, bool bye);
+/* That a connection broke is often a consequence: puts what the receiver found in its place. */
+void engine_link_cause(struct engine *e, struct vfmig_error *error);
 int engine_send_msg(struct engine *e, const struct vfmig_ho_msg *msg, struct vfmig_error *reterr);
 /* HANDOVER, PROGRESS and ERROR records of either side; 1: not one of them. */
 int engine_common_record(struct engine *e, const struct vfmig_record *record,

@@ -127,6 +127,15 @@ void engine_link_free(struct engine *e, bool bye)
         vfmig_channel_free(channels[i]);
 }
 
+void engine_link_cause(struct engine *e, struct vfmig_error *error)
+{
+    struct vfmig_error cause = {0};
+
+    if (error->origin == VFMIG_ORIGIN_PEER && e->receiver &&
+        vfmig_receiver_failure(e->receiver, &cause) < 0)
+        *error = cause;
+}
+
 /* --- records --- */
 
 /* A mover that is being cancelled may still sit in a send on this channel, and the guest waits: after

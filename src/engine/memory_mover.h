@@ -92,6 +92,10 @@ void vfmig_receiver_free(struct vfmig_receiver *receiver);
 int vfmig_receiver_wait_round(struct vfmig_receiver *receiver, uint64_t round, uint64_t timeout_ns,
                               struct vfmig_error *reterr);
 
+/* Why it failed, 0 when it has not; any thread. Sending fails later than this when it is the
+ * receiver that ended it. */
+int vfmig_receiver_failure(struct vfmig_receiver *receiver, struct vfmig_error *reterr);
+
 /* Until every channel said BYE (0) or one failed (its error). */
 int vfmig_receiver_wait_end(struct vfmig_receiver *receiver, struct vfmig_error *reterr);
 

@@ -291,3 +291,13 @@ int vfmig_receiver_wait_end(struct vfmig_receiver *receiver, struct vfmig_error 
     pthread_mutex_unlock(&receiver->lock);
     return rc;
 }
+
+int vfmig_receiver_failure(struct vfmig_receiver *receiver, struct vfmig_error *reterr)
+{
+    pthread_mutex_lock(&receiver->lock);
+    int rc = receiver->failed.code;
+    if (rc && reterr)
+        *reterr = receiver->failed;
+    pthread_mutex_unlock(&receiver->lock);
+    return rc;
+}
