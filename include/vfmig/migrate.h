@@ -139,7 +139,8 @@ struct vfmig_migrate_options {
     uint64_t viommu_timeout_ns; /* for the vIOMMU to become idle; 10 s */
     uint64_t stall_ns;          /* a connection on which no byte moves for so long is lost; 10 s */
     uint64_t reconnect_ns;      /* how long the source tries again once the link is lost and the
-                                   outcome open, before it reports it undecided; 10 s */
+                                   outcome open, before it reports it undecided; 10 s. A peer that
+                                   is there and does not answer has two device timeouts more */
     const char *journal_dir;    /* directory of the journal; required */
     const char *control_path;   /* put on record for `vfmig status`: the VMM's control socket */
     uint8_t migration_id[VFMIG_MIGRATION_ID_BYTES]; /* all zero: a random one */

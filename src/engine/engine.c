@@ -190,6 +190,7 @@ uint64_t engine_wakeup(const struct engine *e)
     at = earlier(at, e->retry_at_ns);
     at = earlier(at, e->give_up_at_ns);
     at = earlier(at, e->reconnect_at_ns);
+    at = earlier(at, e->answer_at_ns);
     at = earlier(at, e->beat_at_ns);
     return at ? at : UINT64_MAX;
 }

@@ -57,6 +57,9 @@ static void completed(struct engine *e)
     engine_count_bytes(e);
     engine_downtime(e);
     engine_enter_step(e, VFMIG_STEP_END);
+    pthread_mutex_lock(&e->status_lock);
+    memset(&e->progress.error, 0, sizeof(e->progress.error)); /* it came through after all */
+    pthread_mutex_unlock(&e->status_lock);
     engine_state(e, VFMIG_MIGRATE_COMPLETED);
     e->finished = true;
 }
@@ -245,12 +248,44 @@ static void try_again(struct engine *e)
 
 static void gave_up(struct engine *e)
 {
-    if (e->progress.state == VFMIG_MIGRATE_ACTIVE && e->handover.state == VFMIG_HO_SRC_RELEASED)
+    bool open = e->progress.state == VFMIG_MIGRATE_ACTIVE || e->progress.state == VFMIG_MIGRATE_UNDECIDED;
+
+    if (open && e->handover.state == VFMIG_HO_SRC_RELEASED)
         completed(e); /* without the destination's times */
     else if (e->progress.state == VFMIG_MIGRATE_ACTIVE)
         engine_state(e, VFMIG_MIGRATE_UNDECIDED);
     else if (e->progress.state != VFMIG_MIGRATE_UNDECIDED)
         e->finished = true;
+}
+
+/* The guest stands still, and a destination that is there does not answer. Before the grant that is
+ * a failure like any other; after it nobody may act on silence, so it is only told. */
+static void check_answer(struct engine *e, uint64_t now)
+{
+    struct vfmig_error error = {0};
+    uint8_t state = e->handover.state;
+    bool waits = (state == VFMIG_HO_SRC_STOPPED || state == VFMIG_HO_SRC_GRANTED) && e->linked &&
+                 e->progress.state == VFMIG_MIGRATE_ACTIVE;
+
+    if (!waits || state != e->answer_state)
+        e->answer_at_ns = 0;
+    e->answer_state = state;
+    if (!waits)
+        return;
+    /* Its devices may need all of their time, and are asked a second time if that fails. */
+    if (!e->answer_at_ns)
+        e->answer_at_ns = now + 2 * e->options.device_timeout_ns + e->options.reconnect_ns;
+    if (!engine_due(&e->answer_at_ns, now))
+        return;
+    vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
+                    state == VFMIG_HO_SRC_STOPPED
+                        ? "the destination has everything and does not say that it is ready"
+                        : "the grant was sent and the destination, which is there, does not answer");
+    engine_note(e, &error);
+    if (state == VFMIG_HO_SRC_STOPPED)
+        engine_handover(e, VFMIG_HO_EVENT_ABORT);
+    else
+        engine_state(e, VFMIG_MIGRATE_UNDECIDED);
 }
 
 /* A round that is under way when the deadline passes is not worth its end. With FORCE the switchover
@@ -274,6 +309,7 @@ static void on_time(struct engine *e)
     uint64_t now = vfmig_now_ns();
 
     check_deadline(e, now);
+    check_answer(e, now);
     if (e->flow_active && e->flow.deadline_ns && now >= e->flow.deadline_ns)
         engine_flow_kind(e, VFMIG_FLOW_EVENT_TICK);
     if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)

@@ -365,6 +365,55 @@ static void a_cancelled_destination_takes_nobody(void **state)
     rig_close(&rig);
 }
 
+#ifdef VFMIG_SABOTAGE
+/* The destination stays connected, gives signs of life, and one message never comes. */
+static void start_with(const char *fault)
+{
+    setenv("VFMIG_SABOTAGE", fault, 1);
+    rig_open(&rig, 1, features, false);
+    rig.options.device_timeout_ns = 1000000000;
+    rig.options.reconnect_ns = 100000000;
+    rig_start(&rig);
+}
+
+static void without_ready_the_source_unwinds(void **state)
+{
+    struct vfmig_progress progress;
+
+    start_with("lose-ready");
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_FAILED);
+    vfmig_source_status(rig.source, &progress);
+    assert_int_equal(progress.error.code, -ETIMEDOUT);
+    assert_non_null(strstr(progress.error.text, "does not say that it is ready"));
+    rig_assert_source_runs(&rig);
+    assert_int_equal(rig.both_running, 0);
+    rig_close(&rig);
+    unsetenv("VFMIG_SABOTAGE");
+}
+
+static void an_unanswered_grant_is_in_doubt_until_it_is_answered(void **state)
+{
+    struct vfmig_progress progress;
+
+    start_with("lose-running");
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_UNDECIDED);
+    vfmig_source_status(rig.source, &progress);
+    assert_int_equal(progress.error.code, -ETIMEDOUT);
+    assert_non_null(strstr(progress.error.text, "does not answer"));
+    assert_false(rig_progresses(&rig.side[RIG_SOURCE]));
+    unsetenv("VFMIG_SABOTAGE");
+    /* It is said again, and heard. */
+    while (progress.state != VFMIG_MIGRATE_COMPLETED) {
+        usleep(10000);
+        vfmig_source_status(rig.source, &progress);
+    }
+    assert_int_equal(progress.error.code, 0);
+    rig_assert_moved(&rig);
+    assert_int_equal(rig.both_running, 0);
+    rig_close(&rig);
+}
+#endif
+
 static void after_a_failure_the_next_one_succeeds(void **state)
 {
     struct vfmig_error error = {0};
@@ -415,6 +464,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_needs_ndma_is_refused_without),
         cmocka_unit_test(nobody_listens),
         cmocka_unit_test(a_cancelled_destination_takes_nobody),
+#ifdef VFMIG_SABOTAGE
+        cmocka_unit_test(without_ready_the_source_unwinds),
+        cmocka_unit_test(an_unanswered_grant_is_in_doubt_until_it_is_answered),
+#endif
         cmocka_unit_test(after_a_failure_the_next_one_succeeds),
         cmocka_unit_test(a_guest_that_does_not_converge_ends_at_the_deadline),
         cmocka_unit_test(a_journal_that_cannot_be_opened),
