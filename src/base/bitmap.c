@@ -33,14 +33,16 @@ void vfmig_bitmap_set_range_atomic(uint64_t *map, uint64_t first, uint64_t count
     or_range(map, first, count, true);
 }
 
+/* Others may be setting bits: each word is read once, whole. */
 uint64_t vfmig_bitmap_count(const uint64_t *map, uint64_t bits)
 {
     uint64_t count = 0;
 
     for (uint64_t word = 0; word < bits / 64; word++)
-        count += (uint64_t)__builtin_popcountll(map[word]);
+        count += (uint64_t)__builtin_popcountll(__atomic_load_n(&map[word], __ATOMIC_RELAXED));
     if (bits % 64)
-        count += (uint64_t)__builtin_popcountll(map[bits / 64] & word_mask(0, bits % 64));
+        count += (uint64_t)__builtin_popcountll(
+            __atomic_load_n(&map[bits / 64], __ATOMIC_RELAXED) & word_mask(0, bits % 64));
     return count;
 }
 

@@ -70,7 +70,10 @@ static void flow_ended(struct engine *e)
         unwound(e);
         return;
     }
-    if (e->report.valid)
+    pthread_mutex_lock(&e->inbox_lock);
+    bool told = e->report.valid;
+    pthread_mutex_unlock(&e->inbox_lock);
+    if (told)
         completed(e);
     else
         e->give_up_at_ns = vfmig_now_ns() + REPORT_NS;
