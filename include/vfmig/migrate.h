@@ -90,6 +90,11 @@ struct vfmig_vm_ops {
     int (*external_save)(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr);
     int (*external_load)(void *opaque, const void *data, size_t size, struct vfmig_error *reterr);
 
+    /* NULL: nothing. The source on its way back had to reset this device: its external state is to be
+     * what it was. Called from a thread of its own for each device, before the device's state is
+     * looked at again; vCPUs may be running. A failure counts as a device that is lost. */
+    int (*device_reset)(void *opaque, uint32_t device, struct vfmig_error *reterr);
+
     /* Appends lines "key=value\n": what both sides must have in common (vCPU count, CPUID, TSC
      * kHz ...). A key that starts with "info." is shown and not compared. Memory and devices are
      * the engine's. */

@@ -32,6 +32,18 @@ static enum vfmig_state real_state(struct device_worker *dev)
     return state;
 }
 
+/* A reset takes configuration and interrupts with it. At the destination what comes next is the
+ * source's external state, or the next source's. */
+static int reset_device(struct device_worker *dev, struct vfmig_error *reterr)
+{
+    struct engine *e = dev->engine;
+    int ret = dev->target->ops->reset(dev->target, reterr);
+
+    if (ret == 0 && e->role == VFMIG_FLOW_SOURCE && e->vm.ops->device_reset)
+        ret = e->vm.ops->device_reset(e->vm.opaque, dev->index, reterr);
+    return ret;
+}
+
 static void change_state(struct device_worker *dev, uint32_t want)
 {
     struct engine *e = dev->engine;
@@ -41,7 +53,7 @@ static void change_state(struct device_worker *dev, uint32_t want)
     int ret;
 
     if (want == VFMIG_WANT_RESET)
-        ret = dev->target->ops->reset(dev->target, &error);
+        ret = reset_device(dev, &error);
     else
         ret = dev->target->ops->set_state(dev->target, (enum vfmig_state)want,
                                           e->options.device_timeout_ns, &error);

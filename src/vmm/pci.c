@@ -300,8 +300,17 @@ _Static_assert(sizeof(struct saved_entry) == MSIX_ENTRY_BYTES, "an entry is as i
 
 #define SAVED_VERSION 1u
 
+static void save_table(const struct vfmig_pci *pci, struct saved_entry *ret_entries)
+{
+    for (uint32_t i = 0; i < pci->vectors; i++)
+        ret_entries[i] = (struct saved_entry){.address = htole64(pci->table[i].address),
+                                              .data = htole32(pci->table[i].data),
+                                              .control = htole32(pci->table[i].control)};
+}
+
 int vfmig_pci_save(struct vfmig_pci *pci, struct vfmig_buffer *out, struct vfmig_error *reterr)
 {
+    struct saved_entry entries[VFMIG_PCI_MAX_VECTORS];
     struct saved_pci saved = {.version = htole32(SAVED_VERSION), .vectors = htole32(pci->vectors)};
 
     for (unsigned i = 0; i < VFMIG_PCI_BARS; i++)
@@ -309,13 +318,12 @@ int vfmig_pci_save(struct vfmig_pci *pci, struct vfmig_buffer *out, struct vfmig
     int ret = config_read(pci, 0, saved.config, sizeof(saved.config), reterr);
     if (ret)
         return ret;
+    memcpy(pci->config, saved.config, sizeof(pci->config));
+    pci->saved = true;
     ret = vfmig_buffer_append(out, &saved, sizeof(saved));
-    for (uint32_t i = 0; !ret && i < pci->vectors; i++) {
-        struct saved_entry entry = {.address = htole64(pci->table[i].address),
-                                    .data = htole32(pci->table[i].data),
-                                    .control = htole32(pci->table[i].control)};
-        ret = vfmig_buffer_append(out, &entry, sizeof(entry));
-    }
+    save_table(pci, entries);
+    if (!ret)
+        ret = vfmig_buffer_append(out, entries, pci->vectors * sizeof(entries[0]));
     if (ret)
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0,
                                "device %s: no memory for its PCI state", pci->id);
@@ -348,22 +356,51 @@ static int check_saved(struct vfmig_pci *pci, const struct saved_pci *saved, siz
 }
 
 /* Only what software may write: the rest is the device's own, and status bits clear on write. */
-static int load_config(struct vfmig_pci *pci, const struct saved_pci *saved,
-                       struct vfmig_error *reterr)
+static int load_config(struct vfmig_pci *pci, const uint8_t *config, struct vfmig_error *reterr)
 {
-    int ret = config_write(pci, CONFIG_CACHE_LINE, &saved->config[CONFIG_CACHE_LINE], 2, reterr);
+    int ret = config_write(pci, CONFIG_CACHE_LINE, &config[CONFIG_CACHE_LINE], 2, reterr);
 
     if (!ret)
         ret = write_bars(pci, reterr);
     if (!ret)
-        ret = config_write(pci, CONFIG_INTERRUPT, &saved->config[CONFIG_INTERRUPT], 1, reterr);
+        ret = config_write(pci, CONFIG_INTERRUPT, &config[CONFIG_INTERRUPT], 1, reterr);
     if (!ret && pci->vectors)
         ret = write_word(pci, pci->msix_cap + MSIX_CONTROL,
-                         word_at(saved->config, pci->msix_cap + MSIX_CONTROL) &
+                         word_at(config, pci->msix_cap + MSIX_CONTROL) &
                              (MSIX_ENABLE | MSIX_MASK_ALL),
                          reterr);
     if (!ret)
-        ret = config_write(pci, CONFIG_COMMAND, &saved->config[CONFIG_COMMAND], 2, reterr);
+        ret = config_write(pci, CONFIG_COMMAND, &config[CONFIG_COMMAND], 2, reterr);
+    return ret;
+}
+
+/* Quadwords, as software may write the table (PCI 3.0, 6.8.2). */
+static int load_table(struct vfmig_pci *pci, const struct saved_entry *entries,
+                      struct vfmig_error *reterr)
+{
+    int ret = 0;
+
+    for (uint32_t i = 0; !ret && i < 2 * pci->vectors; i++)
+        ret = pci->target->ops->region_write(pci->target, pci->table_bar, pci->table_offset + 8 * i,
+                                             (const uint8_t *)entries + 8 * i, 8, false, reterr);
+    return ret;
+}
+
+int vfmig_pci_restore(struct vfmig_pci *pci, struct vfmig_error *reterr)
+{
+    struct saved_entry entries[VFMIG_PCI_MAX_VECTORS];
+
+    if (!pci->saved)
+        return vfmig_error_set(reterr, -ENODATA, VFMIG_ORIGIN_LOCAL, 0,
+                               "device %s: its configuration was never saved", pci->id);
+    int ret = load_config(pci, pci->config, reterr);
+    if (!ret)
+        ret = connect_vectors(pci, reterr);
+    pthread_mutex_lock(&pci->lock);
+    save_table(pci, entries);
+    if (!ret)
+        ret = load_table(pci, entries, reterr);
+    pthread_mutex_unlock(&pci->lock);
     return ret;
 }
 
@@ -379,14 +416,10 @@ int vfmig_pci_load(struct vfmig_pci *pci, const void *data, size_t size, struct 
         pci->table[i] = (struct vfmig_pci_msix_entry){.address = le64toh(entries[i].address),
                                                       .data = le32toh(entries[i].data),
                                                       .control = le32toh(entries[i].control)};
-    ret = load_config(pci, saved, reterr);
+    ret = load_config(pci, saved->config, reterr);
     if (!ret)
         ret = connect_vectors(pci, reterr);
-    if (vfmig_sabotage("msix-table-stays-behind"))
+    if (ret || vfmig_sabotage("msix-table-stays-behind"))
         return ret;
-    /* Quadwords, as software may write the table (PCI 3.0, 6.8.2). */
-    for (uint32_t i = 0; !ret && i < 2 * pci->vectors; i++)
-        ret = pci->target->ops->region_write(pci->target, pci->table_bar, pci->table_offset + 8 * i,
-                                             (const uint8_t *)entries + 8 * i, 8, false, reterr);
-    return ret;
+    return load_table(pci, entries, reterr);
 }

@@ -53,6 +53,8 @@ struct vfmig_pci {
     uint32_t pba_offset;
     pthread_mutex_t lock; /* of table */
     struct vfmig_pci_msix_entry table[VFMIG_PCI_MAX_VECTORS];
+    uint8_t config[VFMIG_PCI_CONFIG_BYTES]; /* as last saved */
+    bool saved;
 
     atomic_uint_fast64_t reads, writes, failures; /* accesses by the guest */
 };
@@ -81,6 +83,9 @@ uint32_t vfmig_pci_pending(struct vfmig_pci *pci);
 
 /* Configuration and MSI-X table, for the stream. vCPUs parked. */
 int vfmig_pci_save(struct vfmig_pci *pci, struct vfmig_buffer *out, struct vfmig_error *reterr);
+/* After a reset that the guest did not ask for: configuration as last saved, interrupts, and the
+ * MSI-X table as the guest last wrote it; -ENODATA before the first save. */
+int vfmig_pci_restore(struct vfmig_pci *pci, struct vfmig_error *reterr);
 /* On the destination, after reset and before Z: configuration, interrupts, MSI-X table. */
 int vfmig_pci_load(struct vfmig_pci *pci, const void *data, size_t size, struct vfmig_error *reterr);
 

@@ -163,6 +163,13 @@ static int on_external_load(void *opaque, const void *data, size_t size, struct 
     return ret;
 }
 
+static int on_device_reset(void *opaque, uint32_t device, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+
+    return vfmig_pci_restore(&vmm->pci[device], reterr);
+}
+
 static int on_identity(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr)
 {
     struct vfmig_vmm *vmm = opaque;
@@ -204,6 +211,7 @@ static const struct vfmig_vm_ops vm_ops = {
     .state_load = on_state_load,
     .external_save = on_external_save,
     .external_load = on_external_load,
+    .device_reset = on_device_reset,
     .identity = on_identity,
     .sample = on_sample,
     .released = on_released,

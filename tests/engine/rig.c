@@ -477,6 +477,22 @@ static int external_load(void *opaque, const void *data, size_t size, struct vfm
     return leave(vm, RIG_EXTERNAL_LOAD, 0, 0, ret, reterr);
 }
 
+/* What a device's external state is when nobody has forgotten it. */
+static void make_external(struct rig_device *dev)
+{
+    for (size_t k = 0; k < sizeof(dev->external); k++)
+        dev->external[k] = (uint8_t)(k + dev->index + 1);
+}
+
+static int device_reset(void *opaque, uint32_t device, struct vfmig_error *reterr)
+{
+    struct rig_vm *vm = opaque;
+
+    assert_int_equal(vm->side, RIG_SOURCE);
+    make_external(&vm->devices[device]);
+    return 0;
+}
+
 static int identity(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr)
 {
     struct rig_vm *vm = opaque;
@@ -507,7 +523,7 @@ static const struct vfmig_vm_ops vm_ops = {
     .vcpus_stop = vcpus_stop, .vcpus_start = vcpus_start, .viommu_idle = viommu_idle,
     .state_save = state_save, .state_load = state_load,
     .external_save = external_save, .external_load = external_load,
-    .identity = identity, .sample = sample, .trace = trace,
+    .device_reset = device_reset, .identity = identity, .sample = sample, .trace = trace,
 };
 
 /* --- set-up --- */
@@ -529,8 +545,8 @@ static void open_device(struct rig_vm *vm, uint32_t i, uint32_t features)
     pthread_mutex_init(&dev->lock, NULL);
     for (size_t k = 0; vm->side == RIG_SOURCE && k < sizeof(dev->content); k++)
         dev->content[k] = (uint8_t)(k * 7 + i);
-    for (size_t k = 0; vm->side == RIG_SOURCE && k < sizeof(dev->external); k++)
-        dev->external[k] = (uint8_t)(k + i + 1);
+    if (vm->side == RIG_SOURCE)
+        make_external(dev);
     vm->targets[i] = &dev->base;
     vm->ids[i] = ids[i];
 }
@@ -664,8 +680,10 @@ void rig_assert_source_runs(struct rig *rig)
 {
     struct rig_vm *source = &rig->side[RIG_SOURCE], *dest = &rig->side[RIG_DEST];
 
-    for (uint32_t i = 0; i < source->vm.device_count; i++)
+    for (uint32_t i = 0; i < source->vm.device_count; i++) {
         assert_int_equal(source->devices[i].state, VFMIG_STATE_RUNNING);
+        assert_int_equal(source->devices[i].external[0], i + 1); /* after a reset, too */
+    }
     assert_quiet_trackers(source);
     assert_true(rig_progresses(source));
     assert_false(running(dest));

@@ -270,6 +270,39 @@ static void saved_state_makes_a_twin(void **state)
     vfmig_pci_done(&other);
 }
 
+/* The device forgets everything, the guest is not asked: what it wrote last is there again. */
+static void a_device_that_was_reset_is_as_before(void **state)
+{
+    struct vfmig_machine machine = {.calls = 0};
+    struct fake *fake = fake_new();
+    struct vfmig_pci pci;
+    struct vfmig_buffer saved = {0};
+    struct fake before;
+
+    assert_int_equal(init(&pci, fake, NULL), 0);
+    assert_int_equal(vfmig_pci_start(&pci, &machine, NULL), 0);
+    assert_int_equal(vfmig_pci_restore(&pci, NULL), -ENODATA);
+    fake->config[0x3c] = 11;
+    assert_int_equal(vfmig_pci_save(&pci, &saved, NULL), 0);
+    for (unsigned i = 0; i < VECTORS; i++)
+        write_entry(&pci, i, 0xfee00000 + 0x1000 * i, 0x60 + i, i & 1);
+    before = *fake;
+    memset(fake->config + 4, 0, 2);
+    memset(fake->config + 0x0c, 0, 2);
+    memset(fake->config + 0x10, 0, 24);
+    fake->config[0x3c] = 0;
+    memset(fake->config + 0x42, 0, 2); /* MSI-X off */
+    fake->config[0x42] = VECTORS - 1;
+    memset(fake->bar + TABLE, 0, 16 * VECTORS);
+    memset(fake->fds, 0xff, sizeof(fake->fds));
+    assert_int_equal(vfmig_pci_restore(&pci, NULL), 0);
+    assert_memory_equal(fake->config, before.config, sizeof(before.config));
+    assert_memory_equal(fake->bar, before.bar, sizeof(before.bar));
+    assert_memory_equal(fake->fds, before.fds, sizeof(before.fds));
+    vfmig_buffer_free(&saved);
+    vfmig_pci_done(&pci);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -279,6 +312,7 @@ int main(void)
         cmocka_unit_test(the_table_reaches_machine_and_device),
         cmocka_unit_test(a_device_that_is_gone_reads_as_ones),
         cmocka_unit_test(saved_state_makes_a_twin),
+        cmocka_unit_test(a_device_that_was_reset_is_as_before),
     };
     return cmocka_run_group_tests_name("pci", tests, NULL, NULL);
 }
