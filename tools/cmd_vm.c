@@ -17,7 +17,7 @@ static const char *name = "guest";
 static const char *qmp_path, *incoming, *journal;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
-static bool paused;
+static bool paused, discard_released;
 
 static const struct tool_option options[] = {
     {"name", TOOL_TEXT, &name, "NAME", "name of the guest, in messages"},
@@ -31,6 +31,8 @@ static const struct tool_option options[] = {
     {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket that speaks QMP"},
     {"incoming", TOOL_TEXT, &incoming, "URI", "wait for a guest at tcp:HOST:PORT or unix:PATH"},
     {"journal", TOOL_TEXT, &journal, "DIR", "directory of the handover journal"},
+    {"discard-released", TOOL_FLAG, &discard_released, NULL,
+     "start a fresh guest although the journal says that it moved away"},
     {"channels", TOOL_NUMBER, &channels, "N", "connections of a migration", .min = 1, .max = 16},
     {"working-set", TOOL_SIZE, &working_set, "SIZE", "memory that the guest dirties; 0: half of all",
      .min = 0, .max = UINT64_C(1) << 40},
@@ -117,6 +119,10 @@ int cmd_vm(int argc, char **argv)
     }
     if (code < 0 && incoming && paused)
         code = tool_fail(&usage, TOOL_USAGE, "--paused makes no sense with --incoming");
+    if (code < 0 && discard_released && (incoming || !journal))
+        code = tool_fail(&usage, TOOL_USAGE,
+                         incoming ? "--discard-released makes no sense with --incoming"
+                                  : "--discard-released makes no sense without --journal");
     if (code < 0) {
         struct vfmig_vmm_config config = {
             .name = name,
@@ -129,6 +135,7 @@ int cmd_vm(int argc, char **argv)
             .journal_dir = journal,
             .channels = (uint32_t)channels,
             .paused = paused,
+            .discard_released = discard_released,
             .guest = {.working_set_bytes = working_set,
                       .rate_mib_s = (uint32_t)(dirty_rate >> 20),
                       .dma_ops_s = (uint32_t)dma_rate,

@@ -318,7 +318,38 @@ int vfmig_resolve_refuse_unknown(const char *dir, const uint8_t *id, uint32_t ep
     return r;
 }
 
-int vfmig_resolve_check_start(const char *dir, struct vfmig_error *reterr)
+/* The newest record that says where the guest is; a destination that refused says nothing of it. */
+static const struct vfmig_journal_summary *find_newest(const struct vfmig_resolve_view *views,
+                                                       size_t count)
+{
+    const struct vfmig_journal_summary *newest = NULL;
+
+    for (size_t i = 0; i < count; i++) {
+        const struct vfmig_journal_entry *last = &views[i].own.last;
+        if ((last->role == VFMIG_HO_SOURCE ? last->record != VFMIG_HO_RECORD_NONE
+                                           : last->record == VFMIG_HO_RECORD_RUNNING) &&
+            (!newest || last->time_ns > newest->last.time_ns))
+            newest = &views[i].own;
+    }
+    return newest;
+}
+
+static int check_released(const struct vfmig_resolve_view *views, size_t count, const char *dir,
+                          struct vfmig_error *reterr)
+{
+    const struct vfmig_journal_summary *newest = find_newest(views, count);
+    char text[2 * VFMIG_HO_ID_BYTES + 1];
+
+    if (!newest || newest->last.record != VFMIG_HO_RECORD_RELEASED)
+        return 0;
+    vfmig_ho_id_format(newest->last.id, text);
+    return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
+                           "the guest moved away from here in migration %s: a fresh one is started "
+                           "only with --discard-released; see vfmig status %s",
+                           text, dir);
+}
+
+int vfmig_resolve_check_start(const char *dir, bool discard_released, struct vfmig_error *reterr)
 {
     struct vfmig_resolve_view *views = NULL;
     char text[2 * VFMIG_HO_ID_BYTES + 1];
@@ -334,6 +365,8 @@ int vfmig_resolve_check_start(const char *dir, struct vfmig_error *reterr)
                             "migration %s is not settled: %s; see vfmig status %s", text,
                             own->damage ? own->error.text : views[i].now, dir);
     }
+    if (r == 0 && !discard_released)
+        r = check_released(views, count, dir, reterr);
     free(views);
     return r;
 }

@@ -87,7 +87,9 @@ int vfmig_destination_resolve(struct vfmig_destination *destination,
                               struct vfmig_error *reterr);
 
 /* May a VMM whose journals are in dir start its guest? -EBUSY with the reason while an unsettled
- * migration of a source that is gone lies there: it learns the outcome before it may run. */
-int vfmig_resolve_check_start(const char *dir, struct vfmig_error *reterr);
+ * migration of a source that is gone lies there: it learns the outcome before it may run. The same
+ * when the guest was last seen to move away from here, unless discard_released says that a fresh one
+ * is wanted although it may run elsewhere. */
+int vfmig_resolve_check_start(const char *dir, bool discard_released, struct vfmig_error *reterr);
 
 #endif

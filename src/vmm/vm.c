@@ -348,7 +348,7 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
                               GUEST_MAX_DEVICES);
     /* A source that returns learns the outcome before it may run (docs/handover.md). */
     if (!ret && config->journal_dir && !config->incoming)
-        ret = vfmig_resolve_check_start(config->journal_dir, reterr);
+        ret = vfmig_resolve_check_start(config->journal_dir, config->discard_released, reterr);
     if (!ret)
         ret = map_memory(vmm, config->memory_bytes, reterr);
     if (!ret)

@@ -30,6 +30,7 @@ struct vfmig_vmm_config {
     const char *journal_dir; /* NULL: none, and then no migration */
     uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */
     bool paused;             /* wait for `cont` */
+    bool discard_released; /* a fresh guest is wanted although the last one moved away */
     struct vfmig_guest_config guest; /* device windows are filled in by the VMM */
 };
 

@@ -111,6 +111,8 @@ def test_the_main_page_names_every_command():
     ((*DEVICE, "bulk", "--fail", "stop=EFOO"), ("'EFOO' is not the name of an errno",)),
     ((*DEVICE, "bulk", "--fail-at", "1"), ("--fail-at", "no step")),
     ((*DEVICE, "bulk", "--fail", "stop", "--fail-byte", "1"), ("--fail-byte", "move bytes")),
+    (("vm", "--discard-released"), ("without --journal",)),
+    (("vm", "--discard-released", "--journal", "/x", "--incoming", "tcp:a:1"), ("with --incoming",)),
     (("migrate",), ("--qmp is missing",)),
     (("migrate", "--qmp", "/x"), ("URI is missing",)),
     (("migrate", "--qmp", "/x", "http://x"), ("neither tcp:HOST:PORT nor unix:PATH",)),

@@ -125,10 +125,10 @@ def crash(world, side, where, expected, accel):
     return source, target, seen
 
 
-def start_afresh(world, source):
+def start_afresh(world, source, *args):
     """Starts a guest on the source's journal again and ends it: the exit code and what was said."""
     process = subprocess.Popen([VFMIG, "vm", "--accel", "none", "--memory", "48M", "--qmp",
-                                world.folder / "again.qmp", "--journal", source.journal],
+                                world.folder / "again.qmp", "--journal", source.journal, *args],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: process.poll() is not None or (world.folder / "again.qmp").exists(),
@@ -166,6 +166,9 @@ def settle_without_source(world, source, target, seen):
     assert last["settled"]
     if at_target:
         assert last["record"] == "RELEASED" and not last["may-start"]
+        code, said = start_afresh(world, source)
+        assert code == 1 and "moved away" in said and "--discard-released" in said
+        assert start_afresh(world, source, "--discard-released") == (0, "")
         resolve(0, target, "--peer-journal", source.journal)
         assert runs(target)
     else:

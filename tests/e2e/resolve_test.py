@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import subprocess
+import time
 
 import pytest
 
@@ -23,18 +24,18 @@ def crc32c(data):
     return crc ^ 0xffffffff
 
 
-def raw(number, role, record, text=b"", memory=1):
+def raw(number, role, record, text=b"", memory=1, second=0):
     body = struct.pack("<IHBB16sIIQIB7x200s", 0x4c4a4656, 1, role, record, ID, 1 if record else 0, number,
-                       1_800_000_000_000_000_000, 4242, memory, text)
+                       (1_800_000_000 + second) * 10**9, 4242, memory, text)
     return body + struct.pack("<I", crc32c(body))
 
 
-def journal(folder, role, *records, text=b""):
+def journal(folder, role, *records, text=b"", second=0):
     folder.mkdir(exist_ok=True)
     path = folder / f"{ID.hex()}.{role}"
     number = {"source": 1, "destination": 2}[role]
     data = raw(0, number, 0, text) + b"".join(
-        raw(i + 1, number, RECORD[r]) for i, r in enumerate(records))
+        raw(i + 1, number, RECORD[r], second=second) for i, r in enumerate(records))
     path.write_bytes(data.ljust(4096, b"\0"))
     return path
 
@@ -98,6 +99,34 @@ def test_a_living_process_decides_itself(tmp_path):
         assert seen["alive"] and seen["memory"] and seen["pid"] == 4242
         result = run("resolve", tmp_path, "--run", "--source-is-fenced")
         assert result.returncode == 1 and "/nowhere/control" in result.stderr
+
+
+def start_vm(folder, *args):
+    """Until it refuses, or has a control socket."""
+    qmp = folder / "qmp"
+    process = subprocess.Popen([VFMIG, "vm", "--accel", "none", "--memory", "48M", "--qmp", qmp,
+                                "--journal", folder, *args], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not qmp.exists():
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def test_a_guest_that_moved_away_is_not_started_again(tmp_path):
+    journal(tmp_path, "source", "OFFERED", "GRANT-SENT", "RELEASED")
+    code, err = start_vm(tmp_path)
+    assert code == 1 and "moved away" in err and err.count("\n") == 1
+    assert start_vm(tmp_path, "--discard-released") == (0, "")
+
+
+@pytest.mark.parametrize("record, second, code", [
+    ("RUNNING", 1, 0), ("RUNNING", -1, 1), ("REFUSED", 1, 1)])
+def test_a_guest_that_came_back_may_be_started(tmp_path, record, second, code):
+    journal(tmp_path, "source", "OFFERED", "GRANT-SENT", "RELEASED")
+    journal(tmp_path, "destination", "READY", *(["GRANTED"] if record == "RUNNING" else []), record,
+            second=second)
+    assert start_vm(tmp_path)[0] == code
 
 
 def test_damage_is_named(tmp_path):

@@ -131,7 +131,7 @@ static void after_both_died_resolve_settles_every_pair(void **state)
             /* One place where it may be started afresh, and not two. */
             assert_int_equal(here.may_start, !ran);
             assert_int_equal(there.may_start, ran);
-            assert_int_equal(vfmig_resolve_check_start(p->source, NULL), 0);
+            assert_int_equal(vfmig_resolve_check_start(p->source, true, NULL), 0);
             empty(p);
             seen++;
         }
@@ -146,11 +146,11 @@ static void a_source_that_returns_learns_the_outcome_first(void **state)
     struct place *p = *state;
     struct vfmig_error err;
 
-    assert_int_equal(vfmig_resolve_check_start(p->source, &err), 0);
+    assert_int_equal(vfmig_resolve_check_start(p->source, true, &err), 0);
     for (unsigned i = 0; i < 3; i++) {
         struct vfmig_journal *held = NULL;
         put(p->source, VFMIG_HO_SOURCE, open_ends[i], NULL);
-        assert_int_equal(vfmig_resolve_check_start(p->source, &err), -EBUSY);
+        assert_int_equal(vfmig_resolve_check_start(p->source, true, &err), -EBUSY);
         assert_non_null(strstr(err.text, "is not settled"));
         assert_false(resolve(p->source, NULL).settled);
         put(p->destination, VFMIG_HO_DESTINATION, VFMIG_HO_RECORD_RUNNING, &held);
@@ -258,7 +258,7 @@ static void damage_and_a_saved_guest(void **state)
     fclose(file);
     view = look(p->source, NULL);
     assert_int_equal(vfmig_resolve_apply(p->source, &view, &discard, &err), -EBADMSG);
-    assert_int_equal(vfmig_resolve_check_start(p->source, &err), -EBUSY);
+    assert_int_equal(vfmig_resolve_check_start(p->source, true, &err), -EBUSY);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_place, remove_place)
