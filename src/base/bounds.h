@@ -26,7 +26,10 @@
 #define VFMIG_MAX_MEMORY_PAGES   512u         /* pages of bytes in one MEMORY record */
 #define VFMIG_MAX_MEMORY_RECORD  (8u + 16u * VFMIG_MAX_MEMORY_RUNS + 4100u * VFMIG_MAX_MEMORY_PAGES)
 #define VFMIG_MAX_DEVICE_PIECE   (1u << 20)   /* bytes of device state in one record */
-#define VFMIG_MAX_DEVICE_SEGMENT VFMIG_MAX_DATA_XFER_CAP /* bytes of one segment, all its pieces */
+#define VFMIG_MAX_DEVICE_SEGMENT (8u << 20)   /* bytes of one segment, all its pieces */
+#define VFMIG_MAX_UNFINISHED     (16u << 20)  /* bytes of segments that are not complete, all devices */
+#define VFMIG_MAX_BACKLOG        (8u << 20)   /* device data that waits to be loaded, all devices; above
+                                                 it the source is slowed down */
 #define VFMIG_MAX_VMSTATE        (1u << 20)   /* bytes of vCPU and VMM state */
 #define VFMIG_MAX_IDENTITY       (1u << 18)   /* bytes of the identity text */
 #define VFMIG_MAX_HANDOVER       256u         /* bytes of a handover message */

@@ -487,6 +487,9 @@ static void *destination_main(void *arg)
     if (!destination->ended)
         end_wait(e, undecided(e) ? VFMIG_MIGRATE_UNDECIDED : VFMIG_MIGRATE_CANCELLED);
     atomic_store(&e->abort, true);
+    pthread_mutex_lock(&e->inbox_lock);
+    pthread_cond_broadcast(&e->inbox_wake);
+    pthread_mutex_unlock(&e->inbox_lock);
     if (e->flow_active)
         engine_link_shutdown(e);
     close_attempt(e);

@@ -12,6 +12,30 @@
 
 /* --- records, in the receiver's threads --- */
 
+/* With what the heap takes for it, so that a flood of small ones is no way round the limit. */
+static size_t cost(size_t size)
+{
+    return size + sizeof(struct segment) + 32;
+}
+
+/* The source is slowed down to what devices take. */
+static void wait_for_room(struct engine *e, size_t size)
+{
+    pthread_mutex_lock(&e->inbox_lock);
+    while (e->queued_bytes > VFMIG_MAX_BACKLOG && !atomic_load(&e->abort))
+        pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
+    e->queued_bytes += cost(size);
+    pthread_mutex_unlock(&e->inbox_lock);
+}
+
+static void make_room(struct engine *e, size_t size)
+{
+    pthread_mutex_lock(&e->inbox_lock);
+    e->queued_bytes -= cost(size);
+    pthread_cond_broadcast(&e->inbox_wake);
+    pthread_mutex_unlock(&e->inbox_lock);
+}
+
 static int push_segment(struct device_worker *dev, const void *data, size_t size, bool end,
                         struct vfmig_error *reterr)
 {
@@ -25,18 +49,16 @@ static int push_segment(struct device_worker *dev, const void *data, size_t size
     segment->size = size;
     if (size)
         memcpy(segment->data, data, size);
+    wait_for_room(dev->engine, size);
     pthread_mutex_lock(&dev->lock);
-    /* The source is slowed down to what the device takes. */
-    while (dev->queued_bytes > ENGINE_MAX_QUEUE && !atomic_load(&dev->engine->abort))
-        pthread_cond_wait(&dev->wake, &dev->lock);
     if (atomic_load(&dev->engine->abort)) {
         pthread_mutex_unlock(&dev->lock);
+        make_room(dev->engine, size);
         free(segment); /* nobody loads it any more */
         return 0;
     }
     *dev->tail = segment;
     dev->tail = &segment->next;
-    dev->queued_bytes += size;
     dev->ended |= end;
     pthread_cond_broadcast(&dev->wake);
     pthread_mutex_unlock(&dev->lock);
@@ -65,6 +87,45 @@ static struct device_worker *device_of(struct engine *e, const struct vfmig_reco
     return &e->devices[index];
 }
 
+static int segment_complete(struct engine *e, struct device_worker *dev, const uint8_t *data,
+                            size_t size, struct vfmig_error *reterr)
+{
+    dev->received_segments++;
+    dev->received_bytes += size;
+    if (vfmig_sabotage("drop-pre-copy-data") && dev->received_segments == 1)
+        return 0;
+    return push_segment(dev, data, size, /* end= */ false, reterr);
+}
+
+/* Pieces cannot wait for each other: what they may take up together is a limit. */
+static int keep_piece(struct engine *e, struct device_worker *dev, const uint8_t *data, size_t size,
+                      struct vfmig_error *reterr)
+{
+    pthread_mutex_lock(&e->inbox_lock);
+    bool room = size <= VFMIG_MAX_UNFINISHED - e->unfinished_bytes;
+    if (room)
+        e->unfinished_bytes += size;
+    pthread_mutex_unlock(&e->inbox_lock);
+    if (!room)
+        return vfmig_error_set(reterr, -ENOBUFS, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,
+                               "unfinished segments of all devices are larger than %u bytes",
+                               VFMIG_MAX_UNFINISHED);
+    int ret = vfmig_buffer_append(&dev->partial, data, size);
+    return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,
+                                 "a segment of device %s is larger than %u bytes", dev->id,
+                                 VFMIG_MAX_DEVICE_SEGMENT)
+               : 0;
+}
+
+static void forget_pieces(struct engine *e, struct device_worker *dev)
+{
+    pthread_mutex_lock(&e->inbox_lock);
+    e->unfinished_bytes -= dev->partial.size;
+    pthread_mutex_unlock(&e->inbox_lock);
+    vfmig_buffer_free(&dev->partial);
+    dev->partial.limit = VFMIG_MAX_DEVICE_SEGMENT;
+}
+
 static int device_data(struct engine *e, const struct vfmig_record *record,
                        struct vfmig_error *reterr)
 {
@@ -79,19 +140,15 @@ static int device_data(struct engine *e, const struct vfmig_record *record,
                                "segment %llu of device %s instead of %llu",
                                (unsigned long long)piece.segment, dev->id,
                                (unsigned long long)dev->received_segments);
-    ret = vfmig_buffer_append(&dev->partial, record->payload + VFMIG_DEVICE_PIECE_BYTES,
-                              record->length - VFMIG_DEVICE_PIECE_BYTES);
-    if (ret)
-        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_STREAM, record->tag,
-                               "a segment of device %s is larger than %u bytes", dev->id,
-                               VFMIG_MAX_DEVICE_SEGMENT);
-    if (piece.more)
-        return 0;
-    dev->received_segments++;
-    dev->received_bytes += dev->partial.size;
-    if (!vfmig_sabotage("drop-pre-copy-data") || dev->received_segments > 1)
-        ret = push_segment(dev, dev->partial.data, dev->partial.size, false, reterr);
-    dev->partial.size = 0;
+    const uint8_t *data = record->payload + VFMIG_DEVICE_PIECE_BYTES;
+    size_t size = record->length - VFMIG_DEVICE_PIECE_BYTES;
+    if (!piece.more && !dev->partial.size)
+        return segment_complete(e, dev, data, size, reterr);
+    ret = keep_piece(e, dev, data, size, reterr);
+    if (ret || piece.more)
+        return ret;
+    ret = segment_complete(e, dev, dev->partial.data, dev->partial.size, reterr);
+    forget_pieces(e, dev);
     return ret;
 }
 
@@ -242,8 +299,6 @@ static struct segment *next_segment(struct device_worker *dev)
         dev->head = segment->next;
         if (!dev->head)
             dev->tail = &dev->head;
-        dev->queued_bytes -= segment->size;
-        pthread_cond_broadcast(&dev->wake);
     }
     pthread_mutex_unlock(&dev->lock);
     return segment;
@@ -260,11 +315,13 @@ int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
         if (!segment)
             return given_up(reterr);
         bool end = segment->end;
+        size_t size = segment->size;
         if (!end) {
             ret = dev->target->ops->load(dev->target, segment->data, segment->size, reterr);
             dev->bytes += segment->size;
         }
         free(segment);
+        make_room(e, size);
         if (ret || end)
             return ret;
     }

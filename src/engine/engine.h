@@ -29,7 +29,6 @@ struct engine_link;
 
 #define ENGINE_MAX_EVENTS   2048u
 #define ENGINE_MAX_MESSAGES 64u /* of the peer, waiting; it repeats what is dropped */
-#define ENGINE_MAX_QUEUE    (8u << 20) /* bytes of device data that wait to be loaded, per device */
 
 enum engine_event_kind {
     ENGINE_EVENT_FLOW = 1,   /* flow, error */
@@ -110,7 +109,6 @@ struct device_worker {
     uint64_t change_ns;     /* its slowest state change so far */
     /* Destination: what has arrived; under lock. */
     struct segment *head, **tail;
-    size_t queued_bytes;
     uint64_t received_segments, received_bytes;
     struct vfmig_buffer partial; /* receiver's thread only */
     bool ended;
@@ -193,6 +191,7 @@ struct engine {
     pthread_cond_t inbox_wake;
     struct vfmig_buffer inbox[4]; /* by kind of VMSTATE */
     bool inbox_full[4];
+    size_t queued_bytes, unfinished_bytes; /* of all devices' data: waits to be loaded; in pieces */
     uint64_t final_round;
     struct engine_report report;
     char peer_reason[232];

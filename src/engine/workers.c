@@ -241,6 +241,8 @@ int engine_workers_start(struct engine *e, struct vfmig_error *reterr)
 {
     int ret = start_work_thread(e, &e->memory_thread, reterr);
 
+    e->queued_bytes = e->unfinished_bytes = 0;
+
     if (!ret)
         ret = start_work_thread(e, &e->vm_thread, reterr);
     for (uint32_t i = 0; !ret && i < e->vm.device_count; i++)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memory of each side stays within guest memory plus 64 MiB, whatever the other side sends."""
+import os
+import struct
+import threading
+
+import pytest
+
+import stream
+from peer_test import learn_identity
+from world import World, assert_guest_lives, migrate, wait_until
+
+MIB = 1 << 20
+LIMIT = 64 * MIB
+DEVICES = 4
+
+
+@pytest.fixture
+def world(monkeypatch):
+    # What a sanitizer keeps from reuse is not the program's.
+    quarantine = "quarantine_size_mb=1:thread_local_quarantine_size_kb=64"
+    monkeypatch.setenv("ASAN_OPTIONS", ":".join(filter(None, (os.environ.get("ASAN_OPTIONS"), quarantine))))
+    with World() as it:
+        yield it
+
+
+def read_status(qmp):
+    with open(f"/proc/{qmp.process.pid}/status") as status:
+        rows = (line.split() for line in status)
+        return {row[0]: int(row[1]) << 10 for row in rows if len(row) == 3 and row[2] == "kB"}
+
+
+def assert_within(qmp, guest_bytes):
+    """The peak, and beside it what is not guest memory: memfd pages that a process has mapped."""
+    now = read_status(qmp)
+    assert now["VmHWM:"] <= guest_bytes + LIMIT, now
+    assert now["VmHWM:"] - now["RssShmem:"] <= LIMIT, now
+    return now
+
+
+@pytest.mark.parametrize("channels", ["2", "16"])
+def test_a_migration(world, channels):
+    source = world.vm("a", "--working-set", "96M", "--dirty-rate", "400M", memory="128M",
+                      devices=[world.device("dev-a", "--state-pad", "64M")])
+    target = world.vm("b", memory="128M", devices=[world.device("dev-b", "--state-pad", "64M")],
+                      incoming=world.uri())
+    assert_guest_lives(source)
+    wait_until(lambda: read_status(source)["RssShmem:"] > 96 * MIB, "a guest that uses its memory")
+    result = migrate(source, world.uri(), "--quiet", "--downtime-limit", "60000", "--channels", channels)
+    assert result.returncode == 0, result.stderr
+    for qmp in (source, target):
+        assert assert_within(qmp, 128 * MIB)["RssShmem:"] > 96 * MIB
+    assert_guest_lives(target)
+
+
+def begin(world, channel_count):
+    """A source that was accepted, and the destination that is to be overrun."""
+    source = world.vm("a", devices=[world.device(f"dev-a{i}") for i in range(DEVICES)])
+    target = world.vm("b", devices=[world.device(f"dev-b{i}") for i in range(DEVICES)],
+                      incoming=world.uri())
+    identity = learn_identity(world, source)
+    channels, migration = stream.connect(world.folder / "move.sock", channel_count)
+    channels[0].send("IDENTITY", identity)
+    verdict = channels[0].expect("VERDICT")
+    assert struct.unpack_from("<I", verdict)[0] == 1, verdict
+    channels[0].message("OFFER", migration, record=1)
+    return target, channels
+
+
+def piece(device, more, segment=0):
+    return struct.pack("<IIQ", device, more, segment) + bytes(MIB)
+
+
+def test_segments_that_are_never_complete(world):
+    target, channels = begin(world, 16)
+    # Each channel's buffer, to the last byte but one.
+    for channel in channels[DEVICES:]:
+        channel.socket.sendall(channel.record("DEVDATA", piece(0, 1))[:-1])
+    try:
+        for _ in range(64):
+            for device in range(DEVICES):
+                channels[device].send("DEVDATA", piece(device, 1))
+    except OSError:  # it had enough
+        pass
+    else:
+        raise AssertionError("the destination took everything")
+    assert b"unfinished segments" in channels[0].expect("ERROR")
+    assert_within(target, 48 * MIB)
+    for channel in channels:
+        channel.socket.close()
+
+
+def test_segments_that_nobody_loads(world):
+    """Devices wait for their external state, which never comes: what is more than fits, waits too."""
+    target, channels = begin(world, DEVICES)
+    stopped = threading.Event()
+
+    def flood(device):
+        try:
+            for segment in range(16):
+                channels[device].send("DEVDATA", piece(device, 0, segment))
+        except OSError:
+            stopped.set()
+    threads = [threading.Thread(target=flood, args=(device,)) for device in range(DEVICES)]
+    for thread in threads:
+        thread.start()
+
+    def taken():
+        """Until nothing moves any more; that it still would is not what is judged."""
+        before = read_status(target)["RssAnon:"]
+        for thread in threads:
+            thread.join(1)
+        return read_status(target)["RssAnon:"] == before
+    wait_until(taken, "a destination that is full")
+    assert_within(target, 48 * MIB)
+    for channel in channels:
+        channel.socket.shutdown(2)
+    for thread in threads:
+        thread.join()
+    assert stopped.is_set()  # not all of it was taken
+    for channel in channels:
+        channel.socket.close()
+    assert not target("query-status")["running"]
