@@ -43,7 +43,8 @@ static const struct tool_usage usage = {
     .operand_min = 1,
     .operand_max = 1,
     .after = "exit status: 0 moved, 1 failed (the guest goes on at the source), 2 wrong command\n"
-             "  line, 4 cancelled, 5 unknown who has the guest: see vfmig status",
+             "  line, 4 cancelled, 5 unknown who has the guest, or moved and no report could be\n"
+             "  written: see vfmig status",
 };
 
 static volatile sig_atomic_t interrupts;
@@ -166,6 +167,11 @@ static int conclude(struct json_object *status)
     if (!strcmp(state, "completed")) {
         if (!json && !quiet)
             print_report(status);
+        /* "Failed" would be taken for a guest that is still at the source. */
+        if (fflush(stdout) || ferror(stdout))
+            return tool_fail(&usage, TOOL_UNRESOLVED,
+                             "the guest moved, but the report cannot be written: %s; see vfmig status",
+                             strerror(errno));
         return TOOL_OK;
     }
     if (json_object_get_boolean(get(get(status, "x-vfmig"), "unresolved")))
