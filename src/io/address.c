@@ -7,6 +7,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -72,6 +73,8 @@ static int parse_tcp(const char *address, const char *text, bool listening, stru
     host[size] = 0;
     if (strspn(end + 1, "0123456789") != strlen(end + 1) || strlen(end + 1) > 5)
         return wrong_address(address, "the port is not a number", reterr);
+    if (strtoul(end + 1, NULL, 10) > UINT16_MAX) /* getaddrinfo would cut it */
+        return wrong_address(address, "the port is larger than 65535", reterr);
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM,
                              .ai_flags = listening ? AI_PASSIVE : 0}, *list = NULL;
     int r = getaddrinfo(host, end + 1, &hints, &list);
