@@ -117,6 +117,20 @@ def test_the_main_page_names_every_command():
     (("migrate", "--qmp", "/x"), ("URI is missing",)),
     (("migrate", "--qmp", "/x", "http://x"), ("neither tcp:HOST:PORT nor unix:PATH",)),
     (("migrate", "--qmp", "/x", "tcp:a:1", "tcp:b:1"), ("unexpected argument 'tcp:b:1'",)),
+    (("vm", "--accel", "none", "--journal", "/tmp", "--incoming", "carrier-pigeon:"), ("carrier-pigeon",)),
+    (("vm", "--accel", "none", "--journal", "/tmp", "--incoming", "tcp:127.0.0.1:99999"), ("65535",)),
+    (("vm", "--accel", "none", "--journal", "/tmp", "--incoming", "tcp:127.0.0.1:"), ("tcp:HOST:PORT",)),
+    (("vm", "--incoming", "unix:/x"), ("journal",)),
+    (("device", "--socket", "/x"), ("NAME is missing",)),
+    (("device", "dma"), ("--socket is missing",)),
+    (("device", "teapot", "--socket", "/x"), ("no device called 'teapot'",)),
+    (("device", "dma", "null", "--socket", "/x"), ("unexpected argument 'null'",)),
+    (("device", "dma", "--socket", "/x", "--fail", "never"), ("'never' is not one of",)),
+    (("device", "dma", "--socket", "/x", "--max-data", "1"), ("out of range", "4K to 64M")),
+    (("status",), ("DIR is missing",)),
+    (("status", "/x", "/y"), ("unexpected argument '/y'",)),
+    (("resolve",), ("DIR is missing",)),
+    (("migrate", "--downtime-limit", "0", "--qmp", "/x", "tcp:a:1"), ("1 to 600000",)),
     (("migrate", "--channels", "17", "--qmp", "/x", "tcp:a:1"), ("1 to 16",)),
 ])
 def test_mistakes(args, words):
@@ -126,6 +140,11 @@ def test_mistakes(args, words):
 @pytest.mark.parametrize("args, words", [
     (("vm", "--device", "vfio-user:/nonexistent/sock"), ("/nonexistent/sock",)),
     (("vm", "--accel", "none", "--qmp", "/nonexistent/qmp"), ("/nonexistent/qmp",)),
+    (("vm", "--accel", "none", "--journal", "/tmp", "--incoming", "unix:/nonexistent/s"),
+     ("/nonexistent/s",)),
+    (("device", "dma", "--socket", "/nonexistent/s"), ("/nonexistent/s",)),
+    (("status", "/dev/null"), ("/dev/null", "Not a directory")),
+    (("status", "/tmp/nowhere", "--peer-journal", "/nonexistent/p"), ("/nonexistent/p",)),
     (("migrate", "--qmp", "/nonexistent/qmp", "tcp:127.0.0.1:1"), ("/nonexistent/qmp",)),
     (("migrate", "--qmp", "/" + "x" * 200, "tcp:127.0.0.1:1"), ("too long",)),
 ])

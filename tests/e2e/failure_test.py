@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What goes wrong before the grant: one clear sentence, the documented code, the guest runs on."""
 import signal
+import socket
 
 import pytest
 
@@ -49,6 +50,36 @@ def test_other_names_of_devices_are_refused(world):
     source, _ = start(world, devices=[f"{world.device('dev-x')},id=nic"])
     result = migrate(source, world.uri(), "--quiet")
     assert_failed(source, result.returncode, result.stderr, "dev0")
+
+
+def test_another_kind_of_device_is_refused(world):
+    path = world.folder / "null.sock"
+    world.start("null", "device", "null", "--socket", path, ready=path)
+    source, _ = start(world, devices=[path])
+    result = migrate(source, world.uri(), "--quiet")
+    assert_failed(source, result.returncode, result.stderr, "device.0")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("address, words", [
+    ("tcp:127.0.0.1:{port}", ("Connection refused",)),
+    ("tcp:name.invalid:{port}", ("name.invalid",)),
+    ("tcp:127.0.0.1:65536", ("65535",)),
+    ("tcp:127.0.0.1", ("tcp:HOST:PORT",)),
+    ("tcp:127.0.0.1:http", ("not a number",)),
+    ("unix:{folder}/dev-a.journal", ("dev-a.journal",)),
+    ("unix:" + "x" * 200, ("too long",)),
+])
+def test_an_address_that_leads_nowhere(world, address, words):
+    source = world.vm("a", *GUEST, devices=[world.device("dev-a")])
+    assert_guest_lives(source)
+    result = migrate(source, address.format(port=free_port(), folder=world.folder), "--quiet")
+    assert_failed(source, result.returncode, result.stderr, *words)
 
 
 def test_the_destination_dies(world):
