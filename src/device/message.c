@@ -10,9 +10,10 @@
 
 /* On one socket for both directions small pieces and few bytes are under way: neither side ever fills
  * the socket in both directions, so neither waits for room while the other does. A twin socket has one
- * large piece at a time besides. */
+ * large piece at a time besides: of any size when it is read, and one that the socket holds when it is
+ * written, because a client may look at the twin socket only after the reply to its own command. */
 #define PIECE_MAX       (32u << 10)
-#define PIECE_MAX_ALONE (1u << 20)
+#define READ_MAX_ALONE  (1u << 20)
 #define ASKED_MAX       (96u << 10)
 
 static struct socket *message_socket(struct vfmig_device *dev)
@@ -34,9 +35,10 @@ static int send_message(struct vfmig_device *dev, struct dma_message *m)
 }
 
 /* Most bytes that the next message may ask for. */
-static uint64_t piece_max(const struct vfmig_device *dev)
+static uint64_t piece_max(const struct vfmig_device *dev, bool write)
 {
-    uint64_t most = dev->twin.fd >= 0 && !dev->messages_asked ? PIECE_MAX_ALONE : PIECE_MAX;
+    bool alone = dev->twin.fd >= 0 && !dev->messages_asked;
+    uint64_t most = !alone ? PIECE_MAX : write ? ASKED_MAX : READ_MAX_ALONE;
 
     return most < dev->owner.client_max_data ? most : dev->owner.client_max_data;
 }
@@ -45,7 +47,7 @@ static uint64_t piece_max(const struct vfmig_device *dev)
  * m->asked is its size. */
 static bool prepare(struct vfmig_device *dev, struct dma_message *m)
 {
-    uint64_t piece = 0, most = piece_max(dev);
+    uint64_t piece = 0, most = piece_max(dev, m->write);
     int r = dma_access(dev, m->dma.generation, m->write, &m->iova, &m->buf, &m->left, &piece);
 
     m->err = r < 0 ? r : 0;
