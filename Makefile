@@ -1,6 +1,6 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench model docs lint install clean
+.PHONY: all deps demo check bench model interop docs lint install clean
 
 BUILD ?= build
 SABOTAGE ?=
@@ -38,6 +38,11 @@ bench: all
 
 model: | deps
 	scripts/model.sh
+
+# A Linux guest in stock QEMU, both from Debian, with our devices; SABOTAGE as for demo.
+interop: $(DEMO_BUILD)/build.ninja
+	ninja -C $(DEMO_BUILD)
+	VFMIG_SABOTAGE=$(SABOTAGE) python3 scripts/interop.py $(DEMO_BUILD) $(BUILD)/interop
 
 # Documents that are made from tables.
 docs: $(BUILD)/check/build.ninja
