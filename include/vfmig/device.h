@@ -4,8 +4,9 @@
  * (DEVICE_FEATURE messages, and the v1 migration region).
  *
  * Threads. Every callback runs on the serving thread: the one in vfmig_device_run() or
- * vfmig_device_dispatch(). Functions marked [any thread] may be called from others as well, all
- * others only on the serving thread or while nothing serves the device.
+ * vfmig_device_dispatch(), or the one of vfmig_device_start(). Functions marked [any thread] may be
+ * called from others as well, all others only on the serving thread or while nothing serves the
+ * device.
  *
  * States. A device runs, or it is stopped (!R). While it is stopped the library answers region
  * reads with all ones and drops writes (C51), holds timers, keeps interrupts as pending causes and
@@ -22,6 +23,7 @@
 #include <sys/types.h>
 
 #include "vfmig/error.h"
+#include "vfmig/limits.h"
 #include "vfmig/state.h"
 
 #ifdef __cplusplus
@@ -29,9 +31,6 @@ extern "C" {
 #endif
 
 #define VFMIG_DEVICE_VERSION 1u
-#define VFMIG_DEVICE_BARS    6u
-#define VFMIG_DEVICE_TIMERS  16u
-#define VFMIG_DEVICE_VECTORS 256u /* most MSI-X vectors of one device */
 
 struct vfmig_device;
 
@@ -43,9 +42,12 @@ struct vfmig_device_bar {
     bool prefetchable;
 };
 
-/* What the device is. Start from VFMIG_DEVICE_CONFIG_INIT; members left 0 take the defaults. */
+/* What the device is. Start from VFMIG_DEVICE_CONFIG_INIT; members left 0 take the defaults. It
+ * and the callbacks only ever grow at their end: a program built for an older library hands in a
+ * smaller struct, whose missing members are 0; one built for a newer library a larger one, which is
+ * taken as long as what this library does not know is 0. */
 struct vfmig_device_config {
-    size_t size;      /* of this struct, for compatible growth */
+    size_t size;      /* of this struct */
     uint32_t version; /* VFMIG_DEVICE_VERSION */
 
     const char *name; /* for messages; copied; default "device" */
@@ -78,28 +80,32 @@ struct vfmig_device_config {
 
 /* What the device does. Start from VFMIG_DEVICE_OPS_INIT. A device that leaves out save or load
  * cannot be migrated and says so; everything else has the default given. user is the pointer
- * given to vfmig_device_new(). No callback may call run, dispatch or free. */
+ * given to vfmig_device_new(). No callback may call run, dispatch, join or free.
+ *
+ * Those marked [later] need not answer at once: see vfmig_device_later(). */
 struct vfmig_device_ops {
     size_t size;
     uint32_t version;
 
     /* An access to BAR `bar`, inside it and outside MSI-X table and PBA, only while the device
-     * runs. A negative errno becomes the client's error. Default: reads 0, drops writes. */
+     * runs. A negative errno becomes the client's error. Default: reads 0, drops writes. [later:
+     * data stays until the handle is ended; other accesses may come before] */
     int (*region_read)(void *user, uint32_t bar, uint64_t offset, void *data, uint32_t size);
     int (*region_write)(void *user, uint32_t bar, uint64_t offset, const void *data,
                         uint32_t size);
 
     /* Internal state as at power on; forget DMA under way (its handles are dead) and timers.
      * Called on a client's reset, when the client is gone, and before data is loaded. It may not
-     * fail. Default: nothing. */
+     * fail. Default: nothing. [later] */
     void (*reset)(void *user);
 
     /* The device is about to stop (R is cleared): DMA is drained already, internal state must
-     * not change any more (C33). Default: success. */
+     * not change any more (C33), nor by an access that is still to be answered. Default: success.
+     * [later] */
     int (*stop)(void *user);
 
     /* The device runs again (R is set), or for the first time after load: look at the loaded
-     * state and set timers. DMA may still be refused: see gate. Default: success. */
+     * state and set timers. DMA may still be refused: see gate. Default: success. [later] */
     int (*start)(void *user);
 
     /* DMA is refused from now on (open = false), or allowed again: go on with what was put off.
@@ -109,16 +115,16 @@ struct vfmig_device_ops {
     /* A save begins. running: pre-copy, log changes of internal state from now on (C21, C38).
      * Otherwise capture: save() is next. After a pre-copy save_begin is called again with
      * running = false, and save() presents what was not yet saved and what changed (C65).
-     * Default: success. */
+     * Default: success. [later] */
     int (*save_begin)(void *user, bool running);
 
     /* Pre-copy: up to size bytes of state into buf. 0: nothing now (A16). Size is at least 4096,
      * buf is aligned to 8 bytes (so is data of load).
      * Default (or config.no_precopy): the device has no pre-copy in the feature dialect, and an
-     * empty one in the region dialect (C22). */
+     * empty one in the region dialect (C22). [later: it is called again] */
     ssize_t (*save_precopy)(void *user, void *buf, size_t size);
 
-    /* The same while stopped, until it returns 0: all is saved. */
+    /* The same while stopped, until it returns 0: all is saved. [later: it is called again] */
     ssize_t (*save)(void *user, void *buf, size_t size);
 
     /* Nobody wants the rest of this save: stop logging changes. Default: nothing. */
@@ -126,10 +132,11 @@ struct vfmig_device_ops {
 
     /* Data of one save or save_precopy call, whole and in the order of saving; reset() came
      * before the first. The bytes are known to be those of one save of a device with the same
-     * state_format. They come from another machine: check them. A negative errno refuses them. */
+     * state_format. They come from another machine: check them. A negative errno refuses them.
+     * [later: it is called again with the same data] */
     int (*load)(void *user, const void *data, size_t size);
 
-    /* All data was there and is loaded: last checks. Default: success. */
+    /* All data was there and is loaded: last checks. Default: success. [later] */
     int (*load_end)(void *user);
 
     /* Estimates, any state: bytes that save_precopy (0: nothing now) and save would still give.
@@ -194,6 +201,36 @@ uint32_t vfmig_device_load_version(const struct vfmig_device *dev);
  * device next runs without N and unmasked, on whichever machine that is (A6).
  * -EINVAL: no such vector. [any thread] */
 int vfmig_device_irq(struct vfmig_device *dev, uint32_t vector);
+
+/* ---- answers that come later ----------------------------------------------------------------
+ * A callback marked [later] takes a handle, returns -EINPROGRESS (reset, which returns nothing,
+ * just takes it), and the handle is ended when the work is done. Meanwhile the library serves
+ * everything else. Every handle that was given is to be ended, whatever happened in between: the
+ * place of an access, and its data, are only free again then.
+ *
+ * - A region access, stop, start, save_begin, load_end and reset end with the result, as if the
+ *   callback had returned it; the result of reset is not looked at.
+ * - save, save_precopy and load end with 0: call me again; or with a negative errno: it failed. The
+ *   client's command waits, one at a time: others that move data get -EBUSY, and so does leaving Z.
+ * - A reset, or a client that is gone, makes all handles stale: ending them has no effect. The
+ *   waiting commands of a reset end with -ECANCELED. Clearing S does that to a save alone.
+ * - While one of the calls is open a second state write gets -EBUSY, and save_precopy is not
+ *   called. No call has a time limit: a client that has waited enough resets the device.
+ * - After its client has gone the next one comes in once reset has ended. */
+
+/* A value, to be copied as needed; nothing is allocated for it. Members are the library's. */
+struct vfmig_later {
+    struct vfmig_device *dev; /* NULL: no handle */
+    uint64_t id;
+};
+
+/* The handle of the callback that is being called; no handle outside of those marked [later].
+ * Called again in the same callback it is the same handle. */
+struct vfmig_later vfmig_device_later(struct vfmig_device *dev);
+
+/* Ends it: 0 or positive, or a negative errno. Also allowed before the callback has returned. Not
+ * after vfmig_device_free(). [any thread] */
+void vfmig_later_done(struct vfmig_later later, int result);
 
 /* ---- DMA ------------------------------------------------------------------------------------
  * The one-shot forms are refused with -EAGAIN while the gate is shut (N, !R): put the work off
@@ -266,6 +303,7 @@ struct vfmig_device_counters {
     uint64_t resets;
     uint64_t clients;
     uint64_t bad_messages;        /* answered with an error because of their form */
+    uint64_t answered_later;      /* accesses, calls and data commands that waited for the device */
 };
 
 void vfmig_device_get_counters(const struct vfmig_device *dev,

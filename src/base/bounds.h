@@ -20,6 +20,8 @@
 #define VFMIG_MAX_QMP_OUTPUT     (1u << 20)   /* bytes queued for a client that does not read */
 #define VFMIG_MAX_QMP_DEPTH      16           /* nesting of one QMP request */
 
+#define VFMIG_MAX_LATER_BYTES    VFMIG_MAX_DATA_XFER_CAP /* data of accesses answered later */
+
 /* Migration stream (tables/stream.def). Pages go straight into guest memory; everything else is
  * received into one buffer a channel, of the largest of these at most. */
 #define VFMIG_MAX_MEMORY_RUNS    512u         /* runs of pages in one MEMORY or ZERO record */

@@ -98,6 +98,10 @@ static void forget_pending(struct client *c)
         free(dev->pending[i].data);
         dev->pending[i] = (struct pending){0};
     }
+    for (unsigned i = 0; i < VFMIG_DEVICE_LATER_ACCESSES; i++)
+        if (dev->later.access[i].client == c)
+            dev->later.access[i].client = NULL;
+    park_forget(c);
 }
 
 /* ---- coming and going ------------------------------------------------------------------------ */
@@ -151,14 +155,17 @@ static void drop_owner(struct vfmig_device *dev)
     dev->keep_pci = false;
     message_abort(dev, -ECANCELED);
     message_forget(dev);
-    if (!vfmig_sabotage("next-client-finds-old-state"))
+    if (!vfmig_sabotage("next-client-finds-old-state")) {
+        dev->releasing = !vfmig_sabotage("next-client-before-reset"); /* until the machine says RELEASED */
         migrate_event(dev, VFMIG_DEV_EVENT_OWNER_GONE, 0, 0);
+    } else {
+        server_listen_again(dev, &dev->owner);
+    }
     control_owner_gone(dev);
     dma_map_clear(dev);
     log_done(&dev->log);
     log_init(&dev->log);
     irq_detach_all(dev);
-    server_listen_again(dev, &dev->owner);
 }
 
 void client_drop(struct client *c)
@@ -178,7 +185,7 @@ int vfmig_device_attach_fd(struct vfmig_device *dev, int fd, struct vfmig_error 
 {
     int r = -EBUSY;
 
-    if (dev->owner.socket.fd < 0)
+    if (dev->owner.socket.fd < 0 && !dev->releasing)
         r = client_open(&dev->owner, fd, SOURCE_OWNER);
     else
         close(fd);

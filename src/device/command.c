@@ -198,44 +198,31 @@ static bool mmio_reaches(const struct vfmig_device *dev)
 
 /* C51: a stopped device answers with all ones and drops writes; C46-C49: what is the VMM's in the
  * same BAR goes on working. */
-static int bar_read(struct vfmig_device *dev, uint32_t bar, uint64_t offset, uint8_t *data,
-                    uint32_t size)
+static int bar_access(struct client *c, const struct vfmig_user_msg *msg,
+                      const struct vfmig_user_region_access *access, bool write)
 {
-    int r = 0;
+    struct vfmig_device *dev = c->dev;
+    const uint8_t *written = msg->payload + sizeof(*access);
+    uint8_t *data = write ? (uint8_t *)(uintptr_t)written : c->reply;
 
-    if (msix_access(dev, bar, offset, data, size, false))
-        return 0;
-    if (!mmio_reaches(dev)) {
-        memset(data, 0xff, size);
-        COUNT(dev, mmio_stopped_reads);
-    } else if (dev->ops.region_read) {
-        r = dev->ops.region_read(dev->user, bar, offset, data, size);
-    } else {
-        memset(data, 0, size);
+    if (!msix_access(dev, access->region, access->offset, data, access->count, write)) {
+        if (mmio_reaches(dev))
+            return later_access(c, dev, &msg->header, access, written, write);
+        if (write) {
+            COUNT(dev, mmio_stopped_writes);
+        } else {
+            COUNT(dev, mmio_stopped_reads);
+            memset(data, 0xff, access->count);
+            msix_access(dev, access->region, access->offset, data, access->count, false);
+        }
     }
-    if (r >= 0)
-        msix_access(dev, bar, offset, data, size, false);
-    return r < 0 ? r : 0;
-}
-
-static int bar_write(struct vfmig_device *dev, uint32_t bar, uint64_t offset, const uint8_t *data,
-                     uint32_t size)
-{
-    if (msix_access(dev, bar, offset, (uint8_t *)(uintptr_t)data, size, true))
-        return 0;
-    if (!mmio_reaches(dev)) {
-        COUNT(dev, mmio_stopped_writes);
-        return 0;
-    }
-    int r = dev->ops.region_write ? dev->ops.region_write(dev->user, bar, offset, data, size) : 0;
-    return r < 0 ? r : 0;
+    return region_reply(c, &msg->header, access, write ? NULL : data);
 }
 
 static int region_access(struct client *c, struct vfmig_user_msg *msg, bool write)
 {
     struct vfmig_device *dev = c->dev;
     struct vfmig_user_region_access access;
-    int r = 0;
 
     memcpy(&access, msg->payload, sizeof(access));
     int64_t size = region_size(dev, access.region);
@@ -249,21 +236,13 @@ static int region_access(struct client *c, struct vfmig_user_msg *msg, bool writ
         return -E2BIG;
     if (dev->session.hold && access.region <= VFMIG_REGION_BAR5 && access.count)
         return control_hold_access(c, msg);
-    const uint8_t *data = msg->payload + sizeof(access);
-    if (access.count == 0)
-        ;
-    else if (access.region == VFMIG_REGION_CONFIG && write)
-        pci_config_write(dev, access.offset, data, access.count);
+    if (access.region <= VFMIG_REGION_BAR5 && access.count)
+        return bar_access(c, msg, &access, write);
+    if (access.region == VFMIG_REGION_CONFIG && write)
+        pci_config_write(dev, access.offset, msg->payload + sizeof(access), access.count);
     else if (access.region == VFMIG_REGION_CONFIG)
         pci_config_read(dev, access.offset, c->reply, access.count);
-    else if (write)
-        r = bar_write(dev, access.region, access.offset, data, access.count);
-    else
-        r = bar_read(dev, access.region, access.offset, c->reply, access.count);
-    if (r < 0)
-        return r;
-    return server_reply(c, &msg->header, &access, sizeof(access), c->reply,
-                        write ? 0 : access.count, NULL, 0);
+    return region_reply(c, &msg->header, &access, write ? NULL : c->reply);
 }
 
 /* ---- memory ---------------------------------------------------------------------------------- */
@@ -410,6 +389,9 @@ int command_handle(struct client *c, struct vfmig_user_msg *msg)
         return r;
     }
     if (dev->drain_token && vfmig_sabotage("busy-while-draining"))
+        return -EBUSY;
+    if ((dev->call || dev->park.kind) && msg->header.command != VFMIG_USER_RESET &&
+        vfmig_sabotage("busy-while-later"))
         return -EBUSY;
     control_before(c, msg);
     r = control_allowed(c, msg);

@@ -25,6 +25,7 @@
 #define LOG_BYTES_MAX    (256ull << 20)
 #define LOG_RANGES_MAX   4096u
 #define PAGE             4096u
+#define LATER_SMALL      64u     /* bytes of an access that need no buffer of their own */
 
 /* One DMA_MAP. */
 struct dma_region {
@@ -108,6 +109,52 @@ struct pending {
     uint32_t data_size;
 };
 
+/* ---- answers that come later (later.c) ---- */
+
+/* What the device may have open: one call of the machine, one of the data stream, accesses. */
+enum later_place { LATER_CALL = 0, LATER_STREAM, LATER_ACCESS };
+#define LATER_PLACES (LATER_ACCESS + VFMIG_DEVICE_LATER_ACCESSES)
+
+struct later {
+    uint64_t serial; /* tells its handle from an earlier one of the same place */
+    bool taken;      /* the device has the handle */
+    bool done;       /* and has ended it */
+    ssize_t result;
+};
+
+/* The buffer of an access that the device has. It stays until the device ends it, also when nobody
+ * waits for the answer any more. */
+struct later_access {
+    struct client *client; /* NULL: nobody waits */
+    struct vfmig_user_header header;
+    struct vfmig_user_region_access access;
+    bool write;
+    uint8_t small[LATER_SMALL];
+    uint8_t *large;
+    uint32_t room; /* bytes of large */
+};
+
+struct laters {
+    pthread_mutex_t lock; /* of places */
+    struct later places[LATER_PLACES];
+    atomic_bool ready;    /* one of them is done */
+    unsigned calling;     /* place of the callback under way, LATER_PLACES: none */
+    struct later_access access[VFMIG_DEVICE_LATER_ACCESSES];
+    uint64_t bytes;       /* of all large buffers */
+};
+
+/* A data command that waits until the device has what was asked for. */
+enum park_kind { PARK_NONE = 0, PARK_READ, PARK_WRITE, PARK_OFFSET, PARK_SIZE };
+
+struct park {
+    enum park_kind kind;
+    struct client *client; /* NULL: nobody waits, but the data is the stream's all the same */
+    struct vfmig_user_header header;
+    struct vfmig_user_region_access access; /* OFFSET, SIZE */
+    uint8_t *buf;                           /* READ, WRITE: its own */
+    uint32_t at, size;
+};
+
 struct irq_state {
     pthread_mutex_t lock;
     bool latch; /* N or !R */
@@ -129,6 +176,11 @@ struct device_stream {
     bool library_saved; /* the library's own section is in the stream */
     bool library_loaded;
     int load_err; /* first refusal by the device; stays */
+    bool asked;      /* the device will say when it has data, or room for it */
+    int asked_err;   /* what it said instead */
+    struct vfmig_devstream_frame frame;
+    bool frame_waits; /* to be loaded when the device says so */
+    size_t unread;    /* of the data that stream_write was given last */
     uint64_t loaded_pending[VFMIG_DEVICE_VECTORS / 64];
 };
 
@@ -181,7 +233,7 @@ struct vfmig_device {
     struct vfmig_device_config config;
     struct vfmig_device_ops ops;
     void *user;
-    char name[64];
+    char name[VFMIG_DEVICE_NAME + 1];
 
     struct vfmig_dev mig;
     uint32_t features; /* 0: cannot be migrated */
@@ -189,6 +241,11 @@ struct vfmig_device {
     uint8_t *window_buf;
     struct device_stream stream;
     uint32_t drain_token; /* 0: no drain under way */
+    struct laters later;
+    enum vfmig_dev_call call; /* the one that is answered later, or NONE */
+    uint32_t call_token;
+    struct park park;
+    uint32_t window_at; /* bytes of the portion being prepared */
 
     struct irq_state irq;
     uint8_t pci_config[CONFIG_SIZE];
@@ -214,6 +271,7 @@ struct vfmig_device {
     uint32_t pending_serial;
     struct held held[HELD_MAX];
     uint32_t held_count;
+    bool releasing; /* the owner has gone, the device is not fresh yet */
     bool keep_pci; /* the reset under way is the control client's: config space is the owner's */
 
     int epoll, wake, timer_fd;
@@ -378,7 +436,46 @@ uint64_t log_bitmap_bytes(uint64_t size, uint64_t page_size);
 int log_dirty_pages(struct client *c, struct vfmig_user_msg *msg);
 int log_feature(struct client *c, struct vfmig_user_msg *msg, uint32_t feature, bool set);
 
+/* later.c */
+void later_init(struct vfmig_device *dev);
+void later_done(struct vfmig_device *dev);
+/* Around a callback that may be answered later. end: what it returned; -EINPROGRESS only when the
+ * device has taken the handle. */
+void later_begin(struct vfmig_device *dev, unsigned place);
+ssize_t later_end(struct vfmig_device *dev, unsigned place, ssize_t result);
+bool later_taken(struct vfmig_device *dev, unsigned place);
+/* Whatever place has open is nobody's any more. */
+void later_forget(struct vfmig_device *dev, unsigned place);
+/* What the device has ended since. */
+void later_poll(struct vfmig_device *dev);
+/* An access that reaches the device. c NULL: a doorbell. Answered, or the reply comes later; a
+ * negative errno is the device's, or -EBUSY when too many are open. */
+int later_access(struct client *c, struct vfmig_device *dev, const struct vfmig_user_header *header,
+                 const struct vfmig_user_region_access *access, const void *data, bool write);
+/* A reset: open accesses are answered with -ECANCELED. */
+void later_cancel_accesses(struct vfmig_device *dev);
+
+/* park.c: data commands that wait for the device. All return 0 when parked. */
+/* May a data command be taken? -EBUSY: another one is parked, or the data is being looked at. */
+int park_check(const struct vfmig_device *dev);
+/* Data is being taken: Z cannot be left yet. */
+bool park_loads(const struct vfmig_device *dev);
+/* n: what stream_read gave for the first of size bytes in c->reply. True: it is not all. */
+bool park_is_short(const struct vfmig_device *dev, ssize_t n, size_t size);
+int park_read(struct client *c, const struct vfmig_user_msg *msg, ssize_t n, uint32_t size);
+int park_write(struct client *c, const struct vfmig_user_msg *msg, const uint8_t *data,
+               uint32_t size);
+int park_window(struct client *c, const struct vfmig_user_msg *msg, enum park_kind kind);
+/* The device has said so: go on. */
+void park_continue(struct vfmig_device *dev);
+/* The stream is over: -ECANCELED. */
+void park_cancel(struct vfmig_device *dev);
+/* c is gone. */
+void park_forget(struct client *c);
+
 /* migrate.c */
+/* The call that was answered later has ended. */
+void migrate_call_done(struct vfmig_device *dev, ssize_t result);
 int migrate_init(struct vfmig_device *dev, struct vfmig_error *reterr);
 void migrate_event(struct vfmig_device *dev, enum vfmig_dev_event_type type, uint32_t value,
                    uint64_t id);
@@ -393,6 +490,10 @@ int migrate_data_write(struct client *c, struct vfmig_user_msg *msg);
 /* region.c: the v1 migration region */
 int region_v1_read(struct client *c, struct vfmig_user_msg *msg);
 int region_v1_write(struct client *c, struct vfmig_user_msg *msg);
+/* Prepares a portion. -EINPROGRESS: the device will say when to go on. */
+int region_v1_prepare(struct vfmig_device *dev, uint64_t *ret_offset);
+int region_reply(struct client *c, const struct vfmig_user_header *request,
+                    const struct vfmig_user_region_access *access, const void *data);
 
 /* stream.c: the device stream between author and client */
 void stream_save_begin(struct vfmig_device *dev);
@@ -400,8 +501,12 @@ void stream_load_begin(struct vfmig_device *dev);
 void stream_drop(struct vfmig_device *dev);
 /* Fills buf; less than size: nothing more now. Negative errno from the device. */
 ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size);
+/* -EINPROGRESS: stream.unread bytes are left, to be given again from there when the device says
+ * so. */
 int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size);
+/* Is all there? Then load_end is next, and after it the library's own state is taken over. */
 int stream_finish(struct vfmig_device *dev);
+void stream_loaded(struct vfmig_device *dev);
 uint64_t stream_left(struct vfmig_device *dev);
 uint64_t stream_final_size(struct vfmig_device *dev);
 

@@ -33,12 +33,15 @@ static void tell_gate(struct vfmig_device *dev, bool open)
         dev->ops.gate(dev->user, open);
 }
 
-static void device_reset(struct vfmig_device *dev)
+/* -EINPROGRESS: the device has taken a handle. */
+static int device_reset(struct vfmig_device *dev)
 {
+    later_cancel_accesses(dev);
     for (unsigned i = 0; i < VFMIG_DEVICE_TIMERS; i++)
         dev->timers[i] = UINT64_MAX;
     if (dev->ops.reset)
         dev->ops.reset(dev->user);
+    return later_taken(dev, LATER_CALL) ? -EINPROGRESS : 0;
 }
 
 static int save_begin(struct vfmig_device *dev, bool running)
@@ -46,14 +49,16 @@ static int save_begin(struct vfmig_device *dev, bool running)
     return dev->ops.save_begin ? dev->ops.save_begin(dev->user, running) : 0;
 }
 
-static int finish_load(struct vfmig_device *dev)
+static int load_end(struct vfmig_device *dev)
 {
     int r = stream_finish(dev);
 
-    dev->session.loaded = r == 0;
-    return r;
+    if (r < 0 || !dev->ops.load_end)
+        return r;
+    return dev->ops.load_end(dev->user);
 }
 
+/* Begins a call; -EINPROGRESS: its end comes later. */
 static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
 {
     switch (call) {
@@ -64,13 +69,11 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
     case VFMIG_DEV_CALL_STOP:
         return dev->ops.stop ? dev->ops.stop(dev->user) : 0;
     case VFMIG_DEV_CALL_LOAD:
-        return finish_load(dev);
+        return load_end(dev);
     case VFMIG_DEV_CALL_SELF_RESET:
-        device_reset(dev);
         if (vfmig_sabotage("resume-resets-pci"))
             pci_reset(dev);
-        irq_drop(dev); /* pending causes are internal state, and come with the data */
-        return 0;
+        return device_reset(dev);
     case VFMIG_DEV_CALL_CAPTURE:
         return save_begin(dev, false);
     case VFMIG_DEV_CALL_START:
@@ -79,18 +82,52 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
         return save_begin(dev, true);
     case VFMIG_DEV_CALL_RESET:
         COUNT(dev, resets);
-        if (!vfmig_sabotage("reset-keeps-device"))
-            device_reset(dev);
         if (!dev->keep_pci)
             pci_reset(dev);
         dev->keep_pci = false;
         log_client_reset(dev);
-        return 0;
+        return vfmig_sabotage("reset-keeps-device") ? 0 : device_reset(dev);
     case VFMIG_DEV_CALL_NONE:
     case VFMIG_DEV_CALL_COUNT:
         break;
     }
     return -EINVAL;
+}
+
+/* What follows from a call that has ended. */
+static int call_done(struct vfmig_device *dev, enum vfmig_dev_call call, ssize_t result)
+{
+    int r = result < 0 ? (int)result : 0;
+
+    switch (call) {
+    case VFMIG_DEV_CALL_LOAD:
+        dev->session.loaded = r == 0;
+        if (r == 0)
+            stream_loaded(dev);
+        return r;
+    case VFMIG_DEV_CALL_SELF_RESET:
+        irq_drop(dev); /* pending causes are internal state, and come with the data */
+        return 0;
+    case VFMIG_DEV_CALL_RESET:
+        return 0; /* may not fail */
+    default:
+        return r;
+    }
+}
+
+/* As act. */
+static bool act_call(struct vfmig_device *dev, const struct vfmig_dev_action *action, int *ret_err)
+{
+    later_begin(dev, LATER_CALL); /* a call that is still open is over: a reset has ended it */
+    ssize_t r = later_end(dev, LATER_CALL, call_device(dev, action->call));
+    dev->call = r == -EINPROGRESS ? action->call : VFMIG_DEV_CALL_NONE;
+    dev->call_token = action->token;
+    if (r == -EINPROGRESS)
+        COUNT(dev, answered_later);
+    if (r == -EINPROGRESS && !vfmig_sabotage("later-at-once"))
+        return false;
+    *ret_err = call_done(dev, action->call, r == -EINPROGRESS ? 0 : r);
+    return true;
 }
 
 static bool drained(struct vfmig_device *dev)
@@ -135,8 +172,7 @@ static bool act(struct vfmig_device *dev, const struct vfmig_dev_action *action,
         irq_drop(dev);
         return false;
     case VFMIG_DEV_ACT_CALL:
-        *ret_err = call_device(dev, action->call);
-        return true;
+        return act_call(dev, action, ret_err);
     case VFMIG_DEV_ACT_STREAM_SAVE:
         stream_save_begin(dev);
         return false;
@@ -149,7 +185,10 @@ static bool act(struct vfmig_device *dev, const struct vfmig_dev_action *action,
     case VFMIG_DEV_ACT_REPLY:
         server_answer(dev, action->id, action->err);
         return false;
-    case VFMIG_DEV_ACT_RELEASED:
+    case VFMIG_DEV_ACT_RELEASED: /* C45 */
+        dev->releasing = false;
+        server_listen_again(dev, &dev->owner);
+        return false;
     case VFMIG_DEV_ACT_INVALID:
     case VFMIG_DEV_ACT_COUNT:
         break;
@@ -184,6 +223,16 @@ void migrate_event(struct vfmig_device *dev, enum vfmig_dev_event_type type, uin
     step(dev, (struct vfmig_dev_event){.type = type, .value = value, .id = id});
 }
 
+void migrate_call_done(struct vfmig_device *dev, ssize_t result)
+{
+    enum vfmig_dev_call call = dev->call;
+
+    dev->call = VFMIG_DEV_CALL_NONE;
+    step(dev, (struct vfmig_dev_event){.type = VFMIG_DEV_EVENT_STEP_DONE,
+                                       .token = dev->call_token,
+                                       .err = call_done(dev, call, result)});
+}
+
 static void answer_unmaps(struct vfmig_device *dev)
 {
     for (unsigned i = 0; dev->pending_unmaps && i < PENDING_MAX; i++) {
@@ -200,6 +249,7 @@ void migrate_poll(struct vfmig_device *dev)
         dev->drain_token = 0;
         step(dev, (struct vfmig_dev_event){.type = VFMIG_DEV_EVENT_STEP_DONE, .token = token});
     }
+    later_poll(dev);
     answer_unmaps(dev);
     control_poll(dev);
 }
@@ -230,7 +280,7 @@ static int set_state(struct client *c, struct vfmig_user_msg *msg)
     uint32_t echo = sizeof(struct vfmig_user_feature) + sizeof(state);
 
     memcpy(&state, msg->payload + sizeof(struct vfmig_user_feature), sizeof(state));
-    if (!server_defer(c, &msg->header, msg->payload, echo, &id))
+    if (park_loads(dev) || !server_defer(c, &msg->header, msg->payload, echo, &id))
         return -EBUSY;
     migrate_event(dev, VFMIG_DEV_EVENT_SET_V2, state.device_state, id);
     return 0;
@@ -331,7 +381,12 @@ int migrate_data_read(struct client *c, struct vfmig_user_msg *msg)
         return -EINVAL;
     if (req.size > c->reply_room)
         return -E2BIG;
+    int r = park_check(dev);
+    if (r < 0)
+        return r;
     ssize_t n = stream_read(dev, c->reply, req.size);
+    if (park_is_short(dev, n, req.size))
+        return park_read(c, msg, n, req.size);
     if (n < 0)
         return (int)n;
     req.size = (uint32_t)n;
@@ -348,6 +403,11 @@ int migrate_data_write(struct client *c, struct vfmig_user_msg *msg)
         return -EOPNOTSUPP;
     if (!vfmig_dev_loading(&dev->mig))
         return -EINVAL;
-    int r = stream_write(dev, msg->payload + sizeof(*req), req->size);
+    int r = park_check(dev);
+    if (r < 0)
+        return r;
+    r = stream_write(dev, msg->payload + sizeof(*req), req->size);
+    if (r == -EINPROGRESS)
+        return park_write(c, msg, msg->payload + sizeof(*req), req->size);
     return r < 0 ? r : server_reply(c, &msg->header, NULL, 0, NULL, 0, NULL, 0);
 }

@@ -7,26 +7,30 @@
 #include "base/sabotage.h"
 #include "device/internal.h"
 
-static int reply_read(struct client *c, const struct vfmig_user_msg *msg, const void *data)
+int region_reply(struct client *c, const struct vfmig_user_header *request,
+                    const struct vfmig_user_region_access *access, const void *data)
 {
-    struct vfmig_user_region_access access;
-
-    memcpy(&access, msg->payload, sizeof(access));
-    return server_reply(c, &msg->header, &access, sizeof(access), data, access.count, NULL, 0);
+    return server_reply(c, request, access, sizeof(*access), data, data ? access->count : 0, NULL,
+                        0);
 }
 
 /* data_offset: makes a portion available before it returns. */
-static int read_offset(struct vfmig_device *dev, uint64_t *ret_value)
+int region_v1_prepare(struct vfmig_device *dev, uint64_t *ret_offset)
 {
-    int r = vfmig_window_read_offset(&dev->window, ret_value);
+    uint32_t room = dev->config.window_bytes - dev->window_at;
+    int r = vfmig_window_read_offset(&dev->window, ret_offset);
 
     if (r != -EAGAIN)
         return r;
-    ssize_t n = stream_read(dev, dev->window_buf, dev->config.window_bytes);
-    if (n < 0)
+    ssize_t n = stream_read(dev, dev->window_buf + dev->window_at, room);
+    dev->window_at += n > 0 ? (uint32_t)n : 0;
+    if (park_is_short(dev, n, room))
+        return -EINPROGRESS;
+    if (n < 0 && !dev->window_at)
         return (int)n;
-    r = vfmig_window_prepared(&dev->window, (uint64_t)n);
-    return r < 0 ? r : vfmig_window_read_offset(&dev->window, ret_value);
+    r = vfmig_window_prepared(&dev->window, dev->window_at);
+    dev->window_at = 0;
+    return r < 0 ? r : vfmig_window_read_offset(&dev->window, ret_offset);
 }
 
 int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
@@ -40,6 +44,9 @@ int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
     int r = vfmig_window_decode(&dev->window, access.offset, access.count, false, &field);
     if (r < 0)
         return r;
+    if (field != VFMIG_WINDOW_DEVICE_STATE && field != VFMIG_WINDOW_RESERVED &&
+        (r = park_check(dev)) < 0)
+        return r;
     switch (field) {
     case VFMIG_WINDOW_DEVICE_STATE:
         value = vfmig_dev_bits(&dev->mig);
@@ -52,7 +59,9 @@ int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
         value = vfmig_window_read_pending(&dev->window, value);
         break;
     case VFMIG_WINDOW_DATA_OFFSET:
-        r = read_offset(dev, &value);
+        r = region_v1_prepare(dev, &value);
+        if (r == -EINPROGRESS)
+            return park_window(c, msg, PARK_OFFSET);
         break;
     case VFMIG_WINDOW_DATA_SIZE:
         r = vfmig_window_read_size(&dev->window, &value);
@@ -61,9 +70,9 @@ int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
         if (access.count < 8 && vfmig_sabotage("window-words-only"))
             return -EINVAL;
         r = vfmig_window_data_read(&dev->window, access.offset, access.count, &at);
-        return r < 0 ? r : reply_read(c, msg, dev->window_buf + at);
+        return r < 0 ? r : region_reply(c, &msg->header, &access, dev->window_buf + at);
     }
-    return r < 0 ? r : reply_read(c, msg, &value);
+    return r < 0 ? r : region_reply(c, &msg->header, &access, &value);
 }
 
 static int write_state(struct client *c, struct vfmig_user_msg *msg, uint32_t value)
@@ -71,8 +80,8 @@ static int write_state(struct client *c, struct vfmig_user_msg *msg, uint32_t va
     struct vfmig_device *dev = c->dev;
     uint64_t id;
 
-    if (!server_defer(c, &msg->header, msg->payload, sizeof(struct vfmig_user_region_access),
-                      &id))
+    if (park_loads(dev) || !server_defer(c, &msg->header, msg->payload,
+                                         sizeof(struct vfmig_user_region_access), &id))
         return -EBUSY;
     migrate_event(dev, VFMIG_DEV_EVENT_WRITE_V1, value, id);
     return 0;
@@ -96,6 +105,9 @@ int region_v1_write(struct client *c, struct vfmig_user_msg *msg)
     int r = vfmig_window_decode(&dev->window, access.offset, access.count, true, &field);
     if (r < 0)
         return r;
+    if ((field == VFMIG_WINDOW_DATA_SIZE || field == VFMIG_WINDOW_DATA) &&
+        (r = park_check(dev)) < 0)
+        return r;
     const uint8_t *data = msg->payload + sizeof(access);
     if (access.count <= sizeof(value))
         memcpy(&value, data, access.count);
@@ -106,6 +118,8 @@ int region_v1_write(struct client *c, struct vfmig_user_msg *msg)
         break;
     case VFMIG_WINDOW_DATA_SIZE:
         r = write_size(dev, value);
+        if (r == -EINPROGRESS)
+            return park_window(c, msg, PARK_SIZE);
         break;
     case VFMIG_WINDOW_DATA:
         r = vfmig_window_data_write(&dev->window, access.offset, access.count, &at);
@@ -119,5 +133,5 @@ int region_v1_write(struct client *c, struct vfmig_user_msg *msg)
     }
     if (r < 0)
         return r;
-    return server_reply(c, &msg->header, &access, sizeof(access), NULL, 0, NULL, 0);
+    return region_reply(c, &msg->header, &access, NULL);
 }

@@ -248,8 +248,8 @@ static void handle_source(struct vfmig_device *dev, enum source source)
 
 static bool is_over(const struct vfmig_device *dev)
 {
-    return atomic_load(&dev->stopping) || 
-           (dev->listen_owner.fd < 0 && dev->owner.socket.fd < 0);
+    return atomic_load(&dev->stopping) ||
+           (dev->listen_owner.fd < 0 && dev->owner.socket.fd < 0 && !dev->releasing);
 }
 
 /* One round; timeout_ms as in epoll_wait. True when run is over. */

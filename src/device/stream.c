@@ -30,6 +30,16 @@ struct library_state {
 /* A reader's buffer with less room than this, or at an odd place, is served from our own. */
 #define ROOM_MIN  (OVERHEAD + 4096u)
 
+/* What the device was asked is nobody's any more. */
+static void forget_asked(struct vfmig_device *dev)
+{
+    later_forget(dev, LATER_STREAM);
+    dev->stream.asked = dev->stream.frame_waits = false;
+    dev->stream.asked_err = 0;
+    dev->window_at = 0;
+    park_cancel(dev);
+}
+
 void stream_save_begin(struct vfmig_device *dev)
 {
     struct device_stream *s = &dev->stream;
@@ -41,6 +51,7 @@ void stream_save_begin(struct vfmig_device *dev)
     if (!vfmig_sabotage("old-stream-kept"))
         s->out_at = s->out_size = 0;
     s->library_saved = false;
+    forget_asked(dev);
     vfmig_window_open(&dev->window, VFMIG_WINDOW_SAVE);
 }
 
@@ -52,6 +63,7 @@ void stream_load_begin(struct vfmig_device *dev)
                            dev->config.state_version);
     s->library_loaded = false;
     s->load_err = 0;
+    forget_asked(dev);
     if (!vfmig_sabotage("resume-window-closed"))
         vfmig_window_open(&dev->window, VFMIG_WINDOW_LOAD);
 }
@@ -60,6 +72,7 @@ void stream_drop(struct vfmig_device *dev)
 {
     if (!vfmig_sabotage("old-stream-kept"))
         dev->stream.out_at = dev->stream.out_size = 0;
+    forget_asked(dev);
     vfmig_window_open(&dev->window, VFMIG_WINDOW_CLOSED);
 }
 
@@ -88,6 +101,24 @@ static int64_t seal_library(struct vfmig_device *dev, uint8_t *frame)
     return seal(dev, frame, SECTION_LIBRARY, VFMIG_DEVSTREAM_FINAL, payload);
 }
 
+/* Asks the device for data. -EINPROGRESS: it will say when it is to be asked again. */
+static ssize_t ask(struct vfmig_device *dev, ssize_t (*save)(void *, void *, size_t), uint8_t *buf,
+                   size_t size)
+{
+    struct device_stream *s = &dev->stream;
+    ssize_t n = s->asked_err;
+
+    s->asked_err = 0;
+    if (n < 0)
+        return n;
+    if (s->asked)
+        return -EINPROGRESS;
+    later_begin(dev, LATER_STREAM);
+    n = later_end(dev, LATER_STREAM, save(dev->user, buf, size));
+    s->asked = n == -EINPROGRESS;
+    return n > (ssize_t)size ? -EOVERFLOW : n;
+}
+
 /* One frame of at most room bytes (at least ROOM_MIN). 0: nothing now, or nothing any more. */
 static int64_t make_frame(struct vfmig_device *dev, uint8_t *frame, size_t room)
 {
@@ -100,10 +131,12 @@ static int64_t make_frame(struct vfmig_device *dev, uint8_t *frame, size_t room)
         return 0;
     if (running && !(dev->features & VFMIG_FEATURE_PRE_COPY))
         return 0; /* C22 */
+    if (running && dev->call != VFMIG_DEV_CALL_NONE)
+        return 0; /* it is being stopped, or is about to capture */
     if (!vfmig_sabotage("skip-device-state") && !dev->stream.library_saved)
-        n = save(dev->user, frame + OVERHEAD, payload);
-    if (n < 0 || (size_t)n > payload)
-        return n < 0 ? n : -EOVERFLOW;
+        n = ask(dev, save, frame + OVERHEAD, payload);
+    if (n < 0)
+        return n;
     if (n > 0)
         return seal(dev, frame, SECTION_DEVICE,
                     running ? VFMIG_DEVSTREAM_PRECOPY : VFMIG_DEVSTREAM_FINAL, (uint32_t)n);
@@ -169,8 +202,10 @@ uint64_t stream_left(struct vfmig_device *dev)
             return vfmig_sabotage("pending-without-log");
         if (dev->ops.left)
             dev->ops.left(dev->user, &precopy, &final);
-        else if (!made && fill_out(dev) > 0) /* no estimate: look whether there is something */
-            made = s->out_size;
+        else if (!made) { /* no estimate: look whether there is something */
+            int64_t n = fill_out(dev);
+            made = n == -EINPROGRESS ? 1 : s->out_size; /* there may be (X6) */
+        }
         return made + precopy;
     }
     return made + (vfmig_devstream_sealed_end(&s->enc) ? 0 : stream_final_size(dev));
@@ -208,23 +243,30 @@ static int load_frame(struct vfmig_device *dev, const struct vfmig_devstream_fra
         return load_library(dev, frame->payload, frame->length);
     if (head.section != SECTION_DEVICE || head.reserved || dev->stream.library_loaded)
         return -EBADMSG;
-    return dev->ops.load(dev->user, frame->payload + HEAD, frame->length - HEAD);
+    if (dev->stream.asked_err)
+        return dev->stream.asked_err;
+    later_begin(dev, LATER_STREAM);
+    ssize_t r = later_end(dev, LATER_STREAM,
+                          dev->ops.load(dev->user, frame->payload + HEAD, frame->length - HEAD));
+    dev->stream.asked = r == -EINPROGRESS;
+    return (int)r;
 }
 
 int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size)
 {
     struct device_stream *s = &dev->stream;
-    struct vfmig_devstream_frame frame;
-    int r;
+    int r = 0;
 
     if (s->load_err)
         return s->load_err;
-    while ((r = vfmig_devstream_feed(&s->dec, s->in, FRAME_MAX, &data, &size, &frame, NULL)) == 1) {
-        r = load_frame(dev, &frame);
-        if (r < 0)
-            break;
-    }
-    if (r < 0)
+    if (s->frame_waits) /* it is in s->in still */
+        r = load_frame(dev, &s->frame);
+    while (r >= 0 && (r = vfmig_devstream_feed(&s->dec, s->in, FRAME_MAX, &data, &size, &s->frame,
+                                               NULL)) == 1)
+        r = load_frame(dev, &s->frame);
+    s->frame_waits = r == -EINPROGRESS;
+    s->unread = size;
+    if (r < 0 && r != -EINPROGRESS)
         s->load_err = r;
     return r;
 }
@@ -240,13 +282,15 @@ int stream_finish(struct vfmig_device *dev)
         return r;
     if (s->load_err || !s->library_loaded)
         return s->load_err ? s->load_err : -ENODATA;
-    if (dev->ops.load_end && (r = dev->ops.load_end(dev->user)) < 0)
-        return r;
+    return 0;
+}
+
+void stream_loaded(struct vfmig_device *dev)
+{
     pthread_mutex_lock(&dev->irq.lock);
     for (unsigned i = 0; i < VFMIG_DEVICE_VECTORS / 64; i++)
-        dev->irq.pending[i] |= s->loaded_pending[i];
+        dev->irq.pending[i] |= dev->stream.loaded_pending[i];
     pthread_mutex_unlock(&dev->irq.lock);
-    return 0;
 }
 
 uint32_t vfmig_device_load_version(const struct vfmig_device *dev)
