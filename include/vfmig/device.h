@@ -88,7 +88,7 @@ struct vfmig_device_ops {
     uint32_t version;
 
     /* An access to BAR `bar`, inside it and outside MSI-X table and PBA, only while the device
-     * runs. A negative errno becomes the client's error. Default: reads 0, drops writes. [later:
+     * runs. A negative errno becomes the client's error. A write of size 0 is a doorbell. Default: reads 0, drops writes. [later:
      * data stays until the handle is ended; other accesses may come before] */
     int (*region_read)(void *user, uint32_t bar, uint64_t offset, void *data, uint32_t size);
     int (*region_write)(void *user, uint32_t bar, uint64_t offset, const void *data,
@@ -279,6 +279,23 @@ int vfmig_dma_write_async(struct vfmig_dma *dma, uint64_t iova, const void *buf,
                           void (*done)(void *user, int err), void *user)
     __attribute__((warn_unused_result));
 
+/* ---- doorbells ------------------------------------------------------------------------------ */
+
+/* A client may have the kernel turn writes of size (1, 2, 4, 8) bytes at offset of a BAR, with
+ * datamatch only those of that value, into the signal of an eventfd (GET_REGION_IO_FDS). What
+ * comes of it is a call of region_write with that value, or with size 0 where there is none and
+ * the value is not known. Signals that came close together are one call. Whoever does not ask for
+ * the eventfd writes as ever, so both forms may come.
+ *
+ * A signal that came before a state write was sent takes effect before it. While the device is
+ * stopped signals are dropped and counted, like writes; a reset forgets those that came before.
+ *
+ * Before there is a client. -EINVAL: not inside the BAR, not aligned, in MSI-X table or PBA, a
+ * value larger than size. -EEXIST: two would take the same write. -ENOSPC: more than
+ * VFMIG_DEVICE_DOORBELLS in this BAR. -EBUSY: there is a client. */
+int vfmig_device_doorbell(struct vfmig_device *dev, uint32_t bar, uint64_t offset, uint32_t size,
+                          const uint64_t *datamatch) __attribute__((warn_unused_result));
+
 /* ---- time -----------------------------------------------------------------------------------
  * Timers are the device's own clock: they wait while it is stopped. */
 
@@ -303,6 +320,7 @@ struct vfmig_device_counters {
     uint64_t resets;
     uint64_t clients;
     uint64_t bad_messages;        /* answered with an error because of their form */
+    uint64_t doorbells;           /* signals that were looked at, dropped ones too */
     uint64_t answered_later;      /* accesses, calls and data commands that waited for the device */
 };
 

@@ -166,6 +166,7 @@ static void drop_owner(struct vfmig_device *dev)
     log_done(&dev->log);
     log_init(&dev->log);
     irq_detach_all(dev);
+    doorbell_close(dev);
 }
 
 void client_drop(struct client *c)

@@ -162,8 +162,7 @@ static int get_region_io_fds(struct client *c, struct vfmig_user_msg *msg)
     memcpy(&req, msg->payload, sizeof(req));
     if (region_size(dev, req.index) <= 0)
         return -EINVAL;
-    req = (struct vfmig_user_region_io_fds){.argsz = sizeof(req), .index = req.index};
-    return server_reply(c, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
+    return doorbell_hand_out(c, msg);
 }
 
 static int get_irq_info(struct client *c, struct vfmig_user_msg *msg)
@@ -185,7 +184,7 @@ static int get_irq_info(struct client *c, struct vfmig_user_msg *msg)
 
 /* ---- regions --------------------------------------------------------------------------------- */
 
-static bool mmio_reaches(const struct vfmig_device *dev)
+bool mmio_reaches(const struct vfmig_device *dev)
 {
     if (vfmig_sabotage("mmio-while-stopped"))
         return true;

@@ -256,6 +256,7 @@ void control_set_hold(struct vfmig_device *dev, bool hold)
         if (r < 0)
             server_error(&dev->owner, &msg.header, r);
     }
+    doorbell_release(dev);
 }
 
 /* ---- its features ---------------------------------------------------------------------------- */

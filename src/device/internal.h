@@ -109,6 +109,16 @@ struct pending {
     uint32_t data_size;
 };
 
+/* A write that comes as a signal. */
+struct doorbell {
+    uint32_t bar, size;
+    uint64_t offset;
+    bool match; /* of value only */
+    bool held;  /* signalled, and not told to the device yet */
+    uint64_t value;
+    int fd; /* -1: the client has not asked for it */
+};
+
 /* ---- answers that come later (later.c) ---- */
 
 /* What the device may have open: one call of the machine, one of the data stream, accesses. */
@@ -245,6 +255,8 @@ struct vfmig_device {
     enum vfmig_dev_call call; /* the one that is answered later, or NONE */
     uint32_t call_token;
     struct park park;
+    struct doorbell doorbells[VFMIG_DEVICE_BARS * VFMIG_DEVICE_DOORBELLS];
+    uint32_t doorbell_count;
     uint32_t window_at; /* bytes of the portion being prepared */
 
     struct irq_state irq;
@@ -307,12 +319,13 @@ enum source {
     SOURCE_TWIN,
     SOURCE_WAKE,
     SOURCE_TIMER,
+    SOURCE_DOORBELL, /* and one for each */
     SOURCE_COUNT
 };
 
 int server_init(struct vfmig_device *dev, struct vfmig_error *reterr);
 void server_done(struct vfmig_device *dev);
-int server_watch(struct vfmig_device *dev, int fd, enum source source);
+int server_watch(struct vfmig_device *dev, int fd, unsigned source);
 /* c is gone: the next one may come in. */
 void server_listen_again(struct vfmig_device *dev, const struct client *c);
 void server_wake(struct vfmig_device *dev);
@@ -357,8 +370,23 @@ void control_set_hold(struct vfmig_device *dev, bool hold);
 uint32_t control_feature_ops(const struct client *c, uint32_t feature);
 int control_feature(struct client *c, struct vfmig_user_msg *msg, uint32_t feature, bool set);
 
+/* doorbell.c */
+int doorbell_hand_out(struct client *c, const struct vfmig_user_msg *msg);
+void doorbell_rung(struct vfmig_device *dev, unsigned i);
+/* All that are signalled take effect now. */
+void doorbell_flush(struct vfmig_device *dev);
+/* Those that had to wait. */
+void doorbell_release(struct vfmig_device *dev);
+/* A reset: what was signalled before it is forgotten. */
+void doorbell_drop(struct vfmig_device *dev);
+/* The client has gone: whoever has its eventfds rings nothing any more. */
+void doorbell_close(struct vfmig_device *dev);
+
 /* command.c: 0 when answered or deferred; a negative errno is sent as the error reply. */
 int command_handle(struct client *c, struct vfmig_user_msg *msg);
+
+/* Does an access to a BAR reach the device? */
+bool mmio_reaches(const struct vfmig_device *dev);
 
 int version_handle(struct client *c, struct vfmig_user_msg *msg);
 
@@ -452,6 +480,8 @@ void later_poll(struct vfmig_device *dev);
  * negative errno is the device's, or -EBUSY when too many are open. */
 int later_access(struct client *c, struct vfmig_device *dev, const struct vfmig_user_header *header,
                  const struct vfmig_user_region_access *access, const void *data, bool write);
+/* No place for another access. */
+bool later_is_full(struct vfmig_device *dev);
 /* A reset: open accesses are answered with -ECANCELED. */
 void later_cancel_accesses(struct vfmig_device *dev);
 

@@ -164,13 +164,25 @@ static int answer(struct vfmig_device *dev, struct later_access *a, struct clien
     return region_reply(c, &a->header, &a->access, a->write ? NULL : data);
 }
 
-int later_access(struct client *c, struct vfmig_device *dev, const struct vfmig_user_header *header,
-                 const struct vfmig_user_region_access *access, const void *data, bool write)
+static unsigned free_place(struct vfmig_device *dev)
 {
     unsigned i = 0;
 
     while (i < VFMIG_DEVICE_LATER_ACCESSES && later_taken(dev, LATER_ACCESS + i))
         i++;
+    return i;
+}
+
+bool later_is_full(struct vfmig_device *dev)
+{
+    return free_place(dev) == VFMIG_DEVICE_LATER_ACCESSES;
+}
+
+int later_access(struct client *c, struct vfmig_device *dev, const struct vfmig_user_header *header,
+                 const struct vfmig_user_region_access *access, const void *data, bool write)
+{
+    unsigned i = free_place(dev);
+
     if (i == VFMIG_DEVICE_LATER_ACCESSES)
         return -EBUSY;
     struct later_access *a = &dev->later.access[i];
@@ -228,5 +240,6 @@ void later_poll(struct vfmig_device *dev)
         }
         if (take(dev, LATER_CALL, &result))
             migrate_call_done(dev, result);
+        doorbell_release(dev);
     }
 }

@@ -86,6 +86,8 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
             pci_reset(dev);
         dev->keep_pci = false;
         log_client_reset(dev);
+        if (!vfmig_sabotage("doorbells-survive-reset"))
+            doorbell_drop(dev);
         return vfmig_sabotage("reset-keeps-device") ? 0 : device_reset(dev);
     case VFMIG_DEV_CALL_NONE:
     case VFMIG_DEV_CALL_COUNT:
@@ -140,7 +142,7 @@ static bool act(struct vfmig_device *dev, const struct vfmig_dev_action *action,
 {
     switch (action->type) {
     case VFMIG_DEV_ACT_FLUSH:
-        /* One socket, in order: every message before this one was handled before it. */
+        /* Done: one socket is in order, and see control_before and migrate_event. */
         return false;
     case VFMIG_DEV_ACT_GATE_SHUT:
         dma_gate_shut(dev);
@@ -220,6 +222,11 @@ static void step(struct vfmig_device *dev, struct vfmig_dev_event event)
 void migrate_event(struct vfmig_device *dev, enum vfmig_dev_event_type type, uint32_t value,
                    uint64_t id)
 {
+    bool writes = type == VFMIG_DEV_EVENT_WRITE_V1 || type == VFMIG_DEV_EVENT_SET_V2;
+
+    /* Before the machine looks: it may have stopped the device by the time it says FLUSH. */
+    if (writes && !vfmig_sabotage("doorbells-not-first"))
+        doorbell_flush(dev);
     step(dev, (struct vfmig_dev_event){.type = type, .value = value, .id = id});
 }
 

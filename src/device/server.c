@@ -18,7 +18,7 @@
 #include "device/internal.h"
 #include "io/sock.h"
 
-int server_watch(struct vfmig_device *dev, int fd, enum source source)
+int server_watch(struct vfmig_device *dev, int fd, unsigned source)
 {
     struct epoll_event ev = {.events = EPOLLIN, .data.u32 = source};
     return epoll_ctl(dev->epoll, EPOLL_CTL_ADD, fd, &ev) < 0 ? -errno : 0;
@@ -55,6 +55,7 @@ static void stop_listening(struct listener *l)
 
 void server_done(struct vfmig_device *dev)
 {
+    doorbell_close(dev);
     client_close(&dev->owner);
     client_close(&dev->control);
     socket_close(&dev->twin);
@@ -241,6 +242,7 @@ static void handle_source(struct vfmig_device *dev, enum source source)
     case SOURCE_TIMER:
         run_timers(dev);
         break;
+    case SOURCE_DOORBELL:
     case SOURCE_COUNT:
         break;
     }
@@ -265,12 +267,16 @@ static int serve(struct vfmig_device *dev, int timeout_ms, struct vfmig_error *r
                                dev->name, strerror(errno));
     for (int i = 0; i < n; i++) {
         /* An earlier event of this round may have dropped the client. */
-        enum source source = events[i].data.u32;
+        unsigned source = events[i].data.u32;
+        if (source >= SOURCE_DOORBELL) {
+            doorbell_rung(dev, source - SOURCE_DOORBELL);
+            continue;
+        }
         if ((source == SOURCE_OWNER && dev->owner.socket.fd < 0) ||
             (source == SOURCE_CONTROL && dev->control.socket.fd < 0) ||
             (source == SOURCE_TWIN && dev->twin.fd < 0))
             continue;
-        handle_source(dev, source);
+        handle_source(dev, (enum source)source);
     }
     migrate_poll(dev);
     if (dev->owner.lost)
