@@ -185,11 +185,22 @@ int vfmig_device_attach_fd(struct vfmig_device *dev, int fd, struct vfmig_error 
  * Returns 0 then. A client that breaks the protocol is dropped; that is no failure here. */
 int vfmig_device_run(struct vfmig_device *dev, struct vfmig_error *reterr);
 
-/* Makes run return soon. [any thread, signal handlers] */
+/* Makes run, and the thread of start, return soon. [any thread, signal handlers] */
 void vfmig_device_stop(struct vfmig_device *dev);
 
-/* For a caller's own loop: a descriptor that is readable whenever dispatch has work, and the work,
- * without waiting for more. dispatch returns 1 when run would have returned, else 0. */
+/* run in a thread of the library's own, which takes no signals but those of faults. From then on
+ * until join only what is marked [any thread] may be called, callbacks apart. -EBUSY: started
+ * already, and not joined. Other errnos: there is no thread. */
+int vfmig_device_start(struct vfmig_device *dev, struct vfmig_error *reterr)
+    __attribute__((warn_unused_result));
+
+/* Waits until that run has returned (see stop), and returns what it did. -EINVAL: not started.
+ * free does both where it was not done. */
+int vfmig_device_join(struct vfmig_device *dev, struct vfmig_error *reterr);
+
+/* For a caller's own loop, of one device or of many: a descriptor that is readable whenever
+ * dispatch has work, and the work, without waiting for more. dispatch returns 1 when run would have
+ * returned, else 0. */
 int vfmig_device_poll_fd(struct vfmig_device *dev);
 int vfmig_device_dispatch(struct vfmig_device *dev, struct vfmig_error *reterr);
 

@@ -116,6 +116,10 @@ void vfmig_device_free(struct vfmig_device *dev)
 {
     if (!dev)
         return;
+    if (dev->started) {
+        vfmig_device_stop(dev);
+        vfmig_device_join(dev, NULL);
+    }
     server_done(dev);
     dma_done(dev);
     log_done(&dev->log);

@@ -291,6 +291,10 @@ struct vfmig_device {
     atomic_bool stopping;
     pthread_t serving;
     bool is_serving;
+    bool started; /* own: the library's thread, its result in own_result, own_error */
+    pthread_t own;
+    int own_result;
+    struct vfmig_error own_error;
     uint64_t timers[VFMIG_DEVICE_TIMERS];
     uint64_t timer_armed; /* what timer_fd is set to */
     atomic_uint_fast64_t counts[sizeof(struct vfmig_device_counters) / 8];

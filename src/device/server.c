@@ -4,6 +4,7 @@
  * also woken when the client has read the last reply, and that costs more. */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -301,6 +302,47 @@ void vfmig_device_stop(struct vfmig_device *dev)
 {
     atomic_store(&dev->stopping, true);
     server_wake(dev);
+}
+
+static void *run_own(void *arg)
+{
+    struct vfmig_device *dev = arg;
+
+    dev->own_result = vfmig_device_run(dev, &dev->own_error);
+    return NULL;
+}
+
+int vfmig_device_start(struct vfmig_device *dev, struct vfmig_error *reterr)
+{
+    static const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP};
+    sigset_t none, before;
+    int r = EBUSY;
+
+    if (!dev->started) {
+        sigfillset(&none);
+        for (unsigned i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
+            sigdelset(&none, faults[i]);
+        pthread_sigmask(SIG_SETMASK, &none, &before);
+        r = pthread_create(&dev->own, NULL, run_own, dev);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    if (r)
+        return vfmig_error_set(reterr, -r, VFMIG_ORIGIN_LOCAL, 0, "%s: cannot start: %s", dev->name,
+                               strerror(r));
+    dev->started = true;
+    return 0;
+}
+
+int vfmig_device_join(struct vfmig_device *dev, struct vfmig_error *reterr)
+{
+    if (!dev->started)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "%s: not started",
+                               dev->name);
+    pthread_join(dev->own, NULL);
+    dev->started = false;
+    if (dev->own_result < 0 && reterr)
+        *reterr = dev->own_error;
+    return dev->own_result;
 }
 
 int vfmig_device_poll_fd(struct vfmig_device *dev)
