@@ -12,7 +12,7 @@
 
 #include "devices/dma_regs.h"
 
-static const char *example, *vfmig;
+static const char *example, *vfmig, *two_devices;
 static char path[2][64];
 
 static pid_t spawn(const char *const *argv)
@@ -84,6 +84,36 @@ static void the_example_migrates(void **state)
     move_register(a, b, 0);
 }
 
+/* From one of its devices to the other. The write is under way when the state write comes: stop
+ * waits for it, so the state has it. */
+static void two_devices_answer_later(void **state)
+{
+    const char *argv[] = {two_devices, path[0], path[1], NULL};
+    pid_t pid = spawn(argv);
+    struct peer a = hello(pid, path[0]), b = hello(pid, path[1]);
+    struct {
+        struct vfmig_user_region_access access;
+        uint64_t value;
+    } VFMIG_PACKED req = {{0, 0, 8}, 0xfeedfacecafebeef};
+    uint8_t *data;
+
+    uint16_t id = peer_send(&a, VFMIG_USER_REGION_WRITE, 0, &req, sizeof(req), NULL, 0);
+    peer_post(&a, VFMIG_REGION_MIGRATION, 0, 2, 4);
+    assert_int_equal(peer_get(&b, 0, 0, 8), 0); /* is served meanwhile */
+    assert_int_equal(peer_wait(&a, id), 0);
+    while (peer_get_v1(&a) != 2)
+        ;
+    size_t size = peer_save_v2(&a, &data, 4096);
+    assert_int_equal(peer_set_v1(&b, 4), 0);
+    assert_int_equal(peer_load_v1(&b, data, size, 4096), 0);
+    assert_int_equal(peer_set_v1(&b, 1), 0);
+    assert_int_equal(peer_get(&b, 0, 0, 8), 0xfeedfacecafebeef);
+    close(a.fd);
+    free(a.reply);
+    bye(&b, pid);
+    free(data);
+}
+
 static void vfmig_device_migrates(void **state)
 {
     const char *a[] = {vfmig, "device", "dma", "--socket", path[0], "--no-ndma", NULL};
@@ -109,14 +139,16 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_example_migrates),
+        cmocka_unit_test(two_devices_answer_later),
         cmocka_unit_test(vfmig_device_migrates),
         cmocka_unit_test(a_knob_that_makes_a_step_fail),
     };
 
-    if (argc != 3)
+    if (argc != 4)
         return 2;
     example = argv[1];
     vfmig = argv[2];
+    two_devices = argv[3];
     for (unsigned i = 0; i < 2; i++)
         snprintf(path[i], sizeof(path[i]), "/tmp/vfmig-programs-%d-%u.sock", (int)getpid(), i);
     return cmocka_run_group_tests(tests, NULL, NULL);
