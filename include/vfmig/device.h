@@ -279,8 +279,8 @@ int vfmig_dma_write(struct vfmig_dma *dma, uint64_t iova, const void *buf, size_
     __attribute__((warn_unused_result));
 
 /* The same without waiting, on the serving thread. 0: done. -EINPROGRESS: the client was asked;
- * done(user, err) follows on the serving thread, buf must stay until then. -EAGAIN: 256 accesses
- * are open already; try again when one of them has ended. err -EINTR: given up
+ * done(user, err) follows on the serving thread, buf must stay until then. -EAGAIN:
+ * VFMIG_DEVICE_OPEN_DMA are open already; try again when one of them has ended. err -EINTR: given up
  * because N waits too long; end the operation, keep the request as state, issue it again when the
  * gate opens. After a reset done is not called. */
 int vfmig_dma_read_async(struct vfmig_dma *dma, uint64_t iova, void *buf, size_t size,

@@ -13,7 +13,7 @@
 #define VFMIG_DEVICE_DATA_XFER_MAX  (64u << 20)
 #define VFMIG_DEVICE_SAVE_MIN       4096u        /* least size of a buffer that save is given */
 #define VFMIG_DEVICE_SAVE_MAX       (256u << 10) /* most bytes of one save or load call */
-#define VFMIG_DEVICE_DMA_MESSAGES   64u          /* accesses by message under way, then -EAGAIN */
+#define VFMIG_DEVICE_OPEN_DMA       256u         /* DMAs by message open at once, then -EAGAIN */
 #define VFMIG_DEVICE_LATER_ACCESSES 64u          /* region accesses to be answered later */
 #define VFMIG_DEVICE_DOORBELLS      16u          /* of one BAR: what one message can hand over */
 

@@ -20,6 +20,12 @@
 #define VFMIG_MAX_QMP_OUTPUT     (1u << 20)   /* bytes queued for a client that does not read */
 #define VFMIG_MAX_QMP_DEPTH      16           /* nesting of one QMP request */
 
+#define VFMIG_MAX_PENDING        64u          /* commands of all clients that are answered later */
+#define VFMIG_MAX_HELD           256u         /* owner's accesses held until the state is loaded */
+#define VFMIG_MAX_HELD_BYTES     64u          /* payload of one of them */
+#define VFMIG_MAX_FLUSH_READS    64u          /* receives of owner messages before a state write */
+#define VFMIG_MAX_LOG_BYTES      (256ull << 20) /* bitmaps of the DMA log */
+#define VFMIG_MAX_LOG_RANGES     4096u        /* ranges of the DMA log */
 #define VFMIG_MAX_LATER_BYTES    VFMIG_MAX_DATA_XFER_CAP /* data of accesses answered later */
 
 /* Migration stream (tables/stream.def). Pages go straight into guest memory; everything else is

@@ -47,7 +47,7 @@ int server_error(struct client *c, const struct vfmig_user_header *request, int 
 struct pending *server_defer(struct client *c, const struct vfmig_user_header *request,
                              const void *echo, uint32_t size, uint64_t *ret_id)
 {
-    for (unsigned i = 0; i < PENDING_MAX; i++) {
+    for (unsigned i = 0; i < VFMIG_MAX_PENDING; i++) {
         struct pending *p = &c->dev->pending[i];
         if (p->client)
             continue;
@@ -55,7 +55,7 @@ struct pending *server_defer(struct client *c, const struct vfmig_user_header *r
                               .header = *request, .echo_size = size};
         if (size)
             memcpy(p->echo, echo, size);
-        *ret_id = (uint64_t)p->serial * PENDING_MAX + i;
+        *ret_id = (uint64_t)p->serial * VFMIG_MAX_PENDING + i;
         return p;
     }
     return NULL;
@@ -63,9 +63,9 @@ struct pending *server_defer(struct client *c, const struct vfmig_user_header *r
 
 void server_answer(struct vfmig_device *dev, uint64_t id, int err)
 {
-    struct pending *at = &dev->pending[id % PENDING_MAX];
+    struct pending *at = &dev->pending[id % VFMIG_MAX_PENDING];
 
-    if (!at->client || at->serial != id / PENDING_MAX)
+    if (!at->client || at->serial != id / VFMIG_MAX_PENDING)
         return; /* nobody waits for it any more */
     struct pending p = *at;
     *at = (struct pending){0};
@@ -81,9 +81,9 @@ void server_cancel(struct client *c)
 {
     struct vfmig_device *dev = c->dev;
 
-    for (unsigned i = 0; i < PENDING_MAX; i++)
+    for (unsigned i = 0; i < VFMIG_MAX_PENDING; i++)
         if (dev->pending[i].client == c)
-            server_answer(dev, (uint64_t)dev->pending[i].serial * PENDING_MAX + i, -ECANCELED);
+            server_answer(dev, (uint64_t)dev->pending[i].serial * VFMIG_MAX_PENDING + i, -ECANCELED);
 }
 
 /* What c still waits for: nobody is left to hear it. */
@@ -91,7 +91,7 @@ static void forget_pending(struct client *c)
 {
     struct vfmig_device *dev = c->dev;
 
-    for (unsigned i = 0; i < PENDING_MAX; i++) {
+    for (unsigned i = 0; i < VFMIG_MAX_PENDING; i++) {
         if (dev->pending[i].client != c)
             continue;
         dev->pending_unmaps -= dev->pending[i].unmap;

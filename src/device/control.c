@@ -219,7 +219,7 @@ void control_before(struct client *c, const struct vfmig_user_msg *msg)
 
     if (c == owner || !writes_state(msg) || vfmig_sabotage("control-no-flush"))
         return;
-    for (unsigned i = 0; owner->socket.fd >= 0 && i < FLUSH_READS_MAX; i++)
+    for (unsigned i = 0; owner->socket.fd >= 0 && i < VFMIG_MAX_FLUSH_READS; i++)
         if (!client_readable(owner))
             break;
 }
@@ -231,7 +231,7 @@ int control_hold_access(struct client *c, const struct vfmig_user_msg *msg)
     struct vfmig_device *dev = c->dev;
     struct held *h;
 
-    if (dev->held_count == HELD_MAX || msg->size > sizeof(h->payload))
+    if (dev->held_count == VFMIG_MAX_HELD || msg->size > sizeof(h->payload))
         return -EBUSY;
     h = &dev->held[dev->held_count++];
     h->header = msg->header;

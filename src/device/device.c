@@ -12,7 +12,7 @@
 _Static_assert(VFMIG_DEVICE_DATA_XFER == VFMIG_MAX_DATA_XFER &&
                VFMIG_DEVICE_DATA_XFER_MAX == VFMIG_MAX_DATA_XFER_CAP &&
                VFMIG_DEVICE_DOORBELLS == VFMIG_MAX_MSG_FDS &&
-               VFMIG_DEVICE_SAVE_MAX == FRAME_PAYLOAD && VFMIG_DEVICE_DMA_MESSAGES == DMA_MESSAGES,
+               VFMIG_DEVICE_SAVE_MAX == FRAME_PAYLOAD && VFMIG_DEVICE_OPEN_DMA == VFMIG_MAX_OPEN_DMA,
                "what an author is told is what the library does");
 
 static int wrong(struct vfmig_error *reterr, const char *what)

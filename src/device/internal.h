@@ -17,13 +17,7 @@
 #define CONFIG_SIZE      256u
 #define MSIX_CAP         0x40u
 #define DATA_OFFSET      0x1000u /* of the data section in the migration region */
-#define PENDING_MAX      64u     /* requests that are answered later */
-#define HELD_MAX         256u    /* accesses of the owner held until the state is loaded */
-#define HELD_BYTES       64u     /* payload of one of them */
-#define FLUSH_READS_MAX  64u     /* receives of queued owner messages before a state write */
 #define FRAME_PAYLOAD    (256u << 10) /* most in one frame of the device stream */
-#define LOG_BYTES_MAX    (256ull << 20)
-#define LOG_RANGES_MAX   4096u
 #define PAGE             4096u
 #define LATER_SMALL      64u     /* bytes of an access that need no buffer of their own */
 
@@ -236,7 +230,7 @@ struct session {
 struct held {
     struct vfmig_user_header header;
     uint32_t size;
-    uint8_t payload[HELD_BYTES];
+    uint8_t payload[VFMIG_MAX_HELD_BYTES];
 };
 
 struct vfmig_device {
@@ -278,10 +272,10 @@ struct vfmig_device {
     struct client control; /* a migration engine beside it */
     struct socket twin;    /* of the owner, for our DMA_READ and DMA_WRITE */
     struct session session;
-    struct pending pending[PENDING_MAX];
+    struct pending pending[VFMIG_MAX_PENDING];
     uint32_t pending_unmaps;
     uint32_t pending_serial;
-    struct held held[HELD_MAX];
+    struct held held[VFMIG_MAX_HELD];
     uint32_t held_count;
     bool releasing; /* the owner has gone, the device is not fresh yet */
     bool keep_pci; /* the reset under way is the control client's: config space is the owner's */

@@ -66,7 +66,7 @@ static int add_range(struct dma_log *log, uint64_t iova, uint64_t size)
 
     if (at < log->count && log->list[at].iova <= end)
         return -EINVAL;
-    if (log->count == LOG_RANGES_MAX || bytes > LOG_BYTES_MAX - log->bytes)
+    if (log->count == VFMIG_MAX_LOG_RANGES || bytes > VFMIG_MAX_LOG_BYTES - log->bytes)
         return -E2BIG;
     if (log->count == log->room) {
         uint32_t room = log->room ? log->room * 2 : 16;
@@ -389,7 +389,7 @@ static int feature_start(struct client *c, struct vfmig_user_msg *msg)
 
     if (dev->log.mode == LOG_ON)
         return -EINVAL;
-    if (start->num_ranges > LOG_RANGES_MAX)
+    if (start->num_ranges > VFMIG_MAX_LOG_RANGES)
         return -E2BIG;
     if (start->page_size < PAGE) /* a hint; the choice is in the reply */
         start->page_size = PAGE;

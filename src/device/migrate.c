@@ -242,10 +242,10 @@ void migrate_call_done(struct vfmig_device *dev, ssize_t result)
 
 static void answer_unmaps(struct vfmig_device *dev)
 {
-    for (unsigned i = 0; dev->pending_unmaps && i < PENDING_MAX; i++) {
+    for (unsigned i = 0; dev->pending_unmaps && i < VFMIG_MAX_PENDING; i++) {
         struct pending *p = &dev->pending[i];
         if (p->client && p->unmap && !message_touches(dev, p->iova, p->size))
-            server_answer(dev, (uint64_t)p->serial * PENDING_MAX + i, 0);
+            server_answer(dev, (uint64_t)p->serial * VFMIG_MAX_PENDING + i, 0);
     }
 }
 
