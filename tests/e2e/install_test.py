@@ -1,10 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What `make install` leaves: binary, manual, and a library that others can build against."""
 import os
+import pathlib
+import re
 import shutil
+import signal
+import socket
+import struct
 import subprocess
+import time
 
 import pytest
+
+SOURCE = pathlib.Path(os.environ["SOURCE"])
+EXAMPLES = sorted(path.stem for path in (SOURCE / "examples").glob("*.c"))
+SANITIZE = "-fsanitize=address,undefined"  # the build under test has it
+PROGRAM = ('#include <vfmig/error.h>\n'
+           'int main(void) { return vfmig_origin_name(VFMIG_ORIGIN_PEER)[0] != 112; }\n')
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +34,46 @@ def pkg_config(root, *args):
                           check=True, capture_output=True, text=True).stdout.split()
 
 
+def library(root, suffix):
+    [path] = root.glob(f"lib/**/libvfmig.{suffix}")
+    return path
+
+
+def link(root, kind, source, out):
+    """Compiles source outside the tree against what was installed."""
+    flags = pkg_config(root, "--cflags")
+    if kind == "static":
+        libs = [library(root, "a") if flag == "-lvfmig" else flag
+                for flag in pkg_config(root, "--static", "--libs")]
+    else:
+        libs = [*pkg_config(root, "--libs"), f"-Wl,-rpath,{library(root, 'so').parent}"]
+    built = subprocess.run(["gcc", "-std=gnu11", "-Wall", "-Werror", source, "-o", out, SANITIZE, *flags,
+                            *libs], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    needed = subprocess.run(["readelf", "-d", out], capture_output=True, text=True, check=True).stdout
+    assert ("libvfmig.so.0" in needed) == (kind == "shared")
+
+
+def declared(root):
+    """The functions that the installed headers declare."""
+    names = set()
+    for header in (root / "include/vfmig").glob("*.h"):
+        text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
+        text = re.sub(r"^#.*$", "", text, flags=re.M)
+        names |= set(re.findall(r"(?<!\(\*)(?<!\w)(vfmig_\w+)\s*\(", text))
+    return names
+
+
 def test_the_command_and_its_manual_are_there(root):
     assert os.access(root / "bin/vfmig", os.X_OK)
-    for page in ("vfmig", "vfmig-vm", "vfmig-migrate"):
-        assert (root / f"share/man/man1/{page}.1").exists()
+    for page in SOURCE.glob("man/*.[1-9]"):
+        assert (root / f"share/man/man{page.suffix[1]}" / page.name).exists()
 
 
 @pytest.mark.parametrize("compiler, language", [("gcc", "c"), ("g++", "c++")])
 def test_every_header_stands_alone(root, compiler, language):
     if not shutil.which(compiler):
-        pytest.skip(f"no {compiler}")
+        pytest.fail(f"no {compiler}: scripts/install-deps.sh installs it")
     headers = sorted((root / "include/vfmig").glob("*.h"))
     assert headers
     for header in headers:
@@ -40,12 +82,54 @@ def test_every_header_stands_alone(root, compiler, language):
                        text=True, check=True)
 
 
-def test_a_program_links(root, tmp_path):
+def test_the_shared_library_exports_what_is_declared(root):
+    symbols = subprocess.run(["nm", "-D", "--defined-only", library(root, "so")], check=True,
+                             capture_output=True, text=True).stdout
+    exported = {line.split()[2].split("@")[0] for line in symbols.splitlines() if " T " in line}
+    assert exported == declared(root)
+
+
+@pytest.mark.parametrize("kind", ["static", "shared"])
+def test_a_program_links(root, tmp_path, kind):
     source = tmp_path / "main.c"
-    source.write_text('#include <vfmig/error.h>\n'
-                      'int main(void) { return vfmig_origin_name(VFMIG_ORIGIN_PEER)[0] != 112; }\n')
-    flags = pkg_config(root, "--cflags") + pkg_config(root, "--static", "--libs")
-    built = subprocess.run(["gcc", source, "-o", tmp_path / "main", "-fsanitize=address,undefined",
-                            *flags], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    source.write_text(PROGRAM)
+    link(root, kind, source, tmp_path / "main")
     assert subprocess.run([tmp_path / "main"]).returncode == 0
+
+
+def greet(program, path):
+    """Says VERSION to the server behind path; its reply is of the same protocol."""
+    client = socket.socket(socket.AF_UNIX)
+    while True:
+        assert program.poll() is None
+        try:
+            client.connect(str(path))
+            break
+        except OSError:
+            time.sleep(0.01)
+    client.sendall(struct.pack("<HHIIIHH", 1, 1, 20, 0, 0, 0, 2))
+    message_id, command, size, flags, error, major = struct.unpack("<HHIIIH", client.recv(18))
+    assert (message_id, command, flags, error, major) == (1, 1, 1, 0, 0)
+    return client
+
+
+@pytest.mark.parametrize("kind", ["static", "shared"])
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_each_example_builds_and_runs_outside_the_tree(root, tmp_path, example, kind):
+    source = shutil.copy(SOURCE / "examples" / f"{example}.c", tmp_path)
+    link(root, kind, source, tmp_path / example)
+    usage = re.search(rf"^ \*     {example}(( SOCKET)+)$", pathlib.Path(source).read_text(), re.M)
+    paths = [tmp_path / f"{number}.sock" for number in range(len(usage[1].split()))]
+    with subprocess.Popen([tmp_path / example, *paths]) as program:
+        clients = [greet(program, path) for path in paths]
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(timeout=60) == 0
+        for client in clients:
+            client.close()
+    assert not any(path.exists() for path in paths)
+
+
+def test_examples_are_short():
+    assert len(EXAMPLES) >= 2
+    for example in EXAMPLES:
+        assert len((SOURCE / "examples" / f"{example}.c").read_text().splitlines()) < 150
