@@ -223,8 +223,9 @@ int vfmig_device_irq(struct vfmig_device *dev, uint32_t vector);
  *   callback had returned it; the result of reset is not looked at.
  * - save, save_precopy and load end with 0: call me again; or with a negative errno: it failed. The
  *   client's command waits, one at a time: others that move data get -EBUSY, and so does leaving Z.
- * - A reset, or a client that is gone, makes all handles stale: ending them has no effect. The
- *   waiting commands of a reset end with -ECANCELED. Clearing S does that to a save alone.
+ * - A reset, also the one after the owner has gone, makes all handles stale: ending them has no
+ *   effect. The client's commands that wait for them end with -ECANCELED. Entering Z does that to
+ *   accesses, clearing S to a save.
  * - While one of the calls is open a second state write gets -EBUSY, and save_precopy is not
  *   called. No call has a time limit: a client that has waited enough resets the device.
  * - After its client has gone the next one comes in once reset has ended. */
