@@ -17,6 +17,7 @@ BENCHMARKS = {
     "memory_bench": ["memory-tcp-1", "memory-tcp-2", "memory-tcp-4"],
     "region_bench": ["region-read-one-core", "region-write-one-core",
                      "region-read-unpinned", "region-write-unpinned"],
+    "dma_bench": ["dma-map", "dma-map-fd", "message-dma-4k", "message-dma-1m"],
     "downtime_bench.py": ["downtime-stateless"],
 }
 
