@@ -2,9 +2,12 @@
 /* DMA_MAP and DMA by message, through client and device server, against the limit: bare processes
  * that exchange messages of the same bytes over the same kind of socket at the same placement, with
  * the descriptor by SCM_RIGHTS where ours has one. Bytes of the limit are sent from and received
- * into the memory where they belong. The two take turns, on several fresh pairs of processes;
- * medians are compared. Prints a JSON list of rows. */
+ * into the memory where they belong. Of two ways to receive, in a call that blocks and in one that
+ * follows poll, the better one is the limit: which that is depends on size and placement. All take
+ * turns, on several fresh pairs of processes; medians are compared. Prints a JSON list of
+ * rows; with the name of a row, that one alone. */
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -26,9 +29,9 @@
 #define TURNS  15u
 #define VALUES (STARTS * TURNS)
 
-#define MAPS     256u                /* pairs of DMA_MAP and DMA_UNMAP in a turn */
+#define MAPS     256u /* pairs of DMA_MAP and DMA_UNMAP in a turn */
 #define RAM_IOVA UINT64_C(0x40000000)
-#define RAM_SIZE (64u << 20)         /* beyond the cache; its lower half is copied to the upper one */
+#define RAM_SIZE (64u << 20) /* beyond the cache; its lower half is copied to the upper one */
 #define HALF     (RAM_SIZE / 2)
 
 #define HEAD      sizeof(struct vfmig_user_header)
@@ -55,13 +58,13 @@ static double now_s(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-static void place(bool one_core)
+/* One core for all: what a wake-up costs does not depend on where the kernel puts whom. */
+static void place(void)
 {
     cpu_set_t set;
 
     CPU_ZERO(&set);
-    for (int cpu = 0; cpu < (one_core ? 1 : CPU_SETSIZE); cpu++)
-        CPU_SET(cpu, &set);
+    CPU_SET(0, &set);
     need(sched_setaffinity(0, sizeof(set), &set) == 0, "sched_setaffinity");
 }
 
@@ -81,11 +84,28 @@ static void reap(pid_t child)
 
 /* ---- bare: bytes ---- */
 
+#define WAYS 2u
+static bool polls; /* the way of this process */
+
+/* True: there is nothing to wait for in a receive, which takes what is there. */
+static bool wait_input(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    return polls && poll(&p, 1, -1) == 1;
+}
+
+static ssize_t take(int fd, struct msghdr *msg)
+{
+    return recvmsg(fd, msg, MSG_CMSG_CLOEXEC | (wait_input(fd) ? MSG_DONTWAIT : MSG_WAITALL));
+}
+
 static void all(int fd, void *buf, size_t size, bool out)
 {
     for (size_t at = 0; at < size;) {
         ssize_t n = out ? send(fd, (char *)buf + at, size - at, MSG_NOSIGNAL)
-                        : recv(fd, (char *)buf + at, size - at, 0);
+                        : recv(fd, (char *)buf + at, size - at,
+                               wait_input(fd) ? MSG_DONTWAIT : MSG_WAITALL);
         if (n <= 0)
             _exit(0); /* the other side has ended */
         at += (size_t)n;
@@ -97,7 +117,7 @@ static void both(int fd, void *head, size_t head_size, void *data, size_t data_s
 {
     struct iovec iov[2] = {{head, head_size}, {data, data_size}};
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
-    ssize_t n = out ? sendmsg(fd, &msg, MSG_NOSIGNAL) : recvmsg(fd, &msg, 0);
+    ssize_t n = out ? sendmsg(fd, &msg, MSG_NOSIGNAL) : take(fd, &msg);
 
     if (n <= 0)
         _exit(0);
@@ -114,7 +134,9 @@ static void with_fd(int fd, void *buf, size_t size, bool out)
 {
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
     struct iovec iov = {buf, size};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control,
                          .msg_controllen = sizeof(control)};
     struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
 
@@ -123,7 +145,7 @@ static void with_fd(int fd, void *buf, size_t size, bool out)
     c->cmsg_len = CMSG_LEN(sizeof(int));
     if (out)
         memcpy(CMSG_DATA(c), &ram_fd, sizeof(int));
-    ssize_t n = out ? sendmsg(fd, &msg, MSG_NOSIGNAL) : recvmsg(fd, &msg, MSG_CMSG_CLOEXEC);
+    ssize_t n = out ? sendmsg(fd, &msg, MSG_NOSIGNAL) : take(fd, &msg);
     if (n != (ssize_t)size)
         _exit(0);
     if (!out) {
@@ -134,8 +156,9 @@ static void with_fd(int fd, void *buf, size_t size, bool out)
 }
 
 struct bare {
-    int fd;           /* dma-map: the client's end */
-    int go, result;   /* message-dma: pipes of the device */
+    bool polls;
+    int fd;         /* dma-map: the client's end */
+    int go, result; /* message-dma: pipes of the device */
     pid_t child[2];
 };
 
@@ -146,6 +169,7 @@ static void bare_map_start(struct bare *bare, bool descriptor)
     char buf[128] = {0};
     int fds[2];
 
+    polls = bare->polls;
     need(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0, "socketpair");
     if (spawn(&bare->child[0])) {
         close(fds[0]);
@@ -168,6 +192,7 @@ static double bare_map_turn(struct bare *bare, bool descriptor)
     char buf[128] = {0};
     double begin = now_s();
 
+    polls = bare->polls;
     for (unsigned i = 0; i < MAPS; i++) {
         if (descriptor)
             with_fd(bare->fd, buf, MAP_BYTES, true);
@@ -236,6 +261,7 @@ static void bare_dma_start(struct bare *bare, uint32_t size)
 {
     int fds[2], go[2], result[2];
 
+    polls = bare->polls;
     need(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0, "socketpair");
     need(pipe(go) == 0 && pipe(result) == 0, "pipe");
     if (spawn(&bare->child[0])) {
@@ -397,6 +423,18 @@ static double our_dma_turn(struct ours *ours)
 
 /* ---- rows ---- */
 
+static const struct row {
+    const char *name;
+    bool descriptor;
+    uint32_t size; /* of a message; 0: DMA_MAP */
+    double floor;
+} rows[] = {
+    {"dma-map", false, 0, 0.1},
+    {"dma-map-fd", true, 0, 0.1},
+    {"message-dma-4k", false, 4096, 0.1},
+    {"message-dma-1m", false, 1u << 20, 0.1},
+};
+
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -404,73 +442,96 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void row(const char *name, double *ours, double *limit, double floor)
+static double median(double *values)
 {
-    qsort(ours, VALUES, sizeof(*ours), by_value);
-    qsort(limit, VALUES, sizeof(*limit), by_value);
-    double a = ours[VALUES / 2], b = limit[VALUES / 2];
+    qsort(values, VALUES, sizeof(*values), by_value);
+    return values[VALUES / 2];
+}
+
+static void print_row(const struct row *row, double *ours, double limits[][VALUES])
+{
+    double us = median(ours), limit = 0;
+
+    for (unsigned way = 0; way < WAYS; way++) {
+        double middle = median(limits[way]);
+        limit = middle > limit ? middle : limit;
+    }
     printf("{\"name\": \"%s\", \"unit\": \"1/s\", \"ours\": %.0f, \"limit\": %.0f, "
-           "\"ratio\": %.3f, \"floor\": %.2f}", name, a, b, a / b, floor);
+           "\"ratio\": %.3f, \"floor\": %.2f}",
+           row->name, us, limit, us / limit, row->floor);
     fflush(stdout);
 }
 
-static void map_row(const char *path, bool descriptor, const char *name, double floor)
+static void map_row(const char *path, const struct row *row)
 {
-    double ours[VALUES], limit[VALUES];
+    double ours[VALUES], limits[WAYS][VALUES];
 
     for (unsigned i = 0; i < VALUES;) {
-        struct bare bare;
+        struct bare bare[WAYS] = {{.polls = false}, {.polls = true}};
         struct ours us;
-        bare_map_start(&bare, descriptor);
+        for (unsigned way = 0; way < WAYS; way++)
+            bare_map_start(&bare[way], row->descriptor);
         ours_start(&us, path, 0);
         for (unsigned turn = 0; turn < TURNS; turn++, i++) {
-            limit[i] = bare_map_turn(&bare, descriptor);
-            ours[i] = our_map_turn(us.target, descriptor);
+            ours[i] = our_map_turn(us.target, row->descriptor);
+            for (unsigned way = 0; way < WAYS; way++)
+                limits[way][i] = bare_map_turn(&bare[way], row->descriptor);
         }
         ours_end(&us, path);
-        close(bare.fd);
-        reap(bare.child[0]);
+        for (unsigned way = 0; way < WAYS; way++) {
+            close(bare[way].fd);
+            reap(bare[way].child[0]);
+        }
     }
-    row(name, ours, limit, floor);
+    print_row(row, ours, limits);
 }
 
-/* What the turns have copied so far. */
-static void check_copied(uint32_t size, unsigned turns)
+static void clear_copy(void)
 {
-    uint64_t bytes = (uint64_t)ops_of(size) / 2 * turns * size;
+    memset(ram + HALF, 0x55, HALF);
+}
+
+static void check_copy(uint64_t ops, uint32_t size)
+{
+    uint64_t bytes = ops / 2 * size;
 
     need(memcmp(ram, ram + HALF, bytes < HALF ? bytes : HALF) == 0, "memory arrived wrong");
 }
 
-static void dma_row(const char *path, uint32_t size, const char *name, double floor)
+static void dma_row(const char *path, const struct row *row)
 {
-    double ours[VALUES], limit[VALUES];
+    double ours[VALUES], limits[WAYS][VALUES];
 
     for (unsigned i = 0; i < VALUES;) {
-        struct bare bare;
+        struct bare bare[WAYS] = {{.polls = false}, {.polls = true}};
         struct ours us;
-        memset(ram + HALF, 0x55, HALF);
-        bare_dma_start(&bare, size);
-        ours_start(&us, path, size);
+        clear_copy();
+        for (unsigned way = 0; way < WAYS; way++)
+            bare_dma_start(&bare[way], row->size);
+        ours_start(&us, path, row->size);
         for (unsigned turn = 0; turn < TURNS; turn++, i++) {
             ours[i] = our_dma_turn(&us);
-            if (turn == 0)
-                check_copied(size, 1); /* by ours: the bare ones have not begun */
-            limit[i] = bare_dma_turn(&bare);
+            if (turn == 0) /* the bare ones have not copied yet */
+                check_copy(ops_of(row->size), row->size);
+            for (unsigned way = 0; way < WAYS; way++)
+                limits[way][i] = bare_dma_turn(&bare[way]);
         }
-        check_copied(size, TURNS);
+        check_copy((uint64_t)ops_of(row->size) * TURNS, row->size);
         ours_end(&us, path);
-        close(bare.go);
-        close(bare.result);
-        reap(bare.child[0]);
-        reap(bare.child[1]);
+        for (unsigned way = 0; way < WAYS; way++) {
+            close(bare[way].go);
+            close(bare[way].result);
+            reap(bare[way].child[0]);
+            reap(bare[way].child[1]);
+        }
     }
-    row(name, ours, limit, floor);
+    print_row(row, ours, limits);
 }
 
 int main(int argc, char **argv)
 {
     char dir[] = "/tmp/vfmig-bench-XXXXXX", path[64];
+    const char *before = "[";
 
     ram_fd = memfd_create("ram", MFD_CLOEXEC);
     need(ram_fd >= 0 && ftruncate(ram_fd, RAM_SIZE) == 0, "memfd");
@@ -480,15 +541,18 @@ int main(int argc, char **argv)
         memcpy(ram + i, &(uint32_t){i * 2654435761u}, 4);
     need(mkdtemp(dir) != NULL, "mkdtemp");
     snprintf(path, sizeof(path), "%s/device", dir);
-    place(argc > 1 && argv[1][0] == '1');
-    printf("[");
-    map_row(path, false, "dma-map", 0.1);
-    printf(",\n ");
-    map_row(path, true, "dma-map-fd", 0.1);
-    printf(",\n ");
-    dma_row(path, 4096, "message-dma-4k", 0.1);
-    printf(",\n ");
-    dma_row(path, 1u << 20, "message-dma-1m", 0.1);
+    place(); /* children inherit it */
+    for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const struct row *row = &rows[i];
+        if (argc > 1 && strcmp(argv[1], row->name) != 0)
+            continue;
+        printf("%s", before);
+        before = ",\n ";
+        if (row->size)
+            dma_row(path, row);
+        else
+            map_row(path, row);
+    }
     printf("]\n");
     rmdir(dir);
     return 0;
