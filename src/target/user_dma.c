@@ -36,6 +36,20 @@ static int dma_read(struct user *u, uint64_t iova, void *data, uint32_t size)
     return u->opt.memory ? memory_access(u->opt.memory, iova, data, NULL, size) : -EFAULT;
 }
 
+/* A read of guest memory that lies in one block is answered from there: no copy of it is made.
+ * NULL: it is not such a read. */
+static const void *in_place(const struct user *u, const struct vfmig_user_dma_access *access)
+{
+    uint64_t offset, left;
+
+    if (u->opt.dma.read || !u->opt.memory)
+        return NULL;
+    int block = vfmig_memory_find(u->opt.memory, access->address, &offset, &left);
+    if (block < 0 || access->count > left)
+        return NULL;
+    return (const char *)u->opt.memory->blocks[block].host + offset;
+}
+
 static int dma_write(struct user *u, uint64_t iova, const void *data, uint32_t size)
 {
     int r = -EFAULT;
@@ -58,13 +72,18 @@ static int serve(struct user *u, struct vfmig_conn *conn, struct vfmig_user_msg 
     struct vfmig_user_header reply;
     bool no_reply = request->flags & VFMIG_USER_NO_REPLY;
     bool read = request->command == VFMIG_USER_DMA_READ;
+    const void *bytes = u->dma_buffer;
     int r = vfmig_user_check_command(msg, true, u->max_data, NULL);
 
     if (r == 0) {
         memcpy(&access, msg->payload, sizeof(access));
-        r = read ? dma_read(u, access.address, u->dma_buffer, (uint32_t)access.count)
-                 : dma_write(u, access.address, msg->payload + sizeof(access),
-                             (uint32_t)access.count);
+        const void *found = read ? in_place(u, &access) : NULL;
+        if (found)
+            bytes = found;
+        else if (read)
+            r = dma_read(u, access.address, u->dma_buffer, (uint32_t)access.count);
+        else
+            r = dma_write(u, access.address, msg->payload + sizeof(access), (uint32_t)access.count);
     }
     if (no_reply)
         return 0;
@@ -74,7 +93,7 @@ static int serve(struct user *u, struct vfmig_conn *conn, struct vfmig_user_msg 
     }
     uint32_t data = read ? (uint32_t)access.count : 0;
     reply = vfmig_user_make_reply(request, (uint32_t)sizeof(access) + data);
-    return vfmig_conn_reply(conn, &reply, &access, sizeof(access), u->dma_buffer, data, reterr);
+    return vfmig_conn_reply(conn, &reply, &access, sizeof(access), bytes, data, reterr);
 }
 
 int user_main_serve(void *opaque, struct vfmig_user_msg *msg, struct vfmig_error *reterr)

@@ -366,6 +366,65 @@ static void dma_by_message(void **state)
     ram_done(&ram);
 }
 
+/* Two blocks that are one range of addresses and lie apart in the client: a read is answered from
+ * one block as it lies there, from two put together, and refused when it leaves them. */
+static void dma_reads_of_blocks(void **state)
+{
+    struct ram ram;
+    struct served s;
+    struct vfmig_target *t;
+
+    ram_init(&ram);
+    uint64_t half = ram.block.size / 2, end = RAM_IOVA + ram.block.size;
+    uint8_t *low = (uint8_t *)ram.block.host + half, *high = ram.block.host;
+    const struct vfmig_ram_block blocks[2] = {
+        {RAM_IOVA, half, low, ram.block.fd, half},
+        {RAM_IOVA + half, half, high, ram.block.fd, 0},
+    };
+    const struct vfmig_memory memory = {blocks, 2};
+    const struct vfmig_user_options opt = {.memory = &memory};
+    const struct {
+        uint64_t iova;
+        bool reached;
+    } reads[] = {
+        {RAM_IOVA, true},
+        {RAM_IOVA + half - 8, true},
+        {RAM_IOVA + half - 3, true},
+        {RAM_IOVA + half, true},
+        {end - 8, true},
+        {end - 7, false},
+        {end, false},
+    };
+    for (uint64_t i = 0; i < half; i++) {
+        low[i] = (uint8_t)(i * 7 + 1);
+        high[i] = (uint8_t)(i * 11 + 5);
+    }
+    served_start(&s, true, true, true);
+    assert_int_equal(vfmig_user_open(s.path, &opt, &t, NULL), 0);
+    assert_int_equal(t->ops->dma_map(t, RAM_IOVA, ram.block.size + 4096, -1, 0, 3, NULL), 0);
+    for (unsigned i = 0; i < sizeof(reads) / sizeof(reads[0]); i++) {
+        uint8_t expected[8];
+        int status;
+        for (unsigned b = 0; b < 8 && reads[i].reached; b++) {
+            uint64_t at = reads[i].iova - RAM_IOVA + b;
+            expected[b] = at < half ? low[at] : high[at - half];
+        }
+        put(t, TOY_VALUE, 0, 8);
+        put(t, TOY_IOVA, reads[i].iova, 8);
+        put(t, TOY_READ, 1, 4);
+        do
+            status = (int)get(t, TOY_STATUS, 4);
+        while (status == -EINPROGRESS);
+        assert_int_equal(status, reads[i].reached ? 0 : -EFAULT);
+        uint64_t value = get(t, TOY_VALUE, 8);
+        if (reads[i].reached)
+            assert_memory_equal(&value, expected, 8);
+    }
+    t->ops->close(t);
+    served_end(&s);
+    ram_done(&ram);
+}
+
 static int refuse_read(void *opaque, uint64_t iova, void *data, uint32_t size)
 {
     return -EFAULT;
@@ -598,11 +657,17 @@ static void arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(describes),      cmocka_unit_test(save_and_load),
-        cmocka_unit_test(bad_data),       cmocka_unit_test(logs),
-        cmocka_unit_test(dma_by_message), cmocka_unit_test(dma_refused),
-        cmocka_unit_test(interrupts),     cmocka_unit_test(concurrent),
-        cmocka_unit_test(times_out),      cmocka_unit_test(server_gone),
+        cmocka_unit_test(describes),
+        cmocka_unit_test(save_and_load),
+        cmocka_unit_test(bad_data),
+        cmocka_unit_test(logs),
+        cmocka_unit_test(dma_by_message),
+        cmocka_unit_test(dma_refused),
+        cmocka_unit_test(dma_reads_of_blocks),
+        cmocka_unit_test(interrupts),
+        cmocka_unit_test(concurrent),
+        cmocka_unit_test(times_out),
+        cmocka_unit_test(server_gone),
         cmocka_unit_test(arguments),
     };
     return cmocka_run_group_tests(tests, served_setup, served_teardown);
