@@ -153,6 +153,9 @@ static void drop_owner(struct vfmig_device *dev)
     socket_close(&dev->twin);
     dev->held_count = 0;
     dev->keep_pci = false;
+    /* The map first: what the device or one of its threads begins from here on finds no memory,
+     * instead of a message that nobody will answer. */
+    dma_map_clear(dev);
     message_abort(dev, -ECANCELED);
     message_forget(dev);
     if (!vfmig_sabotage("next-client-finds-old-state")) {
@@ -162,7 +165,6 @@ static void drop_owner(struct vfmig_device *dev)
         server_listen_again(dev, &dev->owner);
     }
     control_owner_gone(dev);
-    dma_map_clear(dev);
     log_done(&dev->log);
     log_init(&dev->log);
     irq_detach_all(dev);
