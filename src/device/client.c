@@ -217,7 +217,7 @@ static int handle(struct client *c, struct vfmig_user_msg *msg)
 bool client_readable(struct client *c)
 {
     struct vfmig_user_msg msg;
-    ssize_t n = socket_receive(&c->socket);
+    ssize_t n = socket_receive(&c->socket, SIZE_MAX);
 
     if (n == -EAGAIN)
         return false;
@@ -236,8 +236,10 @@ bool client_readable(struct client *c)
 void twin_readable(struct vfmig_device *dev)
 {
     struct vfmig_user_msg msg;
-    ssize_t n = socket_receive(&dev->twin);
 
+    if (message_receive_direct(dev))
+        return;
+    ssize_t n = socket_receive(&dev->twin, message_receive_max(dev));
     if (n == -EAGAIN)
         return;
     int r = n > 0 ? 0 : -EPROTO;
@@ -249,6 +251,8 @@ void twin_readable(struct vfmig_device *dev)
     }
     if (r < 0)
         dev->owner.lost = true;
+    else
+        message_receive_direct(dev);
 }
 
 int server_add_twin(struct vfmig_device *dev, int *ret_client_end)

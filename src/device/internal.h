@@ -51,6 +51,7 @@ struct dma_message {
     enum message_state state;
     bool waiting; /* a thread waits for MESSAGE_DONE; else done() is called */
     bool write;
+    bool large;          /* its reply may be received where it belongs */
     uint32_t asked;      /* bytes asked for by the message under way */
     uint64_t turn;       /* queued ones are sent in this order */
     uint64_t iova, left; /* what is not yet done */
@@ -266,7 +267,10 @@ struct vfmig_device {
     struct dma_message messages[VFMIG_MAX_OPEN_DMA];
     uint32_t messages_asked;  /* bytes of messages under way */
     uint32_t messages_queued;
+    uint32_t messages_large; /* reads under way whose replies are received where they belong */
     uint64_t message_turn;
+    struct dma_message *direct; /* whose reply is being received so, or NULL; serving thread only */
+    uint32_t direct_at;         /* bytes of its payload received */
 
     struct client owner;   /* the VMM that has the device */
     struct client control; /* a migration engine beside it */
@@ -302,8 +306,9 @@ struct vfmig_device {
 void socket_init(struct socket *s);
 int socket_open(struct socket *s, int fd, uint32_t max_message);
 void socket_close(struct socket *s);
-/* Reads once, without waiting. >0: bytes; 0: closed; -EAGAIN: nothing there; other: lost. */
-ssize_t socket_receive(struct socket *s);
+/* Reads once, without waiting, at most so many bytes. >0: bytes; 0: closed; -EAGAIN: nothing there;
+ * other: lost. */
+ssize_t socket_receive(struct socket *s, size_t most);
 /* Sends all of it, waiting for room if need be. 0, or an errno: the connection is lost. */
 int socket_send(struct socket *s, const struct iovec *iov, unsigned count, const int *fds,
                 unsigned fd_count, atomic_bool *give_up);
@@ -429,6 +434,11 @@ int message_start(struct vfmig_dma *dma, bool write, uint64_t iova, uint8_t *buf
                   void (*done)(void *, int), void *user);
 int message_wait(struct vfmig_dma *dma, bool write, uint64_t iova, uint8_t *buf, uint64_t size);
 void message_reply(struct vfmig_device *dev, const struct vfmig_user_msg *msg);
+/* The most to receive from the twin socket, so that a large reply can be received directly. */
+size_t message_receive_max(struct vfmig_device *dev);
+/* Receives from a large reply, whose start is in the twin's framer, straight into the device's
+ * buffer. False: no such reply is under way. */
+bool message_receive_direct(struct vfmig_device *dev);
 /* Ends all that is under way: -EINTR is told to the device, -ECANCELED only to waiting threads. */
 void message_abort(struct vfmig_device *dev, int err);
 /* The connection has ended: replies that were still to come will not. */

@@ -4,6 +4,7 @@
  * and ends asynchronous accesses, and aborts. */
 #include <errno.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/sabotage.h"
 #include "device/internal.h"
@@ -15,6 +16,11 @@
 #define PIECE_MAX       (32u << 10)
 #define READ_MAX_ALONE  (1u << 20)
 #define ASKED_MAX       (96u << 10)
+
+/* Replies with so many bytes are received where they belong, if they come by the twin socket. To
+ * that end only the first bytes are read at first, which say what it is. */
+#define LARGE_BYTES (8u << 10)
+#define LARGE_HEAD  (sizeof(struct vfmig_user_header) + sizeof(struct vfmig_user_dma_access))
 
 static struct socket *message_socket(struct vfmig_device *dev)
 {
@@ -68,10 +74,24 @@ static void set_queued(struct vfmig_device *dev, struct dma_message *m)
     dev->messages_queued++;
 }
 
+static bool is_large(const struct vfmig_device *dev, const struct dma_message *m)
+{
+    return !m->write && m->asked >= LARGE_BYTES && dev->twin.fd >= 0;
+}
+
 static void set_sent(struct vfmig_device *dev, struct dma_message *m)
 {
+    m->large = is_large(dev, m);
     m->state = MESSAGE_SENT;
     dev->messages_asked += m->asked;
+    dev->messages_large += m->large;
+}
+
+/* m is no longer under way: answered or given up. */
+static void unset_sent(struct vfmig_device *dev, const struct dma_message *m)
+{
+    dev->messages_asked -= m->asked;
+    dev->messages_large -= m->large;
 }
 
 static struct dma_message *take_slot(struct vfmig_device *dev)
@@ -194,9 +214,9 @@ static void kick(struct vfmig_device *dev)
     }
 }
 
-/* The piece that was asked for is there, or refused. Lock held. */
+/* The piece that was asked for is there, or refused. direct: its bytes are in place. Lock held. */
 static void piece_done(struct vfmig_device *dev, struct dma_message *m,
-                       const struct vfmig_user_msg *msg)
+                       const struct vfmig_user_msg *msg, bool direct)
 {
     uint16_t command = m->write ? VFMIG_USER_DMA_WRITE : VFMIG_USER_DMA_READ;
     struct vfmig_user_dma_access asked = {m->iova, m->asked};
@@ -208,7 +228,7 @@ static void piece_done(struct vfmig_device *dev, struct dma_message *m,
         finish(dev, m, r == -EPROTO ? -EIO : r);
         return;
     }
-    if (!m->write)
+    if (!m->write && !direct)
         memcpy(m->buf, msg->payload + sizeof(asked), asked.count);
     m->iova += asked.count;
     m->buf += asked.count;
@@ -219,7 +239,7 @@ static void piece_done(struct vfmig_device *dev, struct dma_message *m,
         set_queued(dev, m);
 }
 
-void message_reply(struct vfmig_device *dev, const struct vfmig_user_msg *msg)
+static void answered(struct vfmig_device *dev, const struct vfmig_user_msg *msg, bool direct)
 {
     pthread_mutex_lock(&dev->message_lock);
     struct dma_message *m =
@@ -227,11 +247,91 @@ void message_reply(struct vfmig_device *dev, const struct vfmig_user_msg *msg)
     if (m && m->state == MESSAGE_ABANDONED) {
         m->state = m->waiting ? MESSAGE_DONE : MESSAGE_FREE;
     } else if (m && m->state == MESSAGE_SENT) {
-        dev->messages_asked -= m->asked;
-        piece_done(dev, m, msg);
+        unset_sent(dev, m);
+        piece_done(dev, m, msg, direct);
         kick(dev);
     } /* else a reply that nobody asked for */
     pthread_mutex_unlock(&dev->message_lock);
+}
+
+void message_reply(struct vfmig_device *dev, const struct vfmig_user_msg *msg)
+{
+    answered(dev, msg, /* direct= */ false);
+}
+
+size_t message_receive_max(struct vfmig_device *dev)
+{
+    pthread_mutex_lock(&dev->message_lock);
+    bool limit = dev->messages_large && vfmig_framer_idle(&dev->twin.framer);
+    pthread_mutex_unlock(&dev->message_lock);
+    return limit ? LARGE_HEAD : SIZE_MAX;
+}
+
+/* The read that the reply in the framer answers, when that is a large one and right so far. */
+static struct dma_message *find_direct(struct vfmig_device *dev, const struct vfmig_user_msg *msg)
+{
+    struct dma_message *m =
+        msg->header.id < VFMIG_MAX_OPEN_DMA ? &dev->messages[msg->header.id] : NULL;
+
+    pthread_mutex_lock(&dev->message_lock);
+    bool good = m && m->state == MESSAGE_SENT && m->large;
+    if (good) {
+        struct vfmig_user_dma_access asked = {m->iova, m->asked};
+        good = vfmig_user_check_reply(msg, VFMIG_USER_DMA_READ, &asked, sizeof(asked), NULL) == 0 &&
+               msg->size == sizeof(asked) + m->asked;
+    }
+    pthread_mutex_unlock(&dev->message_lock);
+    return good ? m : NULL;
+}
+
+/* Only this thread gives up messages, so m->buf is ours until recv returns. The bytes of one that
+ * was given up meanwhile go to the framer's free space, and no further. */
+static ssize_t receive_rest(struct vfmig_device *dev, const struct vfmig_user_msg *msg)
+{
+    const uint32_t fixed = sizeof(struct vfmig_user_dma_access);
+    struct dma_message *m = dev->direct;
+    size_t space, left = msg->size - dev->direct_at;
+
+    pthread_mutex_lock(&dev->message_lock);
+    bool wanted = m->state == MESSAGE_SENT || vfmig_sabotage("message-direct-after-abort");
+    uint8_t *to = m->buf + (dev->direct_at - fixed);
+    pthread_mutex_unlock(&dev->message_lock);
+    if (!wanted) {
+        to = vfmig_framer_space(&dev->twin.framer, &space);
+        left = left < space ? left : space;
+    }
+    return recv(dev->twin.fd, to, left, MSG_DONTWAIT);
+}
+
+bool message_receive_direct(struct vfmig_device *dev)
+{
+    const uint32_t fixed = sizeof(struct vfmig_user_dma_access);
+    struct vfmig_user_msg msg;
+    uint32_t have;
+
+    if (!vfmig_framer_partial(&dev->twin.framer, fixed, &msg, &have))
+        return false;
+    if (!dev->direct) {
+        dev->direct = find_direct(dev, &msg);
+        if (!dev->direct)
+            return false;
+        memcpy(dev->direct->buf, msg.payload + fixed, have - fixed);
+        dev->direct_at = have;
+    }
+    ssize_t n = receive_rest(dev, &msg);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return true;
+    if (n <= 0) {
+        dev->owner.lost = true;
+        return true;
+    }
+    dev->direct_at += (uint32_t)n;
+    if (dev->direct_at == msg.size) {
+        dev->direct = NULL;
+        vfmig_framer_skip(&dev->twin.framer);
+        answered(dev, &msg, /* direct= */ true);
+    }
+    return true;
 }
 
 void message_abort(struct vfmig_device *dev, int err)
@@ -240,7 +340,7 @@ void message_abort(struct vfmig_device *dev, int err)
     for (unsigned i = 0; i < VFMIG_MAX_OPEN_DMA; i++) {
         struct dma_message *m = &dev->messages[i];
         if (m->state == MESSAGE_SENT)
-            dev->messages_asked -= m->asked;
+            unset_sent(dev, m);
         if (m->state == MESSAGE_SENT || m->state == MESSAGE_QUEUED)
             finish(dev, m, err);
     }
@@ -249,6 +349,7 @@ void message_abort(struct vfmig_device *dev, int err)
 
 void message_forget(struct vfmig_device *dev)
 {
+    dev->direct = NULL;
     pthread_mutex_lock(&dev->message_lock);
     for (unsigned i = 0; i < VFMIG_MAX_OPEN_DMA; i++)
         if (dev->messages[i].state == MESSAGE_ABANDONED)

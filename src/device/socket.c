@@ -58,7 +58,7 @@ static int take_fds(struct msghdr *msg, struct vfmig_fds *fds)
     return 0;
 }
 
-ssize_t socket_receive(struct socket *s)
+ssize_t socket_receive(struct socket *s, size_t most)
 {
     union {
         char buf[CMSG_SPACE(VFMIG_MAX_MSG_FDS * sizeof(int))];
@@ -72,6 +72,7 @@ ssize_t socket_receive(struct socket *s)
     int r;
 
     iov.iov_base = vfmig_framer_space(&s->framer, &iov.iov_len);
+    iov.iov_len = iov.iov_len < most ? iov.iov_len : most;
     n = recvmsg(s->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0)
         return errno == EWOULDBLOCK || errno == EINTR ? -EAGAIN : -errno;

@@ -139,6 +139,35 @@ int vfmig_framer_next(struct vfmig_framer *f, struct vfmig_user_msg *ret_msg)
     return 1;
 }
 
+bool vfmig_framer_partial(const struct vfmig_framer *f, uint32_t fixed,
+                          struct vfmig_user_msg *ret_msg, uint32_t *ret_have)
+{
+    struct vfmig_user_header h;
+
+    if (f->end - f->start < HEADER + fixed)
+        return false;
+    memcpy(&h, f->buf + f->start, HEADER);
+    if (h.size < HEADER + fixed || h.size > f->max_message)
+        return false;
+    for (unsigned i = 0; i < 2; i++)
+        if (f->slot[i].fds.count)
+            return false;
+    *ret_msg = (struct vfmig_user_msg){.header = h,
+                                       .payload = f->buf + f->start + HEADER,
+                                       .size = h.size - (uint32_t)HEADER};
+    *ret_have = (uint32_t)(f->end - f->start - HEADER);
+    return *ret_have < ret_msg->size;
+}
+
+void vfmig_framer_skip(struct vfmig_framer *f)
+{
+    struct vfmig_user_header h;
+
+    memcpy(&h, f->buf + f->start, HEADER);
+    f->position += h.size;
+    f->start = f->end = 0;
+}
+
 bool vfmig_framer_idle(const struct vfmig_framer *f)
 {
     return f->start == f->end;

@@ -69,6 +69,13 @@ int vfmig_framer_fed(struct vfmig_framer *f, size_t size, struct vfmig_fds *fds)
  * (above the limit): where the next message starts is unknown, the connection is lost. */
 int vfmig_framer_next(struct vfmig_framer *f, struct vfmig_user_msg *ret_msg);
 
+/* After vfmig_framer_next() returned 0: a message whose header and next `fixed` bytes are there, and
+ * no descriptors. Its payload says what it is, of ret_msg->size bytes only *ret_have are there. The
+ * shell may receive the rest to a place of its own and then skip the message. */
+bool vfmig_framer_partial(const struct vfmig_framer *f, uint32_t fixed,
+                          struct vfmig_user_msg *ret_msg, uint32_t *ret_have);
+void vfmig_framer_skip(struct vfmig_framer *f);
+
 /* True when every byte fed was handed out: a close now cuts no message. */
 bool vfmig_framer_idle(const struct vfmig_framer *f);
 
