@@ -429,10 +429,10 @@ static const struct row {
     uint32_t size; /* of a message; 0: DMA_MAP */
     double floor;
 } rows[] = {
-    {"dma-map", false, 0, 0.1},
-    {"dma-map-fd", true, 0, 0.1},
-    {"message-dma-4k", false, 4096, 0.1},
-    {"message-dma-1m", false, 1u << 20, 0.1},
+    {"dma-map", false, 0, 0.7},
+    {"dma-map-fd", true, 0, 0.5},
+    {"message-dma-4k", false, 4096, 0.7},
+    {"message-dma-1m", false, 1u << 20, 0.6},
 };
 
 static int by_value(const void *a, const void *b)
