@@ -344,6 +344,19 @@ def test_resume_size_beyond_what_was_written_is_einval(client, window, size):
     assert client.set_bits(R) == 0
 
 
+def test_resume_portion_is_committed_once(client, window):
+    """What is in the window is data once; nothing more was written, so nothing more is there."""
+    portions = saved(client, window)
+    assert client.set_bits(Z) == 0
+    for portion in portions:
+        window.put(portion)
+        for size in (1, len(portion)):
+            client.fails(errno.EINVAL, wire.REGION_WRITE,
+                         wire.region(SIZE, wire.MIGRATION, 8, struct.pack("=Q", size)))
+        client.write_int(wire.MIGRATION, SIZE, 8, 0)
+    assert client.set_bits(R) == 0
+
+
 def test_resume_portions_out_of_order_are_error(client, window):
     assert client.set_bits(S) == 0
     portions = []
