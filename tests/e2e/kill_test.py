@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from world import VFMIG, World, assert_guest_lives, have_kvm, wait_until
+from world import VFMIG, World, assert_guest_lives, have_kvm, is_listening, quit_vm, wait_until
 
 GUEST = ("--working-set", "8M", "--dirty-rate", "10M")
 
@@ -131,9 +131,10 @@ def start_afresh(world, source, *args):
                                 world.folder / "again.qmp", "--journal", source.journal, *args],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: process.poll() is not None or (world.folder / "again.qmp").exists(),
-                   "the guest, or its refusal")
-        process.terminate()
+        path = world.folder / "again.qmp"
+        wait_until(lambda: process.poll() is not None or is_listening(path), "the guest, or its refusal")
+        if process.poll() is None:
+            quit_vm(path)
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -41,8 +41,8 @@ def assert_within(qmp, guest_bytes):
 @pytest.mark.parametrize("channels", ["2", "16"])
 def test_a_migration(world, channels):
     source = world.vm("a", "--working-set", "96M", "--dirty-rate", "400M", memory="128M",
-                      devices=[world.device("dev-a", "--state-pad", "64M")])
-    target = world.vm("b", memory="128M", devices=[world.device("dev-b", "--state-pad", "64M")],
+                      devices=[world.device("dev-a", "--state-size", "64M")])
+    target = world.vm("b", memory="128M", devices=[world.device("dev-b", "--state-size", "64M")],
                       incoming=world.uri())
     assert_guest_lives(source)
     wait_until(lambda: read_status(source)["RssShmem:"] > 96 * MIB, "a guest that uses its memory")

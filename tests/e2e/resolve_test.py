@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from world import is_listening, quit_vm
+
 VFMIG = os.environ["VFMIG"]
 ID = bytes(range(16))
 RECORD = {"OFFERED": 1, "GRANT-SENT": 2, "RELEASED": 3, "ABORTED": 5, "RESUMED": 6, "READY": 7,
@@ -106,9 +108,10 @@ def start_vm(folder, *args):
     qmp = folder / "qmp"
     process = subprocess.Popen([VFMIG, "vm", "--accel", "none", "--memory", "48M", "--qmp", qmp,
                                 "--journal", folder, *args], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not qmp.exists():
+    while process.poll() is None and not is_listening(qmp):
         time.sleep(0.01)
-    process.terminate()
+    if process.poll() is None:
+        quit_vm(qmp)
     _, err = process.communicate(timeout=60)
     return process.returncode, err
 

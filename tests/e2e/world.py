@@ -76,6 +76,13 @@ class Qmp:
         self.socket.close()
 
 
+def quit_vm(path):
+    """By its control socket: a signal may come before the process is ready for it."""
+    client = Qmp(path)
+    client("quit")
+    client.close()
+
+
 class World:
     """Starts processes in a short-named folder and ends them all."""
 
