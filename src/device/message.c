@@ -214,6 +214,15 @@ static void kick(struct vfmig_device *dev)
     }
 }
 
+/* The client's errno may not be taken for one with which the server ends an access itself, or asks
+ * for patience: nobody would finish the operation then. */
+static int refusal(int err)
+{
+    bool ours = err == -ECANCELED || err == -EINTR || err == -EINPROGRESS || err == -EAGAIN ||
+                err == -EPROTO;
+    return ours ? -EIO : err;
+}
+
 /* The piece that was asked for is there, or refused. direct: its bytes are in place. Lock held. */
 static void piece_done(struct vfmig_device *dev, struct dma_message *m,
                        const struct vfmig_user_msg *msg, bool direct)
@@ -225,7 +234,7 @@ static void piece_done(struct vfmig_device *dev, struct dma_message *m,
     m->asked = 0; /* answered */
     if (r < 0) {
         COUNT(dev, dma_faults);
-        finish(dev, m, r == -EPROTO ? -EIO : r);
+        finish(dev, m, refusal(r));
         return;
     }
     if (!m->write && !direct)
