@@ -3,7 +3,9 @@
  * eventfds. None of it is touched by entering or leaving Z; a client's reset resets it as PCI
  * says. */
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/sabotage.h"
@@ -151,8 +153,11 @@ static void deliver(struct vfmig_device *dev, uint32_t v)
         bit(irq->table_masked, v))
         return;
     set_bit(irq->pending, v, false);
-    ssize_t n = write(irq->fds[v], &one, sizeof(one));
-    (void)n; /* a full counter is readable already */
+    /* A full counter is readable already, and a blocking one would hold us until it is read. */
+    struct pollfd p = {.fd = irq->fds[v], .events = POLLOUT};
+    if (poll(&p, 1, 0) == 1 && (p.revents & POLLOUT) &&
+        write(irq->fds[v], &one, sizeof(one)) < 0)
+        return;
     COUNT(dev, irqs_delivered);
 }
 
@@ -234,6 +239,18 @@ static void apply(struct vfmig_device *dev, const struct vfmig_user_set_irqs *re
     deliver(dev, v);
 }
 
+/* An eventfd is a file without a type. What has one may not be written to: a pipe that nobody reads
+ * ends the process, one that is full stops it. */
+static bool may_be_eventfds(const struct vfmig_fds *fds)
+{
+    for (uint32_t i = 0; i < fds->count; i++) {
+        struct stat st;
+        if (fstat(fds->fd[i], &st) < 0 || (st.st_mode & S_IFMT))
+            return false;
+    }
+    return true;
+}
+
 int irq_set(struct vfmig_device *dev, struct vfmig_user_msg *msg)
 {
     struct vfmig_user_set_irqs req;
@@ -254,6 +271,8 @@ int irq_set(struct vfmig_device *dev, struct vfmig_user_msg *msg)
     if (req.start >= vectors || req.count > vectors - req.start)
         return -EINVAL;
     if (!trigger && (req.flags & VFMIG_USER_IRQ_DATA_EVENTFD))
+        return -EINVAL;
+    if (!may_be_eventfds(&msg->fds))
         return -EINVAL;
     const uint8_t *bools = req.flags & VFMIG_USER_IRQ_DATA_BOOL ? msg->payload + sizeof(req) : NULL;
     pthread_mutex_lock(&dev->irq.lock);
