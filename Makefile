@@ -1,9 +1,11 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench model interop docs lint install clean
+.PHONY: all deps demo check bench fuzz model interop docs lint install clean
 
 BUILD ?= build
 SABOTAGE ?=
+T ?= wire state dma
+SECONDS ?= 600
 DEMO_BUILD := $(BUILD)/$(if $(SABOTAGE),sabotage,release)
 
 all: $(BUILD)/release/build.ninja
@@ -35,6 +37,10 @@ check: $(BUILD)/check/build.ninja
 
 bench: all
 	python3 scripts/bench.py $(BUILD)/release
+
+# make fuzz T=wire SECONDS=60, and MERGE=1: docs/fuzzing.md. Installs clang.
+fuzz: | deps
+	scripts/fuzz.sh $(BUILD)/fuzz "$(T)" $(SECONDS) $(MERGE)
 
 model: | deps
 	scripts/model.sh
