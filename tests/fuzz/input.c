@@ -111,6 +111,19 @@ static uint64_t any_size(struct dice *dice)
     }
 }
 
+/* Memory that is mapped, or is the next time: what is mapped has to be unmapped as it is. */
+static void any_area(struct dice *dice, uint64_t *ret_iova, uint64_t *ret_size)
+{
+    static const uint64_t areas[][2] = {{RAM_IOVA, RAM_SIZE},   {MESSAGE_IOVA, MESSAGE_SIZE},
+                                        {0x800000, 0x4000},     {0x804000, 0x4000},
+                                        {0x900000, 0x10000},    {0x50000000, 0x10000},
+                                        {0xfffff000, 0x100000}, {UINT64_MAX - 0xffff, 0x10000}};
+    unsigned i = any(dice, any(dice, 2) ? 2 : sizeof(areas) / sizeof(areas[0]));
+
+    *ret_iova = any(dice, 5) ? areas[i][0] : any_iova(dice);
+    *ret_size = any(dice, 5) ? areas[i][1] : any_size(dice);
+}
+
 /* A register of the migration region, of a BAR or of config space, with a size that it takes. */
 static void any_access(struct dice *dice, struct vfmig_user_region_access *access)
 {
@@ -182,7 +195,9 @@ static uint32_t any_feature(struct dice *dice, uint8_t *out)
     struct vfmig_user_feature head = {any(dice, 8) ? 4096 : (uint32_t)any_number(dice),
                                       feature | (any(dice, 12) ? op : any(dice, 8) << 16)};
     uint32_t size = sizeof(head);
+    uint64_t iova, length;
 
+    any_area(dice, &iova, &length);
     memcpy(out, &head, sizeof(head));
     if (feature == VFMIG_USER_F_DEVICE_STATE) {
         struct vfmig_user_feature_state state = {any(dice, 9), 0};
@@ -194,13 +209,13 @@ static uint32_t any_feature(struct dice *dice, uint8_t *out)
         memcpy(out + size, &start, sizeof(start));
         size += sizeof(start);
         for (uint32_t i = 0; i < start.num_ranges; i++) {
-            struct vfmig_user_log_range range = {any_iova(dice), any_size(dice)};
+            struct vfmig_user_log_range range = {iova, length};
+            any_area(dice, &iova, &length);
             memcpy(out + size, &range, sizeof(range));
             size += sizeof(range);
         }
     } else if (feature == VFMIG_USER_F_LOG_REPORT) {
-        struct vfmig_user_feature_log_report report = {any_iova(dice), any_size(dice),
-                                                       4096u << any(dice, 6)};
+        struct vfmig_user_feature_log_report report = {iova, length, 4096u << any(dice, 6)};
         memcpy(out + size, &report, sizeof(report));
         size += sizeof(report);
     }
@@ -224,16 +239,18 @@ static uint32_t any_irqs(struct dice *dice, uint8_t *out)
 
 static uint32_t any_memory(struct dice *dice, uint16_t command, uint8_t *out)
 {
+    uint64_t iova, length;
+
+    any_area(dice, &iova, &length);
     if (command == VFMIG_USER_DMA_MAP) {
         struct vfmig_user_dma_map map = {sizeof(map), any(dice, 6) ? 3 : any(dice, 5),
-                                         any(dice, 3) ? 0 : any_size(dice), any_iova(dice),
-                                         any_size(dice)};
+                                         any(dice, 3) ? 0 : any_size(dice), iova, length};
         memcpy(out, &map, sizeof(map));
         return sizeof(map);
     }
     if (command == VFMIG_USER_DMA_UNMAP) {
-        struct vfmig_user_dma_unmap un = {4096, any(dice, 8) ? any(dice, 2) : any(dice, 4),
-                                          any_iova(dice), any_size(dice)};
+        struct vfmig_user_dma_unmap un = {4096, any(dice, 8) ? any(dice, 2) : any(dice, 4), iova,
+                                          length};
         struct vfmig_user_bitmap bitmap = {4096u << any(dice, 3), 8u << any(dice, 8)};
         if (un.flags & VFMIG_USER_UNMAP_F_ALL)
             un.address = un.size = 0;
@@ -243,7 +260,7 @@ static uint32_t any_memory(struct dice *dice, uint16_t command, uint8_t *out)
     }
     struct vfmig_user_dirty_pages dirty = {4096, 1u << any(dice, 3)};
     struct vfmig_user_dirty_range range = {
-        any_iova(dice), any_size(dice), {4096u << any(dice, 3), 8u << any(dice, 8)}};
+        iova, length, {4096u << any(dice, 3), 8u << any(dice, 8)}};
     memcpy(out, &dirty, sizeof(dirty));
     memcpy(out + sizeof(dirty), &range, sizeof(range));
     return (uint32_t)sizeof(dirty) + (dirty.flags == VFMIG_USER_DIRTY_GET ? sizeof(range) : 0);

@@ -17,7 +17,7 @@ enum op_kind {
     OP_POKE,      /* offset u32, bytes: into guest memory; top bit: into the file that shrinks */
     OP_TRUNCATE,  /* size u32 of the file that shrinks */
     OP_TIME,      /* microseconds as a power of two */
-    OP_RECONNECT, /* text: the client goes, another comes */
+    OP_RECONNECT, /* text: the client goes, another comes; or the second socket goes */
     OP_STATE,     /* value, how: device_state */
     OP_FRAME,     /* how, kind, bytes: one frame of the device stream */
     OP_PAGES,     /* how, first, count, fill: a frame with SRAM pages of the dma device */
@@ -33,6 +33,8 @@ enum op_kind {
 #define SEND_FDS(how)   ((how) >> 3 & 7u)
 #define SEND_COUNT(how) (((how) >> 6) + 1u)
 enum send_fds { FDS_NONE, FDS_RAM, FDS_EVENT, FDS_SHRINK, FDS_PIPE, FDS_FULL, FDS_MANY, FDS_FILE };
+
+#define RECONNECT_TWIN 0x80u
 
 /* way of OP_ANSWER */
 enum answer_way {

@@ -87,6 +87,7 @@ struct rig {
     bool may_close;  /* the client has given a reason */
     bool must_close; /* and one that cannot be overlooked */
     bool blurred;    /* a command without reply changed what is modelled here */
+    bool twin_gone;  /* closed by the client */
     bool garbled;    /* answers on the second socket may be lost in what is no message */
     bool over;       /* enough for one run */
     bool held;       /* there are bytes that the server has not seen */

@@ -284,7 +284,7 @@ void model_command(struct rig *rig, const struct vfmig_user_msg *msg, bool twin)
     int r = vfmig_user_check_command(msg, /* from_server= */ true, rig->max_data, NULL);
 
     CHECK(r == 0, "the server sends a broken command %u: %d", msg->header.command, r);
-    CHECK(twin == (rig->twin.fd >= 0), "a DMA message on the wrong socket");
+    CHECK(twin == (rig->twin.fd >= 0) && !rig->twin_gone, "a DMA message on the wrong socket");
     memcpy(&ask.access, msg->payload, sizeof(ask.access));
     CHECK(rig->blurred || is_mapped(rig, ask.access.address, ask.access.count, write ? 2 : 1),
           "a DMA message for memory that is not mapped: 0x%llx + 0x%llx",

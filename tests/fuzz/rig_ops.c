@@ -359,6 +359,20 @@ static void do_back(struct rig *rig, const struct op *op)
     rig->saved_size = 0;
 }
 
+static void do_reconnect(struct rig *rig, uint8_t how)
+{
+    if ((how & RECONNECT_TWIN) && rig->twin.fd >= 0 && !rig->closed) {
+        close(rig->twin.fd); /* half a client is none */
+        rig->twin.fd = -1;
+        rig->may_close = rig->must_close = true;
+        rig->twin_gone = true;
+        rig_pump(rig);
+        return;
+    }
+    rig_disconnect(rig);
+    rig_connect(rig, how);
+}
+
 void ops_do(struct rig *rig, const struct op *op)
 {
     switch ((enum op_kind)op->kind) {
@@ -379,8 +393,7 @@ void ops_do(struct rig *rig, const struct op *op)
         rig_pump(rig);
         break;
     case OP_RECONNECT:
-        rig_disconnect(rig);
-        rig_connect(rig, op_byte(op, 0));
+        do_reconnect(rig, op_byte(op, 0));
         break;
     case OP_STATE:
         ops_state(rig, op_byte(op, 0), op_byte(op, 1));
