@@ -59,11 +59,19 @@ static void on_abort(int number)
     keep_input();
 }
 
+static void on_alarm(int number)
+{
+    keep_input();
+    _exit(1);
+}
+
 static void run(const uint8_t *data, size_t size, uint64_t *reach)
 {
     memmove(current, data, size);
     current_size = size;
+    alarm(60); /* a server that waits for ever */
     target_run(current, size, reach);
+    alarm(0);
 }
 
 /* One input is one run: the second time everything happens again. */
@@ -148,7 +156,7 @@ int main(int argc, char **argv)
         return 2;
     }
     signal(SIGABRT, on_abort);
-    alarm(240); /* a server that waits for ever */
+    signal(SIGALRM, on_alarm);
     bool folder = S_ISDIR(st.st_mode);
     if (folder)
         read_folder(argv[1]);
