@@ -101,7 +101,10 @@ int vfmig_framer_fed(struct vfmig_framer *f, size_t size, struct vfmig_fds *fds)
     size_t owner = fds_owner(f, from);
     if (owner != SIZE_MAX) {
         uint64_t at = f->position + (owner - f->start);
-        for (unsigned i = 0; i < 2; i++) {
+        /* All descriptors of one message come at once. */
+        bool twice = (f->slot[0].fds.count && f->slot[0].at == at) ||
+                     (f->slot[1].fds.count && f->slot[1].at == at);
+        for (unsigned i = 0; i < 2 && !twice; i++) {
             if (f->slot[i].fds.count == 0) {
                 f->slot[i].at = at;
                 vfmig_fds_move(&f->slot[i].fds, fds);

@@ -62,7 +62,8 @@ void *vfmig_framer_space(struct vfmig_framer *f, size_t *ret_space);
 /* size bytes were put at vfmig_framer_space() and *fds came with them. Takes the descriptors
  * (*fds is empty afterwards, also on failure). They belong to the last message whose header has
  * a byte among the new bytes and whose command carries descriptors; failing that, to the last
- * one. -EPROTO: descriptors in the middle of a message; the connection is lost. */
+ * one. -EPROTO: descriptors in the middle of a message, or a second time for one; the connection
+ * is lost. */
 int vfmig_framer_fed(struct vfmig_framer *f, size_t size, struct vfmig_fds *fds);
 
 /* 1 and *ret_msg: a complete message. 0: more bytes needed. -EPROTO (size below 16) or -EMSGSIZE
