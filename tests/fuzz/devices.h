@@ -37,8 +37,8 @@ static inline struct vfmig_device *make_dma(void)
 
 static inline struct vfmig_device *make_dma_plain(void)
 {
-    return make("dma",
-                (struct vfmig_device_knobs){.no_ndma = true, .no_precopy = true, 
+    return make("dma", (struct vfmig_device_knobs){.no_ndma = true,
+                                                   .no_precopy = true,
                                                    .state_bytes = DMA_SRAM_SIZE + 100});
 }
 
@@ -62,31 +62,15 @@ static inline struct vfmig_device *make_pool_plain(void)
     return pool_device_new(true, true, RIG_MAX_DATA);
 }
 
-#define VARIANT_NULL                                                                               \
-    {                                                                                              \
-        make_null, NULL_FORMAT, 0, false, true                                                     \
-    }
+/* clang-format off */
+#define VARIANT_NULL       {make_null, NULL_FORMAT, 0, false, true}
 #define VARIANT_BULK       {make_bulk, BULK_FORMAT, 1, false, true}
-#define VARIANT_DMA                                                                                \
-    {                                                                                              \
-        make_dma, DMA_FORMAT, 1, true, true                                                        \
-    }
-#define VARIANT_DMA_PLAIN                                                                          \
-    {                                                                                              \
-        make_dma_plain, DMA_FORMAT, 1, true, false                                                 \
-    }
-#define VARIANT_DMA_SLOW                                                                           \
-    {                                                                                              \
-        make_dma_slow, DMA_FORMAT, 1, true, true                                                   \
-    }
-#define VARIANT_POOL                                                                               \
-    {                                                                                              \
-        make_pool, POOL_FORMAT, 0, false, true                                                     \
-    }
-#define VARIANT_POOL_PLAIN                                                                         \
-    {                                                                                              \
-        make_pool_plain, POOL_FORMAT, 0, false, false                                              \
-    }
+#define VARIANT_DMA        {make_dma, DMA_FORMAT, 1, true, true}
+#define VARIANT_DMA_PLAIN  {make_dma_plain, DMA_FORMAT, 1, true, false}
+#define VARIANT_DMA_SLOW   {make_dma_slow, DMA_FORMAT, 1, true, true}
+#define VARIANT_POOL       {make_pool, POOL_FORMAT, 0, false, true}
+#define VARIANT_POOL_PLAIN {make_pool_plain, POOL_FORMAT, 0, false, false}
+/* clang-format on */
 
 #define BIT(reach) (1u << (reach))
 
