@@ -327,8 +327,10 @@ static void write_register(struct dma_device *d, uint64_t offset, uint64_t value
     }
     if (offset == DMA_REG_CTRL)
         return;
-    /* Ring and entries belong to a disabled ring; a value that makes no sense is counted. */
-    if (!dma_regs_valid(&next) || (offset != DMA_REG_TAIL && (r->ctrl & DMA_CTRL_ENABLE)))
+    /* Ring and entries belong to a disabled ring; a tail that goes back would be overtaken by the head
+     * while a descriptor is in flight. A value that makes no sense is counted. */
+    if (!dma_regs_valid(&next) || (offset != DMA_REG_TAIL && (r->ctrl & DMA_CTRL_ENABLE)) ||
+        next.tail - next.head < r->tail - r->head)
         r->errors++;
     else
         *r = next;
