@@ -10,6 +10,7 @@
 #define VFMIG_MAX_MSG_FDS        16u          /* descriptors in one vfio-user message */
 #define VFMIG_MAX_DATA_XFER      (1u << 20)   /* vfio-user data bytes offered by default */
 #define VFMIG_MAX_DATA_XFER_CAP  (64u << 20)  /* most that is ever negotiated */
+#define VFMIG_MAX_WINDOWS        8u           /* windows of device data in one shared area */
 #define VFMIG_MAX_DMA_REGIONS    4096u        /* DMA_MAPs of one vfio-user client */
 #define VFMIG_MAX_OPEN_DMA       256u         /* a device's DMAs by message that are open at once */
 #define VFMIG_MAX_REGIONS        16u          /* regions of one device */

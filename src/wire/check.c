@@ -19,7 +19,7 @@ struct rule {
 
 #define SIZE(type) ((uint32_t)sizeof(struct vfmig_user_##type))
 static const struct rule rules[VFMIG_USER_COMMAND_COUNT] = {
-    [VFMIG_USER_VERSION] = {"VERSION", TO_SERVER, SIZE(version), SIZE(version), 0, 1, false},
+    [VFMIG_USER_VERSION] = {"VERSION", TO_SERVER, SIZE(version), SIZE(version), 0, 2, false},
     [VFMIG_USER_DMA_MAP] = {"DMA_MAP", TO_SERVER, SIZE(dma_map), 0, 1, 0, true},
     [VFMIG_USER_DMA_UNMAP] = {"DMA_UNMAP", TO_SERVER, SIZE(dma_unmap), 0, 0, 0, false},
     [VFMIG_USER_GET_INFO] = {"GET_INFO", TO_SERVER, SIZE(device_info), SIZE(device_info), 0, 0,
@@ -249,6 +249,15 @@ static struct verdict check_feature(const struct vfmig_user_msg *msg, uint32_t m
             return WRONG(EINVAL, "too short for its feature");
         if (!set && !range_ok(report->iova, report->length))
             return WRONG(EINVAL, "range wraps or is empty");
+        return FINE;
+    }
+    case VFMIG_USER_F_WINDOW_READ:
+    case VFMIG_USER_F_WINDOW_WRITE: {
+        const struct vfmig_user_feature_window *window = (const void *)(feature + 1);
+        if (data != sizeof(*window) || window->reserved)
+            return WRONG(EINVAL, "not a place in the window");
+        if (window->offset > UINT64_MAX - window->size)
+            return WRONG(EINVAL, "offset wraps");
         return FINE;
     }
     case VFMIG_USER_F_FREEZE:

@@ -139,6 +139,20 @@ struct vfmig_user_cap_type {
 } VFMIG_PACKED;
 VFMIG_SIZE(vfmig_user_cap_type, 16);
 
+struct vfmig_user_sparse_area {
+    uint64_t offset; /* in the region; in the file that of the info struct is added */
+    uint64_t size;
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_sparse_area, 16);
+
+struct vfmig_user_cap_sparse { /* one area; others may follow */
+    struct vfmig_user_cap cap;
+    uint32_t count;
+    uint32_t reserved;
+    struct vfmig_user_sparse_area area;
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_cap_sparse, 32);
+
 struct vfmig_user_region_io_fds { /* 6, both ways; entries follow in a reply */
     uint32_t argsz;
     uint32_t flags;
@@ -249,8 +263,10 @@ enum vfmig_user_feature_id {
     VFMIG_USER_F_LOG_REPORT = 8,
     VFMIG_USER_F_DATA_SIZE = 9, /* our own use of the kernel's number over vfio-user */
 
-    /* Ours, at the end of the 16 bits; docs/control.md. */
+    /* Ours, at the end of the 16 bits; docs/vfio-user-extensions.md, docs/control.md. */
     VFMIG_USER_F_PRECOPY_INFO = 0xf000, /* GET: how much pre-copy data is left */
+    VFMIG_USER_F_WINDOW_READ = 0xf001,  /* GET: MIG_DATA_READ into the shared window */
+    VFMIG_USER_F_WINDOW_WRITE = 0xf002, /* SET: MIG_DATA_WRITE out of it */
     VFMIG_USER_F_FREEZE = 0xf010,       /* control: NDMA, and accesses answered in S too */
     VFMIG_USER_F_DMA_MODE = 0xf011,     /* control: DMA by mapping or by message */
     VFMIG_USER_F_DIRTY_LIST = 0xf012,   /* control, GET: what the DMA log holds, as ranges */
@@ -307,6 +323,15 @@ struct vfmig_user_feature_precopy {
     uint64_t dirty_bytes;
 } VFMIG_PACKED;
 VFMIG_SIZE(vfmig_user_feature_precopy, 16);
+
+/* WINDOW_READ, WINDOW_WRITE: bytes of the shared memory of VERSION. The reply to a read says how
+ * many there are, less than asked for meaning what it means for MIG_DATA_READ. */
+struct vfmig_user_feature_window {
+    uint64_t offset;
+    uint32_t size;
+    uint32_t reserved; /* 0 */
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_feature_window, 16);
 
 /* FREEZE, HOLD: 0 or 1. DMA_MODE: 0 mapped, 1 by message. */
 struct vfmig_user_feature_switch {

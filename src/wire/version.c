@@ -17,6 +17,7 @@ void vfmig_user_caps_default(struct vfmig_user_caps *caps)
         .max_dma_maps = 65535,
         .pgsizes = 4096,
         .migration_pgsize = 4096,
+        .windows = 1,
     };
 }
 
@@ -123,6 +124,28 @@ static int parse_objects(json_object *caps, struct vfmig_user_caps *out, struct 
     return 0;
 }
 
+static int parse_window(json_object *obj, struct vfmig_user_caps *out, struct vfmig_error *reterr)
+{
+    uint64_t value;
+    int r = get_number(obj, "window", &value);
+
+    if (r < 0 || (r && value == 0))
+        return wrong(reterr, "vfmig.window is not a positive number");
+    if (r)
+        out->window = cut(value, VFMIG_MAX_DATA_XFER_CAP);
+    r = get_number(obj, "windows", &value);
+    if (r < 0 || (r && (value == 0 || value > VFMIG_MAX_WINDOWS)))
+        return wrong(reterr, "vfmig.windows is not a number from 1 to 8");
+    if (r)
+        out->windows = (uint32_t)value;
+    r = get_number(obj, "fd_index", &value);
+    if (r < 0 || (r && value >= VFMIG_MAX_MSG_FDS))
+        return wrong(reterr, "vfmig.fd_index is not an index");
+    if ((out->has_window_fd_index = r))
+        out->window_fd_index = (uint32_t)value;
+    return 0;
+}
+
 static int parse_own(json_object *caps, struct vfmig_user_caps *out, struct vfmig_error *reterr)
 {
     json_object *obj, *token;
@@ -130,8 +153,11 @@ static int parse_own(json_object *caps, struct vfmig_user_caps *out, struct vfmi
 
     if (r < 0)
         return wrong(reterr, "vfmig is not an object");
-    if (r == 0 || !json_object_object_get_ex(obj, "token", &token))
+    if (r == 0)
         return 0;
+    r = parse_window(obj, out, reterr);
+    if (r < 0 || !json_object_object_get_ex(obj, "token", &token))
+        return r;
     size_t length = json_object_is_type(token, json_type_string)
                         ? (size_t)json_object_get_string_len(token)
                         : 0;
@@ -213,9 +239,16 @@ int vfmig_user_caps_format(const struct vfmig_user_caps *caps, char *buf, size_t
     }
     if (caps->write_multiple)
         json_object_object_add(obj, "write_multiple", json_object_new_boolean(true));
-    if (caps->token[0]) {
+    if (caps->token[0] || caps->window) {
         json_object_object_add(obj, "vfmig", sub = json_object_new_object());
-        json_object_object_add(sub, "token", json_object_new_string(caps->token));
+        if (caps->token[0])
+            json_object_object_add(sub, "token", json_object_new_string(caps->token));
+        if (caps->window)
+            add_number(sub, "window", caps->window);
+        if (caps->has_window_fd_index) { /* an answer */
+            add_number(sub, "windows", caps->windows);
+            add_number(sub, "fd_index", caps->window_fd_index);
+        }
     }
     const char *text = json_object_to_json_string_length(root, JSON_C_TO_STRING_PLAIN, &length);
     int r = -ENOSPC;

@@ -125,8 +125,12 @@ struct vfmig_user_caps {
     bool twin_socket;
     bool write_multiple;
     bool has_max_msg_fds, has_max_data_xfer_size, has_max_dma_maps, has_pgsizes, has_migration;
-    bool has_twin_fd_index;
-    /* Our own key "vfmig", answered only to a client that sent it. */
+    bool has_twin_fd_index, has_window_fd_index;
+    /* Our own key "vfmig", answered only to a client that sent it; "window" (with "windows" and
+     * "fd_index" in an answer only) is the shared memory of docs/vfio-user-extensions.md. */
+    uint32_t window_fd_index;
+    uint32_t window;  /* bytes of one, cut at VFMIG_MAX_DATA_XFER_CAP; 0: not there */
+    uint32_t windows; /* 1 to VFMIG_MAX_WINDOWS, default 1 */
     char token[VFMIG_USER_TOKEN_MAX + 1]; /* "token": whose session this is; empty: not there */
 };
 

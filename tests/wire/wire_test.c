@@ -466,6 +466,15 @@ static void version_texts(void **state)
         {"{\"capabilities\":{\"max_data_xfer_size\":0}}", -EINVAL},
         {"{\"capabilities\":{\"twin_socket\":true}}", -EINVAL},
         {"{\"capabilities\":{\"twin_socket\":{\"fd_index\":16}}}", -EINVAL},
+        {"{\"capabilities\":{\"vfmig\":1}}", -EINVAL},
+        {"{\"capabilities\":{\"vfmig\":{\"window\":1}}}", 0},
+        {"{\"capabilities\":{\"vfmig\":{\"window\":0}}}", -EINVAL},
+        {"{\"capabilities\":{\"vfmig\":{\"window\":-4096}}}", -EINVAL},
+        {"{\"capabilities\":{\"vfmig\":{\"window\":\"4096\"}}}", -EINVAL},
+        {"{\"capabilities\":{\"vfmig\":{\"windows\":0}}}", -EINVAL},
+        {"{\"capabilities\":{\"vfmig\":{\"windows\":9}}}", -EINVAL},
+        {"{\"capabilities\":{\"vfmig\":{\"fd_index\":16}}}", -EINVAL},
+        {"{\"capabilities\":{\"vfmig\":{\"token\":\"\"}}}", -EINVAL},
         {"{\"capabilities\":{\"write_multiple\":1}}", -EINVAL},
         {"{\"capabilities\":{\"migration\":{\"pgsize\":4097}}}", -EINVAL},
         {"{\"capabilities\":[]}", -EINVAL},
@@ -515,6 +524,32 @@ static void version_text_round_trip(void **state)
     assert_int_equal(back.max_data_xfer_size, VFMIG_MAX_DATA_XFER_CAP);
 }
 
+/* Our own key: an offer says how large, the answer also how many and which descriptor. */
+static void version_window_round_trip(void **state)
+{
+    static const char huge[] = "{\"capabilities\":{\"vfmig\":{\"window\":9223372036854775807}}}";
+    struct vfmig_user_caps caps, back;
+    char text[256];
+
+    vfmig_user_caps_default(&caps);
+    caps.window = 1 << 20;
+    int size = vfmig_user_caps_format(&caps, text, sizeof(text));
+    assert_string_equal(text, "{\"capabilities\":{\"vfmig\":{\"window\":1048576}}}");
+    assert_int_equal(vfmig_user_caps_parse(text, (size_t)size, &back, NULL), 0);
+    assert_memory_equal(&caps, &back, sizeof(caps));
+    caps.windows = VFMIG_MAX_WINDOWS;
+    caps.window_fd_index = 1;
+    caps.has_window_fd_index = true;
+    strcpy(caps.token, "t");
+    size = vfmig_user_caps_format(&caps, text, sizeof(text));
+    assert_string_equal(text, "{\"capabilities\":{\"vfmig\":{\"token\":\"t\",\"window\":1048576,"
+                              "\"windows\":8,\"fd_index\":1}}}");
+    assert_int_equal(vfmig_user_caps_parse(text, (size_t)size, &back, NULL), 0);
+    assert_memory_equal(&caps, &back, sizeof(caps));
+    assert_int_equal(vfmig_user_caps_parse(huge, sizeof(huge), &back, NULL), 0);
+    assert_int_equal(back.window, VFMIG_MAX_DATA_XFER_CAP);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -531,6 +566,7 @@ int main(void)
         cmocka_unit_test(capability_chains_end),
         cmocka_unit_test(version_texts),
         cmocka_unit_test(version_text_round_trip),
+        cmocka_unit_test(version_window_round_trip),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
