@@ -68,11 +68,16 @@ struct vfmig_device_config {
     uint32_t state_version;  /* of what save writes */
     uint32_t state_oldest;   /* oldest version that load takes */
     uint64_t drain_timeout_ns; /* for DMA in flight when N is asked for (A21); default 10 s */
-    uint32_t window_bytes;     /* data window of the v1 region; default and least 1 MiB */
+    uint32_t window_bytes;     /* one window of device data, mapped by the client, and the most in
+                                  a portion of the region dialect; default and least 1 MiB, most
+                                  64 MiB, whole pages */
     uint32_t max_data_xfer_bytes; /* data in one message; default 1 MiB, most 64 MiB */
     bool answers_stopped; /* region_read and region_write may be called after stop, when a control
                              client froze the device (docs/control.md): they behave as under N, and
                              what they change is not in the state that was saved */
+    uint32_t window_count; /* windows that are used in turn; default 2, most 8 */
+    bool save_writes_only; /* save and save_precopy never read what they wrote into buf: it may then
+                              be memory that the client can change meanwhile, which saves a copy */
 };
 
 #define VFMIG_DEVICE_CONFIG_INIT {.size = sizeof(struct vfmig_device_config), \
@@ -334,6 +339,9 @@ struct vfmig_device_counters {
     uint64_t bad_messages;        /* answered with an error because of their form */
     uint64_t doorbells;           /* signals that were looked at, dropped ones too */
     uint64_t answered_later;      /* accesses, calls and data commands that waited for the device */
+    uint64_t data_messages;       /* that carried device data, in either dialect */
+    uint64_t windows_filled;      /* with device data, in either dialect */
+    uint64_t windows_loaded;
 };
 
 void vfmig_device_get_counters(const struct vfmig_device *dev,

@@ -9,6 +9,8 @@
 #define VFMIG_DEVICE_NAME           63u          /* characters of its name that are kept */
 #define VFMIG_DEVICE_WINDOW_MIN     (1u << 20)   /* bytes of the data window of the v1 region */
 #define VFMIG_DEVICE_WINDOW_MAX     (64u << 20)
+#define VFMIG_DEVICE_WINDOWS        2u           /* of them, used in turn; by default */
+#define VFMIG_DEVICE_WINDOWS_MAX    8u
 #define VFMIG_DEVICE_DATA_XFER      (1u << 20)   /* data bytes in one message, by default */
 #define VFMIG_DEVICE_DATA_XFER_MAX  (64u << 20)
 #define VFMIG_DEVICE_SAVE_MIN       4096u        /* least size of a buffer that save is given */

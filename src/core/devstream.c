@@ -187,6 +187,25 @@ int vfmig_devstream_feed(struct vfmig_devstream_dec *dec, uint8_t *buf, uint32_t
     return dec->have < whole ? 0 : take_frame(dec, buf, ret_frame, reterr);
 }
 
+int vfmig_devstream_take(struct vfmig_devstream_dec *dec, uint32_t capacity, const uint8_t **data,
+                         size_t *size, struct vfmig_devstream_frame *ret_frame,
+                         struct vfmig_error *reterr)
+{
+    const uint8_t *frame = *data;
+
+    if (dec->failed || dec->have || capacity < HEADER || *size < HEADER)
+        return 0;
+    int err = check_header(dec, frame, capacity, reterr);
+    if (err)
+        return err;
+    uint32_t whole = HEADER + get32(frame + 28);
+    if (*size < whole)
+        return 0;
+    *data += whole;
+    *size -= whole;
+    return take_frame(dec, frame, ret_frame, reterr);
+}
+
 int vfmig_devstream_finish(const struct vfmig_devstream_dec *dec, struct vfmig_error *reterr)
 {
     if (dec->failed)

@@ -79,6 +79,13 @@ int vfmig_devstream_feed(struct vfmig_devstream_dec *dec, uint8_t *buf, uint32_t
                          const uint8_t **data, size_t *size,
                          struct vfmig_devstream_frame *ret_frame, struct vfmig_error *reterr);
 
+/* The same for a frame that lies whole at *data, in memory that nobody else changes: 1 with its
+ * payload where it is. 0: it is not whole there, or part of it was fed before; nothing was taken,
+ * feed it. */
+int vfmig_devstream_take(struct vfmig_devstream_dec *dec, uint32_t capacity, const uint8_t **data,
+                         size_t *size, struct vfmig_devstream_frame *ret_frame,
+                         struct vfmig_error *reterr);
+
 /* Z is being cleared: 0 when the whole stream was there, -ENODATA when it is short (an empty one
  * is short), or the failure from before. */
 int vfmig_devstream_finish(const struct vfmig_devstream_dec *dec, struct vfmig_error *reterr);

@@ -6,7 +6,7 @@
 
 #include "base/sabotage.h"
 
-_Static_assert(sizeof(struct vfmig_window) == 32, "no padding");
+_Static_assert(sizeof(struct vfmig_window) == 40 + 8 * VFMIG_MAX_WINDOWS, "no padding");
 
 /* struct vfio_device_migration_info of the v1 uAPI. */
 static const struct field {
@@ -21,14 +21,16 @@ static const struct field {
     {24, 8, 1, VFMIG_WINDOW_DATA_SIZE},
 };
 
-int vfmig_window_init(struct vfmig_window *win, uint64_t data_offset, uint64_t capacity)
+int vfmig_window_init(struct vfmig_window *win, uint64_t data_offset, uint64_t capacity,
+                      uint32_t count)
 {
     if (data_offset < VFMIG_WINDOW_INFO_SIZE || capacity == 0 || data_offset > INT64_MAX ||
-        capacity > INT64_MAX - data_offset)
+        count == 0 || count > VFMIG_MAX_WINDOWS || capacity > (INT64_MAX - data_offset) / count)
         return -EINVAL;
     memset(win, 0, sizeof(*win));
     win->data_offset = data_offset;
     win->capacity = capacity;
+    win->count = count;
     return 0;
 }
 
@@ -36,12 +38,35 @@ void vfmig_window_open(struct vfmig_window *win, enum vfmig_window_mode mode)
 {
     win->mode = mode;
     win->prepared = 0;
-    win->size = 0;
+    win->current = 0;
+    memset(win->size, 0, sizeof(win->size));
 }
 
 uint64_t vfmig_window_region_size(const struct vfmig_window *win)
 {
-    return win->data_offset + win->capacity;
+    return win->data_offset + win->capacity * win->count;
+}
+
+void vfmig_window_set_mapped(struct vfmig_window *win, bool mapped)
+{
+    win->mapped = mapped;
+}
+
+uint64_t vfmig_window_at(const struct vfmig_window *win)
+{
+    return win->capacity * win->current;
+}
+
+/* From the current window to the end of the section: what a portion that is loaded may take. */
+static uint64_t room(const struct vfmig_window *win)
+{
+    return win->capacity * (win->count - win->current);
+}
+
+static void turn(struct vfmig_window *win)
+{
+    if (!vfmig_sabotage("window-not-kept"))
+        win->current = (win->current + 1) % win->count;
 }
 
 /* True when [offset, offset + size) lies in [start, start + length), nothing overflowing. */
@@ -54,7 +79,7 @@ int vfmig_window_decode(const struct vfmig_window *win, uint64_t offset, uint64_
                         enum vfmig_window_field *ret_field)
 {
     if (offset >= win->data_offset) {
-        if (size == 0 || !inside(offset, size, win->data_offset, win->capacity))
+        if (size == 0 || !inside(offset, size, win->data_offset, win->capacity * win->count))
             return -EINVAL;
         *ret_field = VFMIG_WINDOW_DATA;
         return 0;
@@ -78,18 +103,21 @@ uint64_t vfmig_window_read_pending(struct vfmig_window *win, uint64_t left)
 {
     if (win->mode != VFMIG_WINDOW_SAVE)
         return 0;
+    if (win->prepared && win->size[win->current])
+        turn(win);
     win->prepared = 0;
-    win->size = 0;
     return left;
 }
 
-int vfmig_window_read_offset(const struct vfmig_window *win, uint64_t *ret_offset)
+int vfmig_window_read_offset(struct vfmig_window *win, uint64_t *ret_offset)
 {
     if (win->mode == VFMIG_WINDOW_CLOSED)
         return -EINVAL;
-    if (win->mode == VFMIG_WINDOW_SAVE && (!win->prepared || vfmig_sabotage("window-refill")))
+    if (win->mode == VFMIG_WINDOW_SAVE && (!win->prepared || vfmig_sabotage("window-refill"))) {
+        win->size[win->current] = 0;
         return -EAGAIN;
-    *ret_offset = win->data_offset;
+    }
+    *ret_offset = win->data_offset + vfmig_window_at(win);
     return 0;
 }
 
@@ -98,7 +126,7 @@ int vfmig_window_prepared(struct vfmig_window *win, uint64_t size)
     if (win->mode != VFMIG_WINDOW_SAVE || win->prepared || size > win->capacity)
         return -EINVAL;
     win->prepared = 1;
-    win->size = size;
+    win->size[win->current] = size;
     return 0;
 }
 
@@ -106,36 +134,47 @@ int vfmig_window_read_size(const struct vfmig_window *win, uint64_t *ret_size)
 {
     if (win->mode != VFMIG_WINDOW_SAVE || !win->prepared)
         return -EINVAL;
-    *ret_size = win->size;
+    *ret_size = win->size[win->current];
     return 0;
 }
 
 int vfmig_window_data_read(const struct vfmig_window *win, uint64_t offset, uint64_t size,
                            uint64_t *ret_at)
 {
-    if (win->mode != VFMIG_WINDOW_SAVE || !inside(offset, size, win->data_offset, win->size))
+    if (win->mode != VFMIG_WINDOW_SAVE || offset < win->data_offset)
+        return -EINVAL;
+    uint64_t at = offset - win->data_offset, index = at / win->capacity;
+    if (index >= win->count ||
+        !inside(at, size, win->capacity * index, win->size[index]))
         return -EINVAL;
     if (size != 8 && vfmig_sabotage("window-wide-only"))
         return -EINVAL;
-    *ret_at = offset - win->data_offset;
+    *ret_at = at;
     return 0;
 }
 
 int vfmig_window_data_write(struct vfmig_window *win, uint64_t offset, uint64_t size,
                             uint64_t *ret_at)
 {
-    if (win->mode != VFMIG_WINDOW_LOAD || !inside(offset, size, win->data_offset, win->capacity))
+    uint64_t begin = win->data_offset + vfmig_window_at(win);
+
+    if (win->mode != VFMIG_WINDOW_LOAD || !inside(offset, size, begin, room(win)))
         return -EINVAL;
+    uint64_t end = offset - begin + size;
     *ret_at = offset - win->data_offset;
-    if (win->size < *ret_at + size)
-        win->size = *ret_at + size;
+    if (win->size[win->current] < end)
+        win->size[win->current] = end;
     return 0;
 }
 
-int vfmig_window_commit(struct vfmig_window *win, uint64_t size)
+int vfmig_window_commit(struct vfmig_window *win, uint64_t size, uint64_t *ret_at)
 {
-    if (win->mode != VFMIG_WINDOW_LOAD || size > win->size)
+    if (win->mode != VFMIG_WINDOW_LOAD ||
+        size > (win->mapped ? room(win) : win->size[win->current]))
         return -EINVAL;
-    win->size = vfmig_sabotage("window-stale-data") ? win->size : 0;
+    *ret_at = vfmig_window_at(win);
+    win->size[win->current] = vfmig_sabotage("window-stale-data") ? win->size[win->current] : 0;
+    if (size)
+        turn(win);
     return 0;
 }

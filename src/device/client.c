@@ -110,6 +110,7 @@ void client_init(struct client *c, struct vfmig_device *dev)
 {
     c->dev = dev;
     socket_init(&c->socket);
+    shared_init(&c->window);
 }
 
 int client_open(struct client *c, int fd, enum source source)
@@ -142,6 +143,7 @@ void client_close(struct client *c)
     free(c->reply);
     c->reply = NULL;
     c->reply_room = 0;
+    shared_drop(&c->window);
     c->negotiated = c->lost = false;
 }
 
@@ -165,6 +167,7 @@ static void drop_owner(struct vfmig_device *dev)
         server_listen_again(dev, &dev->owner);
     }
     control_owner_gone(dev);
+    region_drop_section(dev, &dev->owner_section);
     log_done(&dev->log);
     log_init(&dev->log);
     irq_detach_all(dev);

@@ -49,12 +49,32 @@ static int make_reply_room(struct client *c)
     return c->reply ? 0 : -ENOMEM;
 }
 
+/* The shared window of the feature dialect, for a client that asks for one of at most theirs bytes
+ * and can take another descriptor. Without it messages carry the data. */
+static void agree_window(struct client *c, const struct vfmig_user_caps *theirs,
+                         struct vfmig_user_caps *ours, uint32_t fd_index)
+{
+    const struct vfmig_device_config *config = &c->dev->config;
+    uint64_t bytes = theirs->window & ~(uint64_t)(PAGE - 1);
+
+    bytes = bytes < config->window_bytes ? bytes : config->window_bytes;
+    if (!c->dev->features || bytes == 0 || fd_index >= theirs->max_msg_fds)
+        return;
+    if (shared_make(&c->window, 0, bytes * config->window_count) < 0)
+        return;
+    ours->window = bytes;
+    ours->windows = config->window_count;
+    ours->has_window_fd_index = true;
+    ours->window_fd_index = fd_index;
+}
+
 int version_handle(struct client *c, struct vfmig_user_msg *msg)
 {
     struct vfmig_user_version version;
     struct vfmig_user_caps theirs, ours;
     char text[512];
-    int twin = -1, r;
+    int fds[2], r;
+    unsigned fd_count = 0;
 
     if (msg->header.command != VFMIG_USER_VERSION)
         return -EINVAL;
@@ -75,17 +95,22 @@ int version_handle(struct client *c, struct vfmig_user_msg *msg)
         return r;
     if (c == &c->dev->control)
         memcpy(ours.token, theirs.token, sizeof(ours.token));
-    else if (theirs.twin_socket && theirs.max_msg_fds > 0 && server_add_twin(c->dev, &twin) == 0)
-        ours.twin_socket = ours.has_twin_fd_index = true;
+    else if (theirs.twin_socket && theirs.max_msg_fds > 0 && server_add_twin(c->dev, &fds[0]) == 0)
+        fd_count = 1;
+    bool twin = fd_count == 1;
+    ours.twin_socket = ours.has_twin_fd_index = twin;
+    agree_window(c, &theirs, &ours, fd_count);
+    if (ours.window)
+        fds[fd_count++] = c->window.fd;
     r = vfmig_user_caps_format(&ours, text, sizeof(text));
     if (r > 0) {
         version.minor = version.minor < VFMIG_USER_MINOR ? version.minor : VFMIG_USER_MINOR;
         c->negotiated = true;
-        server_reply(c, &msg->header, &version, sizeof(version), text, (uint32_t)r, &twin,
-                     twin >= 0);
+        server_reply(c, &msg->header, &version, sizeof(version), text, (uint32_t)r, fds,
+                     fd_count);
     }
-    if (twin >= 0)
-        close(twin);
+    if (twin)
+        close(fds[0]);
     return r < 0 ? r : 0;
 }
 
@@ -115,43 +140,67 @@ static int64_t region_size(const struct vfmig_device *dev, uint32_t index)
     return index < VFMIG_REGION_MIGRATION ? 0 : -EINVAL;
 }
 
-static int get_region_info(struct client *c, struct vfmig_user_msg *msg)
+/* The migration region's own part of the reply: capabilities and, when they fit the room, the
+ * descriptor. Its register page is never mapped: a register acts when it is accessed. */
+static int get_migration_info(struct client *c, struct vfmig_user_msg *msg,
+                              const struct vfmig_user_region_info *info, uint32_t room)
 {
     struct vfmig_device *dev = c->dev;
     struct {
         struct vfmig_user_region_info info;
         struct vfmig_user_cap_type type;
+        struct vfmig_user_cap_sparse sparse;
         struct vfmig_user_cap ndma;
-    } VFMIG_PACKED r = {0};
-    uint32_t room, size = sizeof(r.info);
+    } VFMIG_PACKED r = {.info = *info};
+    bool ndma = (dev->features & VFMIG_FEATURE_NDMA) || vfmig_sabotage("ndma-cap-always");
+    bool fits = room >= sizeof(r) - (ndma ? 0 : sizeof(r.ndma));
+    uint32_t size = sizeof(r) - (ndma ? 0 : sizeof(r.ndma));
 
-    memcpy(&r.info, msg->payload, sizeof(r.info));
-    room = r.info.argsz;
-    int64_t bytes = region_size(dev, r.info.index);
+    r.info.argsz = size; /* tells what the rest takes */
+    struct shared *section = fits && c->client_max_fds ? region_section(c) : NULL;
+    if (!fits)
+        return server_reply(c, &msg->header, &r, sizeof(r.info), NULL, 0, NULL, 0);
+    r.type = (struct vfmig_user_cap_type){
+        {VFMIG_USER_CAP_TYPE, 1,
+         section ? (uint32_t)offsetof(typeof(r), sparse)
+         : ndma  ? (uint32_t)offsetof(typeof(r), ndma)
+                 : 0},
+        VFMIG_USER_REGION_TYPE_MIGRATION,
+        vfmig_sabotage("region-without-type") ? 0 : VFMIG_USER_REGION_SUBTYPE_MIGRATION};
+    if (section)
+        r.sparse = (struct vfmig_user_cap_sparse){
+            {VFMIG_USER_CAP_SPARSE_MMAP, 1, ndma ? (uint32_t)offsetof(typeof(r), ndma) : 0},
+            .count = 1,
+            .area = {DATA_OFFSET, info->size - DATA_OFFSET}};
+    r.ndma = (struct vfmig_user_cap){VFMIG_USER_CAP_NDMA, 1, 0};
+    r.info.cap_offset = offsetof(typeof(r), type);
+    r.info.flags |= VFMIG_USER_REGION_F_CAPS | (section ? VFMIG_USER_REGION_F_MMAP : 0);
+    if (section)
+        vfmig_window_set_mapped(&dev->window, true);
+    return server_reply(c, &msg->header, &r, size, NULL, 0, section ? &section->fd : NULL,
+                        section ? 1 : 0);
+}
+
+static int get_region_info(struct client *c, struct vfmig_user_msg *msg)
+{
+    struct vfmig_device *dev = c->dev;
+    struct vfmig_user_region_info info;
+    uint32_t room;
+
+    memcpy(&info, msg->payload, sizeof(info));
+    room = info.argsz;
+    int64_t bytes = region_size(dev, info.index);
     if (bytes < 0)
         return (int)bytes;
-    r.info = (struct vfmig_user_region_info){
+    info = (struct vfmig_user_region_info){
+        .argsz = sizeof(info),
         .flags = bytes ? VFMIG_USER_REGION_F_READ | VFMIG_USER_REGION_F_WRITE : 0,
-        .index = r.info.index,
+        .index = info.index,
         .size = (uint64_t)bytes,
     };
-    if (r.info.index == VFMIG_REGION_MIGRATION) {
-        bool ndma = (dev->features & VFMIG_FEATURE_NDMA) || vfmig_sabotage("ndma-cap-always");
-        size = sizeof(r) - (ndma ? 0 : sizeof(r.ndma));
-        r.type = (struct vfmig_user_cap_type){
-            {VFMIG_USER_CAP_TYPE, 1, ndma ? (uint32_t)offsetof(typeof(r), ndma) : 0},
-            VFMIG_USER_REGION_TYPE_MIGRATION,
-            vfmig_sabotage("region-without-type") ? 0 : VFMIG_USER_REGION_SUBTYPE_MIGRATION};
-        r.ndma = (struct vfmig_user_cap){VFMIG_USER_CAP_NDMA, 1, 0};
-    }
-    r.info.argsz = size;
-    if (size > sizeof(r.info) && size <= room) {
-        r.info.flags |= VFMIG_USER_REGION_F_CAPS;
-        r.info.cap_offset = offsetof(typeof(r), type);
-    } else {
-        size = sizeof(r.info); /* argsz tells what the rest takes */
-    }
-    return server_reply(c, &msg->header, &r, size, NULL, 0, NULL, 0);
+    if (info.index == VFMIG_REGION_MIGRATION)
+        return get_migration_info(c, msg, &info, room);
+    return server_reply(c, &msg->header, &info, sizeof(info), NULL, 0, NULL, 0);
 }
 
 static int get_region_io_fds(struct client *c, struct vfmig_user_msg *msg)

@@ -60,6 +60,8 @@ static enum right feature_right(const struct vfmig_user_msg *msg)
     case VFMIG_USER_F_LOG_START:
     case VFMIG_USER_F_LOG_STOP:
     case VFMIG_USER_F_LOG_REPORT:
+    case VFMIG_USER_F_WINDOW_READ: /* a GET that takes data out of the stream */
+    case VFMIG_USER_F_WINDOW_WRITE:
         return RIGHT_MIGRATE;
     case VFMIG_USER_F_FREEZE:
     case VFMIG_USER_F_DMA_MODE:
@@ -123,6 +125,7 @@ static void end_session(struct vfmig_device *dev)
         return;
     control_set_hold(dev, false);
     dma_by_message(dev, false);
+    region_drop_section(dev, &dev->session_section);
     dev->session = (struct session){.ended = true};
 }
 
@@ -140,7 +143,10 @@ int control_join(struct client *c, const char *token)
         return -EBUSY; /* the device is still on its way back */
     *s = (struct session){.open = true};
     memcpy(s->token, token, strlen(token) + 1);
-    return 0;
+    int r = region_hand_over(c->dev);
+    if (r < 0)
+        end_session(c->dev);
+    return r;
 }
 
 /* The client has gone and no state write is open. Before S the device goes back to R; once it has

@@ -11,6 +11,7 @@
 
 _Static_assert(VFMIG_DEVICE_DATA_XFER == VFMIG_MAX_DATA_XFER &&
                VFMIG_DEVICE_DATA_XFER_MAX == VFMIG_MAX_DATA_XFER_CAP &&
+               VFMIG_DEVICE_WINDOWS_MAX == VFMIG_MAX_WINDOWS &&
                VFMIG_DEVICE_DOORBELLS == VFMIG_MAX_MSG_FDS &&
                VFMIG_DEVICE_SAVE_MAX == FRAME_PAYLOAD && VFMIG_DEVICE_OPEN_DMA == VFMIG_MAX_OPEN_DMA,
                "what an author is told is what the library does");
@@ -59,6 +60,9 @@ static int take_config(struct vfmig_device *dev, const struct vfmig_device_confi
         c->max_data_xfer_bytes = VFMIG_MAX_DATA_XFER;
     if (c->window_bytes > VFMIG_DEVICE_WINDOW_MAX || c->window_bytes % PAGE)
         return wrong(reterr, "window_bytes is no multiple of 4096 up to 64 MiB");
+    c->window_count = c->window_count ? c->window_count : VFMIG_DEVICE_WINDOWS;
+    if (c->window_count > VFMIG_DEVICE_WINDOWS_MAX)
+        return wrong(reterr, "window_count is above 8");
     if (c->max_data_xfer_bytes > VFMIG_MAX_DATA_XFER_CAP)
         return wrong(reterr, "max_data_xfer_bytes is above 64 MiB");
     if (c->state_oldest > c->state_version)
@@ -68,10 +72,9 @@ static int take_config(struct vfmig_device *dev, const struct vfmig_device_confi
 
 static int take_buffers(struct vfmig_device *dev)
 {
-    dev->window_buf = malloc(dev->config.window_bytes);
     dev->stream.out = malloc(FRAME_PAYLOAD + PAGE);
     dev->stream.in = malloc(FRAME_PAYLOAD + PAGE);
-    return dev->window_buf && dev->stream.out && dev->stream.in ? 0 : -ENOMEM;
+    return dev->stream.out && dev->stream.in ? 0 : -ENOMEM;
 }
 
 int vfmig_device_new(const struct vfmig_device_config *config, const struct vfmig_device_ops *ops,
@@ -92,6 +95,8 @@ int vfmig_device_new(const struct vfmig_device_config *config, const struct vfmi
     dma_init(dev);
     log_init(&dev->log);
     later_init(dev);
+    shared_init(&dev->owner_section);
+    shared_init(&dev->session_section);
     pthread_mutex_init(&dev->message_lock, NULL);
     pthread_cond_init(&dev->message_cond, NULL);
     int r = server_init(dev, reterr);
@@ -125,7 +130,8 @@ void vfmig_device_free(struct vfmig_device *dev)
     log_done(&dev->log);
     irq_detach_all(dev);
     later_done(dev);
-    free(dev->window_buf);
+    shared_drop(&dev->owner_section);
+    shared_drop(&dev->session_section);
     free(dev->stream.out);
     free(dev->stream.in);
     if (dev->ops.free)

@@ -156,6 +156,9 @@ struct park {
     struct client *client; /* NULL: nobody waits, but the data is the stream's all the same */
     struct vfmig_user_header header;
     struct vfmig_user_region_access access; /* OFFSET, SIZE */
+    struct shared *section;                 /* OFFSET, SIZE: where the data is, ... */
+    uint64_t base;                          /* ... SIZE: from here on */
+    struct vfmig_user_window_message window; /* READ, WRITE of the shared window, else flags 0 */
     uint8_t *buf;                           /* READ, WRITE: its own */
     uint32_t at, size;
 };
@@ -189,6 +192,14 @@ struct device_stream {
     uint64_t loaded_pending[VFMIG_DEVICE_VECTORS / 64];
 };
 
+/* Memory shared with a client. Nothing that is relied upon lives in it: what is parsed was copied
+ * out of it once before. */
+struct shared {
+    int fd;       /* -1: there is none */
+    uint8_t *map; /* of size bytes */
+    size_t size;
+};
+
 struct socket {
     int fd;
     pthread_mutex_t send_lock;
@@ -208,6 +219,7 @@ struct client {
     uint32_t client_max_fds;
     uint8_t *reply; /* payload of a reply with data */
     uint32_t reply_room;
+    struct shared window; /* of the feature dialect, when it was agreed */
 };
 
 struct listener {
@@ -243,7 +255,9 @@ struct vfmig_device {
     struct vfmig_dev mig;
     uint32_t features; /* 0: cannot be migrated */
     struct vfmig_window window;
-    uint8_t *window_buf;
+    /* Data section of the v1 region, made when first needed: the owner's goes with its connection,
+     * the other one with the control session, which may have several in turn. */
+    struct shared owner_section, session_section;
     struct device_stream stream;
     uint32_t drain_token; /* 0: no drain under way */
     struct laters later;
@@ -334,6 +348,12 @@ void server_listen_again(struct vfmig_device *dev, const struct client *c);
 void server_wake(struct vfmig_device *dev);
 void server_rearm(struct vfmig_device *dev);
 bool server_on_thread(const struct vfmig_device *dev);
+
+/* shared.c */
+void shared_init(struct shared *s);
+/* size bytes at offset of a new file, both multiples of the page size. */
+int shared_make(struct shared *s, uint64_t offset, uint64_t size);
+void shared_drop(struct shared *s);
 
 /* client.c */
 void client_init(struct client *c, struct vfmig_device *dev);
@@ -503,11 +523,18 @@ bool park_is_short(const struct vfmig_device *dev, ssize_t n, size_t size);
 int park_read(struct client *c, const struct vfmig_user_msg *msg, ssize_t n, uint32_t size);
 int park_write(struct client *c, const struct vfmig_user_msg *msg, const uint8_t *data,
                uint32_t size);
-int park_window(struct client *c, const struct vfmig_user_msg *msg, enum park_kind kind);
+/* In the region dialect; base: place in the section of what is loaded. */
+int park_region(struct client *c, const struct vfmig_user_msg *msg, enum park_kind kind,
+                struct shared *section, uint64_t base);
+/* n: what stream_read put into c's shared window. */
+int park_window_read(struct client *c, const struct vfmig_user_msg *msg, ssize_t n, uint32_t size);
 /* The device has said so: go on. */
 void park_continue(struct vfmig_device *dev);
 /* The stream is over: -ECANCELED. */
 void park_cancel(struct vfmig_device *dev);
+/* The section goes away, or its content is now in another one. */
+void park_drop_section(struct vfmig_device *dev, const struct shared *section);
+void park_move_section(struct vfmig_device *dev, const struct shared *from, struct shared *to);
 /* c is gone. */
 void park_forget(struct client *c);
 
@@ -529,19 +556,25 @@ int migrate_data_write(struct client *c, struct vfmig_user_msg *msg);
 int region_v1_read(struct client *c, struct vfmig_user_msg *msg);
 int region_v1_write(struct client *c, struct vfmig_user_msg *msg);
 /* Prepares a portion. -EINPROGRESS: the device will say when to go on. */
-int region_v1_prepare(struct vfmig_device *dev, uint64_t *ret_offset);
+int region_v1_prepare(struct vfmig_device *dev, const struct shared *section, uint64_t *ret_offset);
 int region_reply(struct client *c, const struct vfmig_user_header *request,
                     const struct vfmig_user_region_access *access, const void *data);
+/* The data section that c uses, or NULL: no memory, or a control client without a session. */
+struct shared *region_section(struct client *c);
+/* The control session takes the migration over from the owner, portions and all. */
+int region_hand_over(struct vfmig_device *dev);
+void region_drop_section(struct vfmig_device *dev, struct shared *section);
 
 /* stream.c: the device stream between author and client */
 void stream_save_begin(struct vfmig_device *dev);
 void stream_load_begin(struct vfmig_device *dev);
 void stream_drop(struct vfmig_device *dev);
-/* Fills buf; less than size: nothing more now. Negative errno from the device. */
-ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size);
+/* Fills buf; less than size: nothing more now. Negative errno from the device. shared: a client
+ * can change the bytes at any time. */
+ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size, bool shared);
 /* -EINPROGRESS: stream.unread bytes are left, to be given again from there when the device says
  * so. */
-int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size);
+int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size, bool shared);
 /* Is all there? Then load_end is next, and after it the library's own state is taken over. */
 int stream_finish(struct vfmig_device *dev);
 void stream_loaded(struct vfmig_device *dev);

@@ -16,7 +16,7 @@ int migrate_init(struct vfmig_device *dev, struct vfmig_error *reterr)
     dev->features = dev->ops.save && dev->ops.load ? features : 0;
     int r = vfmig_dev_init(&dev->mig, features, c->drain_timeout_ns);
     if (r == 0)
-        r = vfmig_window_init(&dev->window, DATA_OFFSET, c->window_bytes);
+        r = vfmig_window_init(&dev->window, DATA_OFFSET, c->window_bytes, c->window_count);
     if (r < 0)
         return vfmig_error_set(reterr, r, VFMIG_ORIGIN_LOCAL, 0, "no such device is possible");
     return 0;
@@ -321,9 +321,50 @@ static uint32_t feature_ops(const struct client *c, uint32_t feature)
         return dev->config.no_dma_log ? 0 : VFMIG_USER_FEATURE_SET;
     case VFMIG_USER_F_PRECOPY_INFO:
         return dev->features & VFMIG_FEATURE_PRE_COPY ? VFMIG_USER_FEATURE_GET : 0;
+    case VFMIG_USER_F_WINDOW_READ:
+        return c->window.map ? VFMIG_USER_FEATURE_GET : 0;
+    case VFMIG_USER_F_WINDOW_WRITE:
+        return c->window.map ? VFMIG_USER_FEATURE_SET : 0;
     default:
         return control_feature_ops(c, feature);
     }
+}
+
+/* MIG_DATA_READ and MIG_DATA_WRITE with the bytes in the shared window; same states, same rules. */
+static int window_access(struct client *c, struct vfmig_user_msg *msg, bool write)
+{
+    struct vfmig_device *dev = c->dev;
+    struct vfmig_user_window_message message;
+    const struct vfmig_user_feature_window *place = &message.place;
+
+    memcpy(&message, msg->payload, sizeof(message));
+    if (message.head.argsz < sizeof(message))
+        return -EINVAL; /* before anything is taken out of the stream */
+    if (write ? !vfmig_dev_loading(&dev->mig) : !vfmig_dev_saving(&dev->mig))
+        return -EINVAL;
+    if ((place->offset > c->window.size || place->size > c->window.size - place->offset) &&
+        !vfmig_sabotage("window-bounds-unchecked"))
+        return -EINVAL;
+    int r = park_check(dev);
+    if (r < 0)
+        return r;
+    uint8_t *at = c->window.map + place->offset;
+    if (write) {
+        COUNT(dev, windows_loaded);
+        r = stream_write(dev, at, place->size, /* shared= */ true);
+        if (r == -EINPROGRESS)
+            return park_write(c, msg, at, place->size);
+        return r < 0 ? r : server_reply(c, &msg->header, &message, sizeof(message), NULL, 0, NULL, 0);
+    }
+    ssize_t n = stream_read(dev, at, place->size, /* shared= */ true);
+    if (park_is_short(dev, n, place->size))
+        return park_window_read(c, msg, n, place->size);
+    if (n < 0)
+        return (int)n;
+    COUNT(dev, windows_filled);
+    message.place.size = (uint32_t)n;
+    message.head.argsz = sizeof(message);
+    return server_reply(c, &msg->header, &message, sizeof(message), NULL, 0, NULL, 0);
 }
 
 /* As VFIO_MIG_GET_PRECOPY_INFO: only while there is pre-copy data to speak of. */
@@ -367,6 +408,9 @@ int migrate_feature(struct client *c, struct vfmig_user_msg *msg)
         return feature_state(c, msg, set);
     case VFMIG_USER_F_PRECOPY_INFO:
         return get_precopy_info(c, msg);
+    case VFMIG_USER_F_WINDOW_READ:
+    case VFMIG_USER_F_WINDOW_WRITE:
+        return window_access(c, msg, set);
     case VFMIG_USER_F_LOG_START:
     case VFMIG_USER_F_LOG_STOP:
     case VFMIG_USER_F_LOG_REPORT:
@@ -391,7 +435,8 @@ int migrate_data_read(struct client *c, struct vfmig_user_msg *msg)
     int r = park_check(dev);
     if (r < 0)
         return r;
-    ssize_t n = stream_read(dev, c->reply, req.size);
+    COUNT(dev, data_messages);
+    ssize_t n = stream_read(dev, c->reply, req.size, /* shared= */ false);
     if (park_is_short(dev, n, req.size))
         return park_read(c, msg, n, req.size);
     if (n < 0)
@@ -413,7 +458,8 @@ int migrate_data_write(struct client *c, struct vfmig_user_msg *msg)
     int r = park_check(dev);
     if (r < 0)
         return r;
-    r = stream_write(dev, msg->payload + sizeof(*req), req->size);
+    COUNT(dev, data_messages);
+    r = stream_write(dev, msg->payload + sizeof(*req), req->size, /* shared= */ false);
     if (r == -EINPROGRESS)
         return park_write(c, msg, msg->payload + sizeof(*req), req->size);
     return r < 0 ? r : server_reply(c, &msg->header, NULL, 0, NULL, 0, NULL, 0);

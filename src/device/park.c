@@ -35,6 +35,13 @@ static struct park *park(struct client *c, const struct vfmig_user_msg *msg, enu
     return p;
 }
 
+/* Of a window read or write: what it is answered with. */
+static void keep_message(struct park *p, const struct vfmig_user_msg *msg)
+{
+    if (msg->header.command == VFMIG_USER_FEATURE)
+        memcpy(&p->window, msg->payload, sizeof(p->window));
+}
+
 int park_read(struct client *c, const struct vfmig_user_msg *msg, ssize_t n, uint32_t size)
 {
     uint8_t *next = malloc(c->reply_room); /* what other replies are built in meanwhile */
@@ -61,15 +68,30 @@ int park_write(struct client *c, const struct vfmig_user_msg *msg, const uint8_t
     }
     memcpy(rest, data + size - unread, unread);
     struct park *p = park(c, msg, PARK_WRITE);
+    keep_message(p, msg);
     p->buf = rest;
     p->size = (uint32_t)unread;
     return 0;
 }
 
-int park_window(struct client *c, const struct vfmig_user_msg *msg, enum park_kind kind)
+int park_window_read(struct client *c, const struct vfmig_user_msg *msg, ssize_t n, uint32_t size)
+{
+    struct park *p = park(c, msg, PARK_READ);
+
+    keep_message(p, msg);
+    p->at = n > 0 ? (uint32_t)n : 0;
+    p->size = size;
+    return 0;
+}
+
+int park_region(struct client *c, const struct vfmig_user_msg *msg, enum park_kind kind,
+                struct shared *section, uint64_t base)
 {
     struct park *p = park(c, msg, kind);
     uint64_t size = 0;
+
+    p->section = section;
+    p->base = base;
 
     memcpy(&p->access, msg->payload, sizeof(p->access));
     if (kind != PARK_SIZE)
@@ -80,6 +102,19 @@ int park_window(struct client *c, const struct vfmig_user_msg *msg, enum park_ki
     return 0;
 }
 
+/* In the shared window. */
+static void reply_window(const struct park *p)
+{
+    struct vfmig_user_window_message message = p->window;
+
+    if (p->kind == PARK_READ) {
+        message.head.argsz = sizeof(message);
+        message.place.size = p->at;
+        COUNT(p->client->dev, windows_filled);
+    }
+    server_reply(p->client, &p->header, &message, sizeof(message), NULL, 0, NULL, 0);
+}
+
 static void reply(const struct park *p, int err, uint64_t offset)
 {
     struct vfmig_user_mig_data data = {(uint32_t)sizeof(data) + p->at, p->at};
@@ -88,6 +123,8 @@ static void reply(const struct park *p, int err, uint64_t offset)
         return;
     if (err < 0)
         server_error(p->client, &p->header, err);
+    else if (p->window.head.flags)
+        reply_window(p);
     else if (p->kind == PARK_READ)
         server_reply(p->client, &p->header, &data, sizeof(data), p->buf, p->at, NULL, 0);
     else if (p->kind == PARK_WRITE)
@@ -109,7 +146,9 @@ static void unpark(struct vfmig_device *dev, int err, uint64_t offset)
 static void continue_read(struct vfmig_device *dev)
 {
     struct park *p = &dev->park;
-    ssize_t n = stream_read(dev, p->buf + p->at, p->size - p->at);
+    bool shared = p->window.head.flags;
+    uint8_t *to = shared ? p->client->window.map + p->window.place.offset : p->buf;
+    ssize_t n = stream_read(dev, to + p->at, p->size - p->at, shared);
     bool is_short = park_is_short(dev, n, p->size - p->at);
 
     p->at += n > 0 ? (uint32_t)n : 0;
@@ -120,8 +159,9 @@ static void continue_read(struct vfmig_device *dev)
 static void continue_write(struct vfmig_device *dev)
 {
     struct park *p = &dev->park;
-    const uint8_t *from = p->kind == PARK_WRITE ? p->buf : dev->window_buf;
-    int r = stream_write(dev, from + p->at, p->size - p->at);
+    bool shared = p->kind == PARK_SIZE;
+    const uint8_t *from = shared ? p->section->map + p->base : p->buf;
+    int r = stream_write(dev, from + p->at, p->size - p->at, shared);
 
     p->at = p->size - (uint32_t)dev->stream.unread;
     if (r != -EINPROGRESS)
@@ -144,7 +184,7 @@ void park_continue(struct vfmig_device *dev)
         continue_write(dev);
         break;
     case PARK_OFFSET:
-        r = region_v1_prepare(dev, &offset);
+        r = region_v1_prepare(dev, dev->park.section, &offset);
         if (r != -EINPROGRESS)
             unpark(dev, r, offset);
         break;
@@ -157,8 +197,27 @@ void park_cancel(struct vfmig_device *dev)
         unpark(dev, -ECANCELED, 0);
 }
 
+void park_drop_section(struct vfmig_device *dev, const struct shared *section)
+{
+    if (dev->park.kind != PARK_NONE && dev->park.section == section)
+        park_cancel(dev);
+}
+
+void park_move_section(struct vfmig_device *dev, const struct shared *from, struct shared *to)
+{
+    if (dev->park.section == from)
+        dev->park.section = to;
+}
+
+/* The shared window goes with its client, and what was read into it with both, as a reply would
+ * be lost. */
 void park_forget(struct client *c)
 {
-    if (c->dev->park.client == c)
-        c->dev->park.client = NULL;
+    struct park *p = &c->dev->park;
+
+    if (p->client != c)
+        return;
+    p->client = NULL;
+    if (p->kind == PARK_READ && p->window.head.flags)
+        *p = (struct park){0};
 }

@@ -158,9 +158,11 @@ static int64_t fill_out(struct vfmig_device *dev)
     return n;
 }
 
-ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size)
+ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size, bool shared)
 {
     struct device_stream *s = &dev->stream;
+    bool in_place = !shared || dev->config.save_writes_only ||
+                    vfmig_sabotage("window-saved-in-place");
     size_t at = 0;
     int64_t n = 1;
 
@@ -170,7 +172,7 @@ ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size)
             memcpy(buf + at, s->out + s->out_at, piece);
             s->out_at += (uint32_t)piece;
             at += piece;
-        } else if (size - at >= ROOM_MIN && (uintptr_t)(buf + at) % 8 == 0) {
+        } else if (in_place && size - at >= ROOM_MIN && (uintptr_t)(buf + at) % 8 == 0) {
             n = make_frame(dev, buf + at, size - at);
             at += n > 0 ? (size_t)n : 0;
         } else {
@@ -252,7 +254,29 @@ static int load_frame(struct vfmig_device *dev, const struct vfmig_devstream_fra
     return (int)r;
 }
 
-int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size)
+/* The next frame: where it lies, if it is whole there, aligned as load promises, and nobody can
+ * change it between check and use; else by way of our own buffer. */
+static int next_frame(struct device_stream *s, const uint8_t **data, size_t *size, bool shared)
+{
+    bool in_place = (!shared || vfmig_sabotage("window-parsed-in-place")) &&
+                    (uintptr_t)(*data + OVERHEAD) % 8 == 0;
+    int r = in_place ? vfmig_devstream_take(&s->dec, FRAME_MAX, data, size, &s->frame, NULL) : 0;
+
+    return r ? r : vfmig_devstream_feed(&s->dec, s->in, FRAME_MAX, data, size, &s->frame, NULL);
+}
+
+/* The frame is loaded later: what it lies in does not last until then. */
+static void keep_frame(struct device_stream *s)
+{
+    uint8_t *to = s->in + VFMIG_DEVSTREAM_HEADER;
+
+    if (s->frame.payload == to)
+        return;
+    memcpy(to, s->frame.payload, s->frame.length);
+    s->frame.payload = to;
+}
+
+int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size, bool shared)
 {
     struct device_stream *s = &dev->stream;
     int r = 0;
@@ -261,10 +285,11 @@ int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size)
         return s->load_err;
     if (s->frame_waits) /* it is in s->in still */
         r = load_frame(dev, &s->frame);
-    while (r >= 0 && (r = vfmig_devstream_feed(&s->dec, s->in, FRAME_MAX, &data, &size, &s->frame,
-                                               NULL)) == 1)
+    while (r >= 0 && (r = next_frame(s, &data, &size, shared)) == 1)
         r = load_frame(dev, &s->frame);
     s->frame_waits = r == -EINPROGRESS;
+    if (s->frame_waits)
+        keep_frame(s);
     s->unread = size;
     if (r < 0 && r != -EINPROGRESS)
         s->load_err = r;

@@ -333,6 +333,12 @@ struct vfmig_user_feature_window {
 } VFMIG_PACKED;
 VFMIG_SIZE(vfmig_user_feature_window, 16);
 
+struct vfmig_user_window_message { /* the whole of one, both ways */
+    struct vfmig_user_feature head;
+    struct vfmig_user_feature_window place;
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_window_message, 24);
+
 /* FREEZE, HOLD: 0 or 1. DMA_MODE: 0 mapped, 1 by message. */
 struct vfmig_user_feature_switch {
     uint32_t value;

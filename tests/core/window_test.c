@@ -11,12 +11,13 @@
 
 #define DATA     4096u
 #define CAPACITY 1024u
+#define COUNT    3u
 
 static struct vfmig_window opened(enum vfmig_window_mode mode)
 {
     struct vfmig_window win;
 
-    assert_int_equal(vfmig_window_init(&win, DATA, CAPACITY), 0);
+    assert_int_equal(vfmig_window_init(&win, DATA, CAPACITY, COUNT), 0);
     vfmig_window_open(&win, mode);
     return win;
 }
@@ -30,7 +31,7 @@ static uint64_t take_portion(struct vfmig_window *win, uint64_t left, uint64_t s
     assert_int_equal(vfmig_window_read_offset(win, &at), -EAGAIN);
     assert_int_equal(vfmig_window_prepared(win, size), 0);
     assert_int_equal(vfmig_window_read_offset(win, &at), 0);
-    assert_int_equal(at, DATA);
+    assert_int_equal(at, DATA + vfmig_window_at(win));
     assert_int_equal(vfmig_window_read_size(win, &got), 0);
     return got;
 }
@@ -38,18 +39,24 @@ static uint64_t take_portion(struct vfmig_window *win, uint64_t left, uint64_t s
 static void a_window_needs_room(void **state)
 {
     struct vfmig_window win;
+    uint64_t at;
 
-    assert_int_equal(vfmig_window_init(&win, 31, 1), -EINVAL);
-    assert_int_equal(vfmig_window_init(&win, 32, 0), -EINVAL);
-    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX), -EINVAL);
-    assert_int_equal(vfmig_window_init(&win, UINT64_MAX, 1), -EINVAL);
-    assert_int_equal(vfmig_window_init(&win, 32, UINT64_MAX), -EINVAL);
-    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX - 31), -EINVAL);
-    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX - 32), 0);
+    assert_int_equal(vfmig_window_init(&win, 31, 1, 1), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, 0, 1), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX, 1), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, UINT64_MAX, 1, 1), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, UINT64_MAX, 1), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX - 31, 1), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX - 32, 1), 0);
+    assert_int_equal(vfmig_window_init(&win, 32, INT64_MAX - 32, 2), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, 1, 0), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, 1, VFMIG_MAX_WINDOWS + 1), -EINVAL);
+    assert_int_equal(vfmig_window_init(&win, 32, 1, VFMIG_MAX_WINDOWS), 0);
+    assert_int_equal(vfmig_window_region_size(&win), 32 + VFMIG_MAX_WINDOWS);
     memset(&win, 0xff, sizeof(win));
-    assert_int_equal(vfmig_window_init(&win, 32, 1), 0);
+    assert_int_equal(vfmig_window_init(&win, 32, 1, 1), 0);
     assert_int_equal(vfmig_window_region_size(&win), 33);
-    assert_int_equal(vfmig_window_commit(&win, 0), -EINVAL); /* closed */
+    assert_int_equal(vfmig_window_commit(&win, 0, &at), -EINVAL); /* closed */
     assert_int_equal(vfmig_window_prepared(&win, 0), -EINVAL);
 }
 
@@ -65,7 +72,7 @@ static void every_access_is_a_field_or_refused(void **state)
                   {24, 8, 1, VFMIG_WINDOW_DATA_SIZE}};
     struct vfmig_window win;
 
-    assert_int_equal(vfmig_window_init(&win, 48, 16), 0);
+    assert_int_equal(vfmig_window_init(&win, 48, 16, 1), 0);
     for (uint64_t offset = 0; offset < 70; offset++)
         for (uint64_t size = 0; size < 20; size++)
             for (int write = 0; write < 2; write++) {
@@ -105,7 +112,53 @@ static void repeated_reads_are_stable_until_acknowledged(void **state)
     assert_int_equal(take_portion(&win, 200, 200), 200); /* the ack made room */
     assert_int_equal(vfmig_window_read_pending(&win, 0), 0);
     assert_int_equal(vfmig_window_read_size(&win, &got), -EINVAL);
-    assert_int_equal(vfmig_window_data_read(&win, DATA, 1, &at), -EINVAL); /* it is gone */
+}
+
+/* What was acknowledged stays where it is until its window is filled again, which is when
+ * data_offset is read, not before. */
+static void an_acknowledged_portion_is_kept(void **state)
+{
+    struct vfmig_window win = opened(VFMIG_WINDOW_SAVE);
+    uint64_t at;
+
+    for (uint64_t i = 0; i < 3 * COUNT; i++) {
+        uint64_t mine = i % COUNT * CAPACITY;
+        assert_int_equal(take_portion(&win, 500, 100 + i), 100 + i);
+        assert_int_equal(vfmig_window_at(&win), mine);
+        /* The portions before it, and itself, to the byte. */
+        for (uint64_t back = 0; back < COUNT && back <= i; back++) {
+            uint64_t other = (i - back) % COUNT * CAPACITY, size = 100 + i - back;
+            assert_int_equal(vfmig_window_data_read(&win, DATA + other, size, &at), 0);
+            assert_int_equal(at, other);
+            assert_int_equal(vfmig_window_data_read(&win, DATA + other, size + 1, &at), -EINVAL);
+        }
+        vfmig_window_read_pending(&win, 500); /* acknowledged: all of them stay */
+        assert_int_equal(vfmig_window_data_read(&win, DATA + mine, 100 + i, &at), 0);
+        if (i + 1 < COUNT)
+            continue;
+        uint64_t oldest = (i + 1) % COUNT * CAPACITY;
+        assert_int_equal(vfmig_window_data_read(&win, DATA + oldest, 1, &at), 0);
+        assert_int_equal(vfmig_window_read_offset(&win, &at), -EAGAIN);
+        assert_int_equal(vfmig_window_data_read(&win, DATA + oldest, 1, &at), -EINVAL);
+    }
+    /* An access never runs from one portion into the next. */
+    win = opened(VFMIG_WINDOW_SAVE);
+    take_portion(&win, 9, CAPACITY);
+    take_portion(&win, 9, CAPACITY);
+    assert_int_equal(vfmig_window_data_read(&win, DATA + CAPACITY - 1, 2, &at), -EINVAL);
+    assert_int_equal(vfmig_window_data_read(&win, DATA + COUNT * CAPACITY, 1, &at), -EINVAL);
+}
+
+/* X6: a portion of nothing takes no turn. */
+static void an_empty_portion_takes_no_turn(void **state)
+{
+    struct vfmig_window win = opened(VFMIG_WINDOW_SAVE);
+
+    take_portion(&win, 9, 5);
+    for (int i = 0; i < 5; i++) {
+        take_portion(&win, 9, 0);
+        assert_int_equal(vfmig_window_at(&win), CAPACITY);
+    }
 }
 
 static void size_without_offset_is_refused(void **state)
@@ -149,6 +202,48 @@ static void data_is_read_in_any_pieces(void **state)
     assert_int_equal(vfmig_window_data_read(&win, DATA + 1, UINT64_MAX, &at), -EINVAL);
 }
 
+/* Loading takes turns too; what is larger than a window runs on to the end of the section. */
+static void loading_takes_turns(void **state)
+{
+    struct vfmig_window win = opened(VFMIG_WINDOW_LOAD);
+    uint64_t offset, at;
+
+    for (uint64_t i = 0; i < 3 * COUNT; i++) {
+        uint64_t mine = i % COUNT * CAPACITY, room = (COUNT - i % COUNT) * CAPACITY;
+        assert_int_equal(vfmig_window_read_offset(&win, &offset), 0);
+        assert_int_equal(offset, DATA + mine);
+        assert_int_equal(vfmig_window_data_write(&win, offset + room - 1, 2, &at), -EINVAL);
+        if (mine)
+            assert_int_equal(vfmig_window_data_write(&win, offset - 1, 1, &at), -EINVAL);
+        assert_int_equal(vfmig_window_data_write(&win, offset, room, &at), 0);
+        assert_int_equal(at, mine);
+        assert_int_equal(vfmig_window_commit(&win, room + 1, &at), -EINVAL);
+        assert_int_equal(vfmig_window_commit(&win, room, &at), 0);
+        assert_int_equal(at, mine);
+    }
+    assert_int_equal(vfmig_window_commit(&win, 0, &at), 0); /* nothing: no turn */
+    assert_int_equal(vfmig_window_read_offset(&win, &offset), 0);
+    assert_int_equal(offset, DATA);
+}
+
+/* What a client writes into its mapping is not seen here: the window alone bounds it. */
+static void a_mapped_window_is_committed_unseen(void **state)
+{
+    struct vfmig_window win = opened(VFMIG_WINDOW_LOAD);
+    uint64_t at;
+
+    assert_int_equal(vfmig_window_commit(&win, 1, &at), -EINVAL);
+    vfmig_window_set_mapped(&win, true);
+    assert_int_equal(vfmig_window_commit(&win, COUNT * CAPACITY + 1, &at), -EINVAL);
+    assert_int_equal(vfmig_window_commit(&win, UINT64_MAX, &at), -EINVAL);
+    assert_int_equal(vfmig_window_commit(&win, 7, &at), 0);
+    assert_int_equal(vfmig_window_commit(&win, (COUNT - 1) * CAPACITY + 1, &at), -EINVAL);
+    assert_int_equal(vfmig_window_commit(&win, CAPACITY, &at), 0);
+    assert_int_equal(at, CAPACITY);
+    vfmig_window_set_mapped(&win, false);
+    assert_int_equal(vfmig_window_commit(&win, 1, &at), -EINVAL);
+}
+
 static void data_is_written_in_any_pieces_and_committed(void **state)
 {
     const uint64_t sizes[] = {1, 2, 4, 8, 64};
@@ -161,10 +256,10 @@ static void data_is_written_in_any_pieces_and_committed(void **state)
             assert_int_equal(vfmig_window_data_write(&win, DATA + offset, sizes[i], &at), 0);
             assert_int_equal(at, offset);
         }
-        assert_int_equal(vfmig_window_commit(&win, 65), -EINVAL); /* more than was written */
-        assert_int_equal(vfmig_window_commit(&win, 64), 0);
-        assert_int_equal(vfmig_window_commit(&win, 1), -EINVAL); /* nothing new is there */
-        assert_int_equal(vfmig_window_commit(&win, 0), 0);
+        assert_int_equal(vfmig_window_commit(&win, 65, &at), -EINVAL); /* more than was written */
+        assert_int_equal(vfmig_window_commit(&win, 64, &at), 0);
+        assert_int_equal(vfmig_window_commit(&win, 1, &at), -EINVAL); /* nothing new is there */
+        assert_int_equal(vfmig_window_commit(&win, 0, &at), 0);
     }
 }
 
@@ -175,9 +270,9 @@ static void writes_stay_inside_the_window(void **state)
 
     assert_int_equal(vfmig_window_read_offset(&win, &at), 0);
     assert_int_equal(at, DATA);
-    assert_int_equal(vfmig_window_data_write(&win, DATA, CAPACITY, &at), 0);
-    assert_int_equal(vfmig_window_data_write(&win, DATA, CAPACITY + 1, &at), -EINVAL);
-    assert_int_equal(vfmig_window_data_write(&win, DATA + CAPACITY, 1, &at), -EINVAL);
+    assert_int_equal(vfmig_window_data_write(&win, DATA, CAPACITY * COUNT, &at), 0);
+    assert_int_equal(vfmig_window_data_write(&win, DATA, CAPACITY * COUNT + 1, &at), -EINVAL);
+    assert_int_equal(vfmig_window_data_write(&win, DATA + CAPACITY * COUNT, 1, &at), -EINVAL);
     assert_int_equal(vfmig_window_data_write(&win, DATA - 1, 1, &at), -EINVAL);
     assert_int_equal(vfmig_window_data_write(&win, UINT64_MAX, 1, &at), -EINVAL);
 }
@@ -192,11 +287,11 @@ static void each_mode_refuses_what_belongs_to_the_other(void **state)
     assert_int_equal(vfmig_window_read_offset(&closed, &x), -EINVAL);
     assert_int_equal(vfmig_window_read_size(&closed, &x), -EINVAL);
     assert_int_equal(vfmig_window_prepared(&closed, 1), -EINVAL);
-    assert_int_equal(vfmig_window_commit(&closed, 0), -EINVAL);
+    assert_int_equal(vfmig_window_commit(&closed, 0, &x), -EINVAL);
     assert_int_equal(vfmig_window_data_read(&closed, DATA, 1, &x), -EINVAL);
     assert_int_equal(vfmig_window_data_write(&closed, DATA, 1, &x), -EINVAL);
     assert_int_equal(vfmig_window_data_write(&save, DATA, 1, &x), -EINVAL);
-    assert_int_equal(vfmig_window_commit(&save, 0), -EINVAL);
+    assert_int_equal(vfmig_window_commit(&save, 0, &x), -EINVAL);
     assert_int_equal(vfmig_window_read_pending(&load, 7), 0);
     assert_int_equal(vfmig_window_read_size(&load, &x), -EINVAL);
     assert_int_equal(vfmig_window_prepared(&load, 1), -EINVAL);
@@ -219,7 +314,7 @@ static void opening_and_closing_drops_what_was_there(void **state)
         win = opened(VFMIG_WINDOW_LOAD);
         assert_int_equal(vfmig_window_data_write(&win, DATA, 10, &x), 0);
         vfmig_window_open(&win, modes[i]);
-        assert_int_equal(vfmig_window_commit(&win, 10), -EINVAL);
+        assert_int_equal(vfmig_window_commit(&win, 10, &x), -EINVAL);
     }
 }
 
@@ -229,6 +324,10 @@ int main(void)
         cmocka_unit_test(a_window_needs_room),
         cmocka_unit_test(every_access_is_a_field_or_refused),
         cmocka_unit_test(repeated_reads_are_stable_until_acknowledged),
+        cmocka_unit_test(an_acknowledged_portion_is_kept),
+        cmocka_unit_test(an_empty_portion_takes_no_turn),
+        cmocka_unit_test(loading_takes_turns),
+        cmocka_unit_test(a_mapped_window_is_committed_unseen),
         cmocka_unit_test(size_without_offset_is_refused),
         cmocka_unit_test(a_portion_may_be_empty_and_never_too_large),
         cmocka_unit_test(data_is_read_in_any_pieces),

@@ -379,12 +379,12 @@ static void without_a_log_pre_copy_is_empty(void **state)
 /* C69: without NDMA the capability is absent and 9 is refused, nothing changed. */
 static void without_ndma(void **state)
 {
-    struct vfmig_user_region_info info = {.argsz = 64, .index = MIG};
+    struct vfmig_user_region_info info = {.argsz = 128, .index = MIG};
     struct vfmig_user_feature head = {16, VFMIG_USER_FEATURE_GET | VFMIG_USER_F_MIGRATION};
 
     open_toy(false, true, 0);
     assert_int_equal(peer_call(peer, VFMIG_USER_GET_REGION_INFO, &info, sizeof(info)), 0);
-    assert_int_equal(peer->reply_size, 48);
+    assert_int_equal(peer->reply_size, 80);
     assert_int_equal(peer_call(peer, VFMIG_USER_FEATURE, &head, sizeof(head)), 0);
     assert_int_equal(peer->reply[8], VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_PRE_COPY);
     assert_int_equal(peer_set_v1(peer, 9), -EINVAL);

@@ -40,11 +40,20 @@ struct peer *peer_start(struct vfmig_device *dev)
     return p;
 }
 
+static void drop_fds(struct peer *p)
+{
+    for (unsigned i = 0; i < p->fd_count; i++)
+        if (p->fds[i] >= 0)
+            close(p->fds[i]);
+    p->fd_count = 0;
+}
+
 void peer_end(struct peer *p)
 {
     close(p->fd);
     if (p->twin >= 0)
         close(p->twin);
+    drop_fds(p);
     pthread_join(p->server, NULL);
     munmap(p->ram, RAM_SIZE);
     close(p->ram_fd);
@@ -75,6 +84,7 @@ struct peer *peer_control(const char *path, const char *token, int *ret_err)
 void peer_leave(struct peer *p)
 {
     close(p->fd);
+    drop_fds(p);
     free(p->reply);
     free(p);
 }
@@ -125,20 +135,35 @@ static bool read_all(int fd, void *buf, size_t size)
     return true;
 }
 
+int peer_take_fd(struct peer *p, unsigned index)
+{
+    assert_true(index < p->fd_count && p->fds[index] >= 0);
+    int fd = p->fds[index];
+    p->fds[index] = -1;
+    return fd;
+}
+
 /* As read_all for the header, but takes descriptors. */
 static bool read_header(struct peer *p, struct vfmig_user_header *h)
 {
-    char control[CMSG_SPACE(sizeof(int))];
+    union {
+        char buf[CMSG_SPACE(PEER_FDS_MAX * sizeof(int))];
+        struct cmsghdr align;
+    } control;
     struct iovec iov = {h, HEADER};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
-                         .msg_controllen = sizeof(control)};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf,
+                         .msg_controllen = sizeof(control.buf)};
     ssize_t n = recvmsg(p->fd, &msg, MSG_WAITALL | MSG_CMSG_CLOEXEC);
 
+    drop_fds(p);
     if (n != (ssize_t)HEADER)
         return false;
+    assert_false(msg.msg_flags & MSG_CTRUNC);
     struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-    if (c && c->cmsg_type == SCM_RIGHTS)
-        memcpy(&p->twin, CMSG_DATA(c), sizeof(int));
+    if (c && c->cmsg_type == SCM_RIGHTS) {
+        p->fd_count = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(p->fds, CMSG_DATA(c), p->fd_count * sizeof(int));
+    }
     return true;
 }
 
@@ -180,7 +205,10 @@ int peer_version(struct peer *p, const char *json)
     memcpy(buf, &version, sizeof(version));
     if (json)
         memcpy(buf + sizeof(version), json, size);
-    return peer_call(p, VFMIG_USER_VERSION, buf, (uint32_t)sizeof(version) + size);
+    int r = peer_call(p, VFMIG_USER_VERSION, buf, (uint32_t)sizeof(version) + size);
+    if (r == 0 && strstr((char *)p->reply + sizeof(version), "\"twin_socket\""))
+        p->twin = peer_take_fd(p, 0);
+    return r;
 }
 
 int peer_map(struct peer *p, uint64_t iova, uint64_t size, int fd, uint64_t offset, uint32_t prot)
@@ -244,6 +272,31 @@ void peer_post(struct peer *p, uint32_t region, uint64_t offset, uint64_t value,
     } VFMIG_PACKED req = {{offset, region, size}, value};
     peer_send(p, VFMIG_USER_REGION_WRITE, VFMIG_USER_NO_REPLY, &req,
               (uint32_t)sizeof(req.access) + size, NULL, 0);
+}
+
+uint8_t *peer_map_section(struct peer *p, uint64_t *ret_offset, size_t *ret_size)
+{
+    struct vfmig_user_region_info info = {.argsz = 4096, .index = VFMIG_REGION_MIGRATION};
+    struct vfmig_user_cap_sparse sparse;
+
+    assert_int_equal(peer_call(p, VFMIG_USER_GET_REGION_INFO, &info, sizeof(info)), 0);
+    memcpy(&info, p->reply, sizeof(info));
+    assert_true(info.flags & VFMIG_USER_REGION_F_MMAP);
+    uint32_t at = info.cap_offset;
+    do { /* the chain ends at 0, which is no sparse capability */
+        assert_true(at && at + sizeof(struct vfmig_user_cap) <= p->reply_size);
+        memcpy(&sparse, p->reply + at, sizeof(sparse));
+        at = sparse.cap.next;
+    } while (sparse.cap.id != VFMIG_USER_CAP_SPARSE_MMAP);
+    assert_int_equal(sparse.count, 1);
+    *ret_offset = sparse.area.offset;
+    *ret_size = (size_t)sparse.area.size;
+    int fd = peer_take_fd(p, 0);
+    uint8_t *map = mmap(NULL, *ret_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                        (off_t)(info.offset + sparse.area.offset));
+    assert_true(map != MAP_FAILED);
+    close(fd);
+    return map;
 }
 
 int peer_vector(struct peer *p, uint32_t v)

@@ -20,6 +20,7 @@
 #include "wire/proto.h"
 
 #define PEER_REPLY_MAX (2u << 20)
+#define PEER_FDS_MAX   4
 #define RAM_SIZE       (1u << 20)
 #define RAM_IOVA       0x100000ull
 
@@ -29,6 +30,8 @@ struct peer {
     uint16_t next_id;
     uint8_t *reply;      /* payload of the last reply */
     uint32_t reply_size;
+    int fds[PEER_FDS_MAX]; /* that came with it; closed by the next one */
+    unsigned fd_count;
     int ram_fd;
     uint8_t *ram;        /* RAM_SIZE bytes, DMA_MAPped by peer_map_ram */
     pthread_t server;
@@ -52,7 +55,7 @@ int peer_wait(struct peer *p, uint16_t id);
 bool peer_readable(int fd);
 int peer_call(struct peer *p, uint16_t command, const void *payload, uint32_t size);
 
-/* json NULL: none. Leaves the reply's text in p->reply + 4. */
+/* json NULL: none. Leaves the reply's text in p->reply + 4; takes the twin socket. */
 int peer_version(struct peer *p, const char *json);
 void peer_map_ram(struct peer *p);
 int peer_map(struct peer *p, uint64_t iova, uint64_t size, int fd, uint64_t offset, uint32_t prot);
@@ -64,6 +67,12 @@ uint64_t peer_get(struct peer *p, uint32_t region, uint64_t offset, uint32_t siz
 int peer_put(struct peer *p, uint32_t region, uint64_t offset, uint64_t value, uint32_t size);
 /* Without a reply. */
 void peer_post(struct peer *p, uint32_t region, uint64_t offset, uint64_t value, uint32_t size);
+
+/* Maps the data section of the migration region and tells where it begins in the region. The
+ * caller unmaps *ret_size bytes. */
+uint8_t *peer_map_section(struct peer *p, uint64_t *ret_offset, size_t *ret_size);
+/* Takes entry index of the last reply's descriptors. */
+int peer_take_fd(struct peer *p, unsigned index);
 
 /* Attaches a fresh eventfd to MSI-X vector v and returns it. */
 int peer_vector(struct peer *p, uint32_t v);

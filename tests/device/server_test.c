@@ -101,6 +101,7 @@ static void migration_region_is_found_by_its_capabilities(void **state)
     struct {
         struct vfmig_user_region_info info;
         struct vfmig_user_cap_type type;
+        struct vfmig_user_cap_sparse sparse;
         struct vfmig_user_cap ndma;
     } VFMIG_PACKED r;
     struct vfmig_user_region_info info = {.argsz = sizeof(info), .index = VFMIG_REGION_MIGRATION};
@@ -120,6 +121,8 @@ static void migration_region_is_found_by_its_capabilities(void **state)
     assert_int_equal(r.type.type, 3);
     assert_int_equal(r.type.subtype, 1);
     assert_int_equal(r.type.cap.next, 48);
+    assert_int_equal(r.sparse.cap.id, VFMIG_USER_CAP_SPARSE_MMAP);
+    assert_int_equal(r.sparse.cap.next, 80);
     assert_int_equal(r.ndma.id, VFMIG_USER_CAP_NDMA);
     assert_int_equal(r.ndma.next, 0);
     assert_int_equal(peer_get_v1(peer), 1);

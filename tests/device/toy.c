@@ -163,6 +163,8 @@ static ssize_t next_page(struct toy *toy, void *buf)
     if (!toy->dirty)
         return 0;
     record->page = (uint64_t)__builtin_ctzll(toy->dirty);
+    if (toy->scribble) /* what if the client changed it before we look again? */
+        memset(toy->scribble + toy->saves++ * toy->scribble_stride, 0, toy->scribble_stride);
     memcpy(record->data, toy->memory + record->page * TOY_PAGE, TOY_PAGE);
     toy->dirty &= toy->dirty - 1;
     return sizeof(*record);
@@ -207,6 +209,8 @@ static int load(void *user, const void *data, size_t size)
     struct toy *toy = user;
     const struct record *record = data;
 
+    if (toy->scribble)
+        memset(toy->scribble + toy->loads * toy->scribble_stride, 0xff, toy->scribble_stride);
     toy->loads++;
     if (size != sizeof(*record) || record->page > TOY_PAGES)
         return -EBADMSG;
@@ -223,9 +227,8 @@ static int load_end(void *user)
     return toy->fail_load_end;
 }
 
-struct toy *toy_new(bool ndma, bool precopy, bool migratable, uint64_t drain_timeout_ns)
+static struct toy *make(struct vfmig_device_config config, bool migratable)
 {
-    struct vfmig_device_config config = VFMIG_DEVICE_CONFIG_INIT;
     struct vfmig_device_ops ops = VFMIG_DEVICE_OPS_INIT;
     struct toy *toy = calloc(1, sizeof(*toy));
 
@@ -236,9 +239,6 @@ struct toy *toy_new(bool ndma, bool precopy, bool migratable, uint64_t drain_tim
     config.msix_vectors = TOY_VECTORS;
     config.msix_table = TOY_TABLE;
     config.msix_pba = TOY_PBA;
-    config.no_ndma = !ndma;
-    config.no_precopy = !precopy;
-    config.drain_timeout_ns = drain_timeout_ns;
     config.answers_stopped = true;
     ops.region_read = region_read;
     ops.region_write = region_write;
@@ -257,6 +257,25 @@ struct toy *toy_new(bool ndma, bool precopy, bool migratable, uint64_t drain_tim
     if (vfmig_device_new(&config, &ops, toy, &toy->dev, NULL) < 0)
         abort();
     return toy;
+}
+
+struct toy *toy_new(bool ndma, bool precopy, bool migratable, uint64_t drain_timeout_ns)
+{
+    struct vfmig_device_config config = VFMIG_DEVICE_CONFIG_INIT;
+
+    config.no_ndma = !ndma;
+    config.no_precopy = !precopy;
+    config.drain_timeout_ns = drain_timeout_ns;
+    return make(config, migratable);
+}
+
+struct toy *toy_new_windows(uint32_t window_count, bool save_writes_only)
+{
+    struct vfmig_device_config config = VFMIG_DEVICE_CONFIG_INIT;
+
+    config.window_count = window_count;
+    config.save_writes_only = save_writes_only;
+    return make(config, true);
 }
 
 void toy_free(struct toy *toy)

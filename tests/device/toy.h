@@ -38,12 +38,16 @@ struct toy {
     bool in_flight;
     struct vfmig_dma dma;
     /* What a test asks for or looks at. */
+    uint8_t *scribble; /* a window that is changed under our hands ... */
+    size_t scribble_stride; /* ... at each save and load: the bytes of its frame, one stride */
     int fail_stop, fail_start, fail_save_begin, fail_load_end;
     unsigned dma_pages; /* written by TOY_WRITE */
-    unsigned resets, stops, starts, loads, precopy_bytes;
+    unsigned resets, stops, starts, loads, saves, precopy_bytes;
 };
 
 struct toy *toy_new(bool ndma, bool precopy, bool migratable, uint64_t drain_timeout_ns);
+/* With NDMA and pre-copy. */
+struct toy *toy_new_windows(uint32_t window_count, bool save_writes_only);
 void toy_free(struct toy *toy);
 
 #endif
