@@ -41,7 +41,8 @@ struct vfmig_target_info {
     uint32_t irq_count[5];     /* by PCI interrupt index */
     bool dma_log;              /* the device logs its DMA */
     uint64_t log_page_size;    /* page size of its log, bytes */
-    uint64_t max_data_xfer;    /* bytes in one data message */
+    uint64_t max_data_xfer;    /* bytes of device data that come at once */
+    bool data_in_place;        /* save_in_place can be used */
 };
 
 struct vfmig_iova_range {
@@ -67,6 +68,11 @@ struct vfmig_target_ops {
      * least max_data_xfer. load takes what one save returned, whole and in order. */
     ssize_t (*save)(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr);
     int (*load)(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr);
+    /* As save, for at most size bytes, but the data stays where it is: in memory shared with the
+     * device, which may still change it. *ret_data is good until the next save, load or set_state.
+     * Only where info.data_in_place says so. */
+    ssize_t (*save_in_place)(struct vfmig_target *t, const void **ret_data, size_t size,
+                             struct vfmig_error *reterr);
     /* Estimate of the bytes left to save; UINT64_MAX when the device cannot say. */
     int (*left)(struct vfmig_target *t, uint64_t *ret_bytes, struct vfmig_error *reterr);
 

@@ -12,6 +12,7 @@
 #include "target/user_private.h"
 
 #define DEFAULT_TIMEOUT_NS UINT64_C(5000000000)
+#define DEFAULT_WINDOW     (UINT32_C(16) << 20)
 #define DEFAULT_RESET_NS   UINT64_C(30000000000)
 
 int user_call_until(struct user *u, struct vfmig_call *call, uint64_t deadline_ns,
@@ -243,7 +244,7 @@ static int send_reset(struct user *u, struct vfmig_error *reterr)
     struct vfmig_call call = {.command = VFMIG_USER_RESET};
 
     u->pending = 0;
-    u->ended = false;
+    u->unacknowledged = u->ended = false;
     u->asked = VFMIG_STATE_RUNNING;
     return user_call_until(u, &call, vfmig_deadline_ns(u->opt.reset_ns), reterr);
 }
@@ -319,6 +320,8 @@ void user_close(struct vfmig_target *t)
     vfmig_conn_free(u->conn);
     if (u->window)
         munmap(u->window, (size_t)u->window_size);
+    if (u->shared)
+        munmap(u->shared, (size_t)u->shared_size * u->shared_count);
     free(u->dma_buffer);
     free(u);
 }
@@ -344,6 +347,10 @@ static void fill_options(struct user *u, const struct vfmig_user_options *opt)
         *most = VFMIG_USER_DATA_MIN;
     if (*most > VFMIG_MAX_DATA_XFER_CAP)
         *most = VFMIG_MAX_DATA_XFER_CAP;
+    if (u->opt.window == 0)
+        u->opt.window = DEFAULT_WINDOW;
+    if (u->opt.window > VFMIG_MAX_DATA_XFER_CAP)
+        u->opt.window = VFMIG_MAX_DATA_XFER_CAP;
     atomic_init(&u->own, u->opt.own);
     u->max_data = *most;
 }

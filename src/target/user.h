@@ -31,6 +31,9 @@ struct vfmig_user_options {
     uint64_t reset_ns;      /* of DEVICE_RESET; 0: 30 s */
     uint32_t max_data_xfer; /* bytes offered for one message; 0: VFMIG_MAX_DATA_XFER */
     bool no_twin;           /* DMA by message over the main socket */
+    bool no_window;         /* device data by message only */
+    uint32_t window;        /* bytes asked for in one shared window of the feature dialect; the
+                               server may give less or none; 0: 16 MiB, most 64 MiB */
 };
 
 /* Connects to a vfio-user socket ("unix:PATH" or just the path), negotiates, and learns what the

@@ -54,11 +54,57 @@ static int set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t ti
     return r;
 }
 
+/* The shared window whose turn it is. */
+static uint8_t *next_window(struct user *u, struct vfmig_user_feature_window *ret_place,
+                            uint32_t size)
+{
+    uint64_t offset = (uint64_t)u->shared_size * u->turn;
+
+    u->turn = (u->turn + 1) % u->shared_count;
+    *ret_place = (struct vfmig_user_feature_window){.offset = offset, .size = size};
+    return u->shared + offset;
+}
+
 /* A server fills a request completely while it has data, so a short answer in S is the last one:
  * asking again would cost a round trip, and from libvfio-user a full-size transfer of zeroes. */
+static ssize_t save_in_place(struct vfmig_target *t, const void **ret_data, size_t size,
+                             struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    uint32_t want = size < u->shared_size ? (uint32_t)size : u->shared_size, got = 0;
+    struct vfmig_user_feature_window place;
+
+    if (u->ended)
+        return 0;
+    *ret_data = next_window(u, &place, want);
+    int r = user_feature(u, VFMIG_USER_FEATURE_GET | VFMIG_USER_F_WINDOW_READ, &place,
+                         sizeof(place), sizeof(place), &got, vfmig_deadline_ns(u->opt.timeout_ns),
+                         reterr);
+    if (r < 0)
+        return r;
+    if (got != sizeof(place) || place.size > want)
+        return short_reply(u, "a read into the window", reterr);
+    u->ended = place.size < want && u->asked == VFMIG_STATE_STOP_COPY;
+    return (ssize_t)place.size;
+}
+
+static ssize_t save_by_window(struct vfmig_target *t, void *buf, size_t size,
+                              struct vfmig_error *reterr)
+{
+    const void *data = NULL;
+    ssize_t n = save_in_place(t, &data, size, reterr);
+
+    if (n > 0)
+        memcpy(buf, data, (size_t)n);
+    return n;
+}
+
 static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
+
+    if (u->shared)
+        return save_by_window(t, buf, size, reterr);
     uint32_t want = size < u->max_data ? (uint32_t)size : u->max_data;
     struct vfmig_user_mig_data head = {.argsz = (uint32_t)sizeof(head) + want, .size = want};
     struct vfmig_call call = {
@@ -81,10 +127,29 @@ static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig
     return (ssize_t)reply.size;
 }
 
+static int load_by_window(struct user *u, const void *data, size_t size,
+                          struct vfmig_error *reterr)
+{
+    int r = 0;
+
+    for (size_t at = 0; r == 0 && at < size;) {
+        uint32_t step = size - at < u->shared_size ? (uint32_t)(size - at) : u->shared_size;
+        struct vfmig_user_feature_window place;
+        memcpy(next_window(u, &place, step), (const char *)data + at, step);
+        r = user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_WINDOW_WRITE, &place,
+                         sizeof(place), sizeof(place), NULL, vfmig_deadline_ns(u->opt.timeout_ns),
+                         reterr);
+        at += step;
+    }
+    return r;
+}
+
 static int load(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
 
+    if (u->shared)
+        return load_by_window(u, data, size, reterr);
     for (size_t at = 0; at < size;) {
         uint32_t step = size - at < u->max_write ? (uint32_t)(size - at) : u->max_write;
         struct vfmig_user_mig_data head = {.argsz = (uint32_t)sizeof(head) + step, .size = step};
@@ -207,6 +272,7 @@ const struct vfmig_target_ops user_feature_ops = {
     .set_state = set_state,
     .reset = user_reset,
     .save = save,
+    .save_in_place = save_in_place,
     .load = load,
     .left = left,
     .log_start = log_start,

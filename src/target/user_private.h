@@ -41,9 +41,13 @@ struct user {
     bool mig_ndma;
     uint8_t *window;     /* mapping of part of the migration region, or NULL */
     uint64_t window_offset, window_size;
+    bool unacknowledged; /* a portion is in use where it lies */
     uint64_t pending;    /* what the acknowledging read of pending_bytes said; 0: ask again */
 
     /* Feature dialect. */
+    uint8_t *shared;     /* mapping of shared_count windows of shared_size bytes, or NULL */
+    uint32_t shared_size, shared_count;
+    uint32_t turn;       /* which of them is next */
     bool data_size;      /* the server counts what is left to save: one of ours */
     bool ended;          /* S: the last read was short, so the stream is over */
     enum vfmig_state asked; /* by the last successful set_state */

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/state.h"
 #include "base/sabotage.h"
+#include "core/state.h"
 #include "target/user_private.h"
 
 #define ZERO_PORTIONS 4u /* portions of no bytes in a row, with pending_bytes above 0 (X6) */
@@ -65,6 +65,7 @@ static int set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t ti
         return r;
     value = (value & ~state_mask(u)) | bits;
     u->pending = 0;
+    u->unacknowledged = false;
     r = user_region_access(u, u->mig_index, USER_REG(device_state), NULL, &value, sizeof(value),
                            deadline_ns, reterr);
     if (r == 0)
@@ -76,32 +77,41 @@ static int set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t ti
 
 /* ---- the window ---- */
 
+/* Where size bytes at offset of the region are mapped, or NULL. */
+static uint8_t *mapped(const struct user *u, uint64_t offset, uint64_t size)
+{
+    if (!u->window || offset < u->window_offset || size > u->window_size ||
+        offset - u->window_offset > u->window_size - size)
+        return NULL;
+    return u->window + (offset - u->window_offset);
+}
+
 /* Bytes of the data section: mapped where the server offers it, by message elsewhere. */
 static int window_access(struct user *u, uint64_t offset, void *read_to, const void *write_from,
                          uint32_t size, struct vfmig_error *reterr)
 {
-    if (u->window && offset >= u->window_offset && size <= u->window_size &&
-        offset - u->window_offset <= u->window_size - size) {
-        uint8_t *at = u->window + (offset - u->window_offset);
-        if (read_to)
-            memcpy(read_to, at, size);
-        else if (write_from)
-            memcpy(at, write_from, size);
-        return 0;
-    }
-    return user_region_access(u, u->mig_index, offset, read_to, write_from, size, deadline(u),
-                              reterr);
+    uint8_t *at = mapped(u, offset, size);
+
+    if (!at)
+        return user_region_access(u, u->mig_index, offset, read_to, write_from, size, deadline(u),
+                                  reterr);
+    if (read_to)
+        memcpy(read_to, at, size);
+    else if (write_from)
+        memcpy(at, write_from, size);
+    return 0;
 }
 
 static int read_pending(struct user *u, struct vfmig_error *reterr)
 {
+    u->unacknowledged = false;
     return read_reg(u, USER_REG(pending_bytes), &u->pending, sizeof(u->pending), deadline(u),
                     reterr);
 }
 
-/* One portion. Reading pending_bytes after it says that it was taken, and serves as the beginning
- * of the next one. */
-static ssize_t save_portion(struct user *u, void *buf, size_t room, struct vfmig_error *reterr)
+/* Opens a portion of at most room bytes. */
+static ssize_t open_portion(struct user *u, uint64_t *ret_offset, size_t room,
+                            struct vfmig_error *reterr)
 {
     uint64_t offset, size;
     int r = read_reg(u, USER_REG(data_offset), &offset, sizeof(offset), deadline(u), reterr);
@@ -118,24 +128,22 @@ static ssize_t save_portion(struct user *u, void *buf, size_t room, struct vfmig
         return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_DEVICE, 0,
                                "%s: a portion of %llu bytes is too large", u->base.info.name,
                                (unsigned long long)size);
-    if (size)
-        r = window_access(u, offset, buf, NULL, (uint32_t)size, reterr);
-    if (r == 0)
-        r = read_pending(u, reterr);
-    return r < 0 ? r : (ssize_t)size;
+    *ret_offset = offset;
+    u->unacknowledged = true;
+    return (ssize_t)size;
 }
 
-static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr)
+/* The next portion that has bytes; 0: there is none now. */
+static ssize_t next_portion(struct user *u, uint64_t *ret_offset, size_t room,
+                            struct vfmig_error *reterr)
 {
-    struct user *u = (struct user *)t;
-
-    if (u->pending == 0) {
+    if (u->pending == 0 || u->unacknowledged) {
         int r = read_pending(u, reterr);
         if (r < 0)
             return r;
     }
     for (unsigned empty = 0; u->pending && empty < ZERO_PORTIONS; empty++) {
-        ssize_t n = save_portion(u, buf, size, reterr);
+        ssize_t n = open_portion(u, ret_offset, room, reterr);
         if (n != 0)
             return n;
         if (vfmig_sabotage("empty-portion-is-an-error"))
@@ -144,8 +152,45 @@ static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig
             u->pending = 0; /* nothing now: ask again next time */
             return 0;
         }
+        int r = read_pending(u, reterr);
+        if (r < 0)
+            return r;
     }
     return 0;
+}
+
+/* One portion. Reading pending_bytes after it says that it was taken, and serves as the beginning
+ * of the next one. */
+static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    uint64_t offset = 0;
+    ssize_t n = next_portion(u, &offset, size, reterr);
+
+    if (n <= 0)
+        return n;
+    int r = window_access(u, offset, buf, NULL, (uint32_t)n, reterr);
+    if (r == 0)
+        r = read_pending(u, reterr);
+    return r < 0 ? r : n;
+}
+
+/* The portion is acknowledged when the next one is asked for. What lies outside the mapping is
+ * fetched into the mapping's place for it. */
+static ssize_t save_in_place(struct vfmig_target *t, const void **ret_data, size_t size,
+                             struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    uint64_t offset = 0;
+    ssize_t n = next_portion(u, &offset, size, reterr);
+
+    if (n <= 0)
+        return n;
+    *ret_data = mapped(u, offset, (uint64_t)n);
+    if (!*ret_data)
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                               "%s: a portion outside of what is mapped", t->info.name);
+    return n;
 }
 
 /* Portions are kept whole unless the window here is smaller than where they came from. */
@@ -261,6 +306,7 @@ const struct vfmig_target_ops user_region_ops = {
     .set_state = set_state,
     .reset = user_reset,
     .save = save,
+    .save_in_place = save_in_place,
     .load = load,
     .left = left,
     .log_start = log_start,

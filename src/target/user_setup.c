@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What is asked of a vfio-user server before it is used. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/state.h"
@@ -18,17 +20,46 @@
 static int take_twin(struct user *u, const struct vfmig_user_caps *theirs, struct vfmig_fds *fds,
                      struct vfmig_error *reterr)
 {
-    if (!theirs->twin_socket || u->opt.no_twin) {
-        if (fds->count || theirs->twin_socket)
-            return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
-                                   "VERSION: a twin socket that was not agreed");
+    if (!theirs->twin_socket)
         return 0;
-    }
+    if (u->opt.no_twin)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                               "VERSION: a twin socket that was not agreed");
     int fd = theirs->has_twin_fd_index ? vfmig_fds_take(fds, theirs->twin_fd_index) : -1;
     if (fd < 0)
         return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
                                "VERSION: the twin socket is missing");
     return user_twin_start(u, fd, reterr);
+}
+
+/* The shared windows of the feature dialect. The memory must be as large as they are and stay so:
+ * a page that goes away would end this process. */
+static int take_window(struct user *u, const struct vfmig_user_caps *theirs, struct vfmig_fds *fds,
+                       struct vfmig_error *reterr)
+{
+    uint64_t size = (uint64_t)theirs->window * theirs->windows;
+    struct stat st;
+
+    if (!theirs->window)
+        return 0;
+    int fd = theirs->has_window_fd_index ? vfmig_fds_take(fds, theirs->window_fd_index) : -1;
+    int seals = fd >= 0 ? fcntl(fd, F_GET_SEALS) : -1;
+    bool good = fd >= 0 && !u->opt.no_window && theirs->window <= u->opt.window && seals >= 0 &&
+                (seals & F_SEAL_SHRINK) && fstat(fd, &st) == 0 && st.st_size >= 0 &&
+                (uint64_t)st.st_size >= size;
+    void *map = good ? mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+                     : MAP_FAILED;
+    if (fd >= 0)
+        close(fd);
+    if (!good)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                               "VERSION: a shared window that was not agreed");
+    if (map == MAP_FAILED)
+        return 0; /* there are messages */
+    u->shared = map;
+    u->shared_size = theirs->window;
+    u->shared_count = theirs->windows;
+    return 0;
 }
 
 /* VERSION told who the server is; the rest is taken at its word, within what we offered. */
@@ -43,7 +74,14 @@ static int settle(struct user *u, const struct vfmig_user_caps *theirs, struct v
     u->log_region = theirs->has_migration;
     u->region_pgsize = theirs->migration_pgsize;
     u->base.info.max_data_xfer = u->max_data;
-    return take_twin(u, theirs, fds, reterr);
+    int r = take_window(u, theirs, fds, reterr);
+    if (r == 0)
+        r = take_twin(u, theirs, fds, reterr);
+    for (uint32_t i = 0; r == 0 && i < fds->count; i++)
+        if (fds->fd[i] >= 0)
+            r = vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                                "VERSION: a descriptor that was not agreed");
+    return r;
 }
 
 int user_negotiate(struct user *u, struct vfmig_error *reterr)
@@ -61,6 +99,7 @@ int user_negotiate(struct user *u, struct vfmig_error *reterr)
     ours.max_msg_fds = VFMIG_MAX_MSG_FDS;
     ours.max_data_xfer_size = u->opt.max_data_xfer;
     ours.twin_socket = !u->opt.no_twin;
+    ours.window = u->opt.no_window ? 0 : u->opt.window;
     int size = vfmig_user_caps_format(&ours, text, sizeof(text));
     struct vfmig_call call = {
         .command = VFMIG_USER_VERSION,
@@ -116,7 +155,8 @@ static void map_window(struct user *u, const void *info, uint32_t size, int fd)
             best_size = bytes;
         }
     }
-    if (best_size == 0 || best % page || best_size > VFMIG_MAX_DATA_XFER_CAP ||
+    if (best_size == 0 || best % page || u->opt.no_window ||
+        best_size > (uint64_t)VFMIG_MAX_DATA_XFER_CAP * VFMIG_MAX_WINDOWS ||
         __builtin_add_overflow(head->offset, best, &file) || file % page || file > INT64_MAX)
         return;
     void *map = mmap(NULL, (size_t)best_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)file);
@@ -327,6 +367,8 @@ static int choose_feature(struct user *u, uint32_t flags, struct vfmig_error *re
     info->features = flags;
     info->dma_log = log == 1;
     info->log_page_size = 4096;
+    info->max_data_xfer = u->shared_size > u->max_data ? u->shared_size : u->max_data;
+    info->data_in_place = u->shared != NULL;
     info->quiet = !(flags & VFMIG_FEATURE_NDMA) ? VFMIG_QUIET_NONE
                   : u->mig_ndma                 ? VFMIG_QUIET_ALL
                                                 : VFMIG_QUIET_P2P;
@@ -346,8 +388,8 @@ static int choose_region(struct user *u)
     info->quiet = u->mig_ndma ? VFMIG_QUIET_ALL : VFMIG_QUIET_NONE;
     info->dma_log = u->log_region;
     info->log_page_size = u->region_pgsize;
-    if (info->max_data_xfer < room)
-        info->max_data_xfer = room; /* a portion comes whole, in several messages */
+    info->max_data_xfer = u->max_data > room ? u->max_data : room; /* a portion comes whole */
+    info->data_in_place = u->window != NULL;
     u->base.ops = &user_region_ops;
     return 0;
 }
@@ -386,7 +428,7 @@ int vfmig_user_set_dialect(struct vfmig_target *target, enum vfmig_dialect diale
 
     u->opt.dialect = dialect;
     u->pending = 0;
-    u->ended = false;
+    u->unacknowledged = u->ended = false;
     int ret = user_choose_dialect(u, reterr);
     if (ret)
         u->opt.dialect = before;

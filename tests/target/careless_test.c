@@ -53,6 +53,7 @@ struct relay {
     unsigned replies;       /* passed on so far */
     uint32_t spoilt;        /* its command, 0: that many replies did not come */
     bool refusal;           /* it was an error reply before */
+    bool no_window;         /* device data by message */
     pthread_t thread;
 };
 
@@ -248,7 +249,8 @@ static bool one(struct relay *relay, const struct scene *scene, enum vfmig_diale
                 enum fault fault, unsigned at)
 {
     const struct vfmig_user_options opt = {
-        .dialect = dialect, .no_twin = true, .timeout_ns = SECOND * 5, .reset_ns = SECOND * 5};
+        .dialect = dialect, .no_twin = true, .no_window = relay->no_window,
+        .timeout_ns = SECOND * 5, .reset_ns = SECOND * 5};
     struct vfmig_target *t = NULL;
     struct vfmig_error err = {.code = 0};
     uint32_t word;
@@ -292,11 +294,11 @@ static bool one(struct relay *relay, const struct scene *scene, enum vfmig_diale
     return true;
 }
 
-static void spoil_every_reply(enum vfmig_dialect dialect)
+static void spoil_every_reply(enum vfmig_dialect dialect, bool no_window)
 {
     int before = open_descriptors();
     struct served served;
-    struct relay relay = {.server = served.path};
+    struct relay relay = {.server = served.path, .no_window = no_window};
     struct scene scene = {.room = 2u << 20};
 
     scene.ram = memfd_create("ram", MFD_CLOEXEC);
@@ -324,19 +326,31 @@ static void spoil_every_reply(enum vfmig_dialect dialect)
 
 static void feature(void **state)
 {
-    spoil_every_reply(VFMIG_DIALECT_FEATURE);
+    spoil_every_reply(VFMIG_DIALECT_FEATURE, false);
+}
+
+static void feature_by_message(void **state)
+{
+    spoil_every_reply(VFMIG_DIALECT_FEATURE, true);
 }
 
 static void region(void **state)
 {
-    spoil_every_reply(VFMIG_DIALECT_REGION);
+    spoil_every_reply(VFMIG_DIALECT_REGION, false);
+}
+
+static void region_by_message(void **state)
+{
+    spoil_every_reply(VFMIG_DIALECT_REGION, true);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(feature),
+        cmocka_unit_test(feature_by_message),
         cmocka_unit_test(region),
+        cmocka_unit_test(region_by_message),
     };
     return cmocka_run_group_tests(tests, served_setup, served_teardown);
 }
