@@ -92,10 +92,12 @@ static void print_counters(void)
            ", \"mmio_stopped_reads\": %" PRIu64 ", \"mmio_stopped_writes\": %" PRIu64
            ", \"dma_refused\": %" PRIu64 ", \"dma_faults\": %" PRIu64
            ", \"drains_waited\": %" PRIu64 ", \"irqs_raised\": %" PRIu64
-           ", \"irqs_latched\": %" PRIu64 ", \"irqs_delivered\": %" PRIu64 "}\n",
+           ", \"irqs_latched\": %" PRIu64 ", \"irqs_delivered\": %" PRIu64
+           ", \"data_messages\": %" PRIu64 ", \"windows_filled\": %" PRIu64
+           ", \"windows_loaded\": %" PRIu64 "}\n",
            c.clients, c.resets, c.bad_messages, c.mmio_stopped_reads, c.mmio_stopped_writes,
            c.dma_refused, c.dma_faults, c.drains_waited, c.irqs_raised, c.irqs_latched,
-           c.irqs_delivered);
+           c.irqs_delivered, c.data_messages, c.windows_filled, c.windows_loaded);
 }
 
 static bool is_word(const char *text, size_t length, const char *word)

@@ -138,6 +138,19 @@ static int send_end(struct engine *e, struct device_worker *dev, struct vfmig_ch
     return vfmig_channel_send(channel, VFMIG_RECORD_DEVEND, out, sizeof(out), reterr);
 }
 
+/* The next piece of a device's data: where it lies, or in buffer. */
+static ssize_t next_piece(struct device_worker *dev, void *buffer, size_t size,
+                          const void **ret_data, struct vfmig_error *reterr)
+{
+    struct vfmig_target *t = dev->target;
+
+    if (t->info.data_in_place)
+        return t->ops->save_in_place(t, ret_data, size, reterr);
+    *ret_data = buffer;
+    return t->ops->save(t, buffer, size, reterr);
+}
+
+/* buffer may be NULL when the device's data is taken where it lies. */
 static int stream_out(struct engine *e, struct device_worker *dev, bool final, void *buffer,
                       size_t size, uint64_t *ret_bytes, struct vfmig_error *reterr)
 {
@@ -146,12 +159,13 @@ static int stream_out(struct engine *e, struct device_worker *dev, bool final, v
     uint64_t expected = final ? UINT64_MAX : estimate(dev);
 
     for (*ret_bytes = 0; !atomic_load(&e->abort);) {
-        ssize_t got = dev->target->ops->save(dev->target, buffer, size, reterr);
+        const void *data = NULL;
+        ssize_t got = next_piece(dev, buffer, size, &data, reterr);
         if (got < 0)
             return (int)got;
         if (got == 0)
             return final ? send_end(e, dev, channel, reterr) : 0;
-        int ret = vfmig_channel_send_segment(channel, dev->index, dev->segments, buffer,
+        int ret = vfmig_channel_send_segment(channel, dev->index, dev->segments, data,
                                              (size_t)got, reterr);
         if (ret)
             return ret;
@@ -176,8 +190,8 @@ int source_do_data(struct engine *e, struct device_worker *dev, bool final,
         size = MIN_SAVE_BUFFER;
     if (size > VFMIG_MAX_DEVICE_SEGMENT)
         size = VFMIG_MAX_DEVICE_SEGMENT;
-    void *buffer = malloc(size);
-    if (!buffer)
+    void *buffer = dev->target->info.data_in_place ? NULL : malloc(size);
+    if (!buffer && !dev->target->info.data_in_place)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for its data");
     ret = stream_out(e, dev, final, buffer, size, &bytes, reterr);
     free(buffer);

@@ -21,7 +21,7 @@ def world():
 
 def pair(world, accel="none", dialect="", incoming_args=(), uri=None):
     """A running guest with a device, and a VMM with a like device that waits for it."""
-    sockets = [world.device(name) for name in ("dev-a", "dev-b")]
+    sockets = [world.device(name, "--json") for name in ("dev-a", "dev-b")]
     sockets = [f"{path}{dialect}" for path in sockets]
     source = world.vm("a", *GUEST, accel=accel, devices=sockets[:1])
     target = world.vm("b", *incoming_args, accel=accel, devices=sockets[1:],
@@ -45,6 +45,13 @@ def test_a_guest_moves(world, accel, dialect):
     report = source("query-migrate")
     assert report["status"] == "completed"
     assert report["x-vfmig"]["devices"][0]["state"] == "STOP"
+    # Device data went through shared memory, in either dialect, and not by message.
+    for vm in (source, target):
+        vm("quit")
+        assert vm.process.wait(60) == 0
+    left, arrived = world.counters("dev-a"), world.counters("dev-b")
+    assert left["windows_filled"] > 0 and arrived["windows_loaded"] > 0
+    assert left["data_messages"] == arrived["data_messages"] == 0
 
 
 def test_there_and_back_over_tcp(world):

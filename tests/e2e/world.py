@@ -144,6 +144,13 @@ class World:
         self.start(name, "device", kind, "--socket", path, *args, ready=path)
         return path
 
+    def counters(self, name):
+        """Ends a device that was started with --json and tells what it counted."""
+        [(process, log)] = [(p, log) for p, log in self.processes if log.stem == name]
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
+        return json.loads(log.read_text().splitlines()[-1])
+
     def vm(self, name, *args, accel="none", memory="48M", cpus=2, devices=(), incoming=None,
            journal=None, sabotage=None):
         """A VMM with small memory; returns its QMP client, with .path and .process."""
