@@ -18,6 +18,8 @@ BENCHMARKS = {
     "region_bench": ["region-read-one-core", "region-write-one-core",
                      "region-read-unpinned", "region-write-unpinned"],
     "dma_bench": ["dma-map", "dma-map-fd", "message-dma-4k", "message-dma-1m"],
+    "data_bench": ["mig-data-read", "mig-data-write", "window-staged", "window-direct",
+                   "window-shared"],
     "downtime_bench.py": ["downtime-stateless"],
 }
 
