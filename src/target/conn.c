@@ -11,6 +11,10 @@
 
 #define SEND_TIMEOUT_NS UINT64_C(30000000000) /* of replies: a peer that does not read them */
 
+/* From so many bytes on a reply is received where the caller wants it; its head comes first. */
+#define LARGE_BYTES 16384u
+#define LARGE_HEAD  64u
+
 /* A call that waits for its reply. */
 struct waiter {
     struct waiter *next;
@@ -245,15 +249,84 @@ static bool fds_expected(const struct vfmig_conn *conn)
     return false;
 }
 
+/* The leader's own large reply goes from the socket to where the caller wants it. Only the leader's:
+ * another caller may give up and take its buffer back at any time. True when the message under way
+ * is such a reply, and right so far. lock held. */
+static bool is_large_reply(struct vfmig_conn *conn, const struct waiter *w,
+                           struct vfmig_user_msg *ret_msg, uint32_t *ret_have)
+{
+    const struct vfmig_call *call = w->call;
+
+    if (!vfmig_framer_partial(&conn->framer, call->reply_room, ret_msg, ret_have))
+        return false;
+    const struct vfmig_user_header *h = &ret_msg->header;
+    return h->id == w->id && h->command == call->command &&
+           (h->flags & VFMIG_USER_FLAGS) == VFMIG_USER_TYPE_REPLY &&
+           ret_msg->size - call->reply_room <= call->reply_data_room &&
+           vfmig_user_check_reply(ret_msg, call->command, call->request, call->request_size,
+                                  NULL) == 0;
+}
+
+/* Receives the rest of it. On -ETIMEDOUT what came is put back, so that the framer sees the whole
+ * message: the connection stays usable. lock held, released while it waits. */
+static int receive_large(struct vfmig_conn *conn, struct waiter *w,
+                         const struct vfmig_user_msg *msg, uint32_t have, uint64_t deadline_ns,
+                         struct vfmig_error *reterr)
+{
+    struct vfmig_call *call = w->call;
+    uint32_t at = have - call->reply_room, size = msg->size - call->reply_room, first = at;
+    uint8_t *to = call->reply_data;
+    size_t space;
+    int r = 0;
+
+    memcpy(call->reply, msg->payload, call->reply_room);
+    memcpy(to, msg->payload + call->reply_room, at);
+    pthread_mutex_unlock(&conn->lock);
+    while (r == 0 && at < size) {
+        ssize_t n = vfmig_sock_recv(conn->fd, to + at, size - at, NULL, &conn->alarm, deadline_ns,
+                                    reterr);
+        if (n == 0)
+            r = vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
+                                "the peer closed the connection");
+        else if (n < 0)
+            r = (int)n;
+        else
+            at += (uint32_t)n;
+    }
+    pthread_mutex_lock(&conn->lock);
+    if (r == -ETIMEDOUT) {
+        memcpy(vfmig_framer_space(&conn->framer, &space), to + first, at - first);
+        vfmig_framer_fed(&conn->framer, at - first, NULL);
+    }
+    if (r < 0)
+        return r;
+    vfmig_framer_skip(&conn->framer);
+    call->ret_size = msg->size;
+    struct waiter **link = find(conn, w->id);
+    if (*link == w) { /* else the connection was ended meanwhile */
+        *link = w->next;
+        finish(w, 0);
+    }
+    return 0;
+}
+
 /* One receive and what came with it; called by the leader, lock held, released while it waits.
- * -ETIMEDOUT alone leaves the connection usable. */
-static int receive(struct vfmig_conn *conn, uint64_t deadline_ns, struct vfmig_error *reterr)
+ * -ETIMEDOUT alone leaves the connection usable. w: the leader's own call, or NULL. */
+static int receive(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_ns,
+                   struct vfmig_error *reterr)
 {
     struct vfmig_fds fds;
+    struct vfmig_user_msg msg;
+    uint32_t have;
     size_t space;
     void *at = vfmig_framer_space(&conn->framer, &space);
     bool with_fds = fds_expected(conn);
+    bool large = w && !with_fds && w->call->reply_data_room >= LARGE_BYTES;
 
+    if (large && is_large_reply(conn, w, &msg, &have))
+        return receive_large(conn, w, &msg, have, deadline_ns, reterr);
+    if (large && vfmig_framer_idle(&conn->framer) && space > LARGE_HEAD)
+        space = LARGE_HEAD; /* no more than what tells that it is one */
     fds.count = 0;
     pthread_mutex_unlock(&conn->lock);
     ssize_t n = vfmig_sock_recv(conn->fd, at, space, with_fds ? &fds : NULL, &conn->alarm,
@@ -376,7 +449,7 @@ static void await(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_n
             continue;
         }
         conn->led = leader = true;
-        int r = receive(conn, deadline_ns, &error);
+        int r = receive(conn, w, deadline_ns, &error);
         if (r == -ETIMEDOUT)
             break;
         if (r < 0)
@@ -440,7 +513,7 @@ int vfmig_conn_run(struct vfmig_conn *conn, struct vfmig_error *reterr)
     pthread_mutex_lock(&conn->lock);
     conn->led = true;
     while (conn->failed.code == 0)
-        if (receive(conn, VFMIG_NEVER, &error) < 0)
+        if (receive(conn, NULL, VFMIG_NEVER, &error) < 0)
             fail(conn, &error);
     conn->led = false;
     int r = copy_error(&conn->failed, reterr);
