@@ -8,6 +8,7 @@
 #define VFMIG_MAX_CHANNELS       16u          /* connections of one migration */
 #define VFMIG_MAX_VCPUS          64u          /* vCPUs of one guest */
 #define VFMIG_MAX_MSG_FDS        16u          /* descriptors in one vfio-user message */
+#define VFMIG_SEND_ROOM          (512u << 10) /* bytes sent on a vfio-user socket and not yet read */
 #define VFMIG_MAX_DATA_XFER      (1u << 20)   /* vfio-user data bytes offered by default */
 #define VFMIG_MAX_DATA_XFER_CAP  (64u << 20)  /* most that is ever negotiated */
 #define VFMIG_MAX_WINDOWS        8u           /* windows of device data in one shared area */

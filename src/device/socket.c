@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "device/internal.h"
+#include "io/sock.h"
 
 #define SEND_POLL_MS 100
 #define SMALL        128u
@@ -24,6 +25,7 @@ int socket_open(struct socket *s, int fd, uint32_t max_message)
     if (!s->buf)
         return -ENOMEM;
     vfmig_framer_init(&s->framer, s->buf, max_message, max_message);
+    vfmig_sock_send_room(fd);
     s->fd = fd;
     return 0;
 }

@@ -53,6 +53,13 @@ static int sock_error(int err, const char *what, struct vfmig_error *reterr)
     return vfmig_error_set(reterr, -err, VFMIG_ORIGIN_KERNEL, 0, "%s: %s", what, strerror(err));
 }
 
+void vfmig_sock_send_room(int fd)
+{
+    int bytes = VFMIG_SEND_ROOM;
+
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+}
+
 int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_error *reterr)
 {
     struct pollfd pfd = {.fd = fd, .events = events};

@@ -38,6 +38,10 @@ int vfmig_sock_connect(const char *address, uint64_t deadline_ns, int *ret_fd,
 int vfmig_sock_accept(int listener, uint64_t deadline_ns, int *ret_fd, struct vfmig_error *reterr);
 int vfmig_sock_pair(int ret_fds[2], struct vfmig_error *reterr);
 
+/* Makes room for what is sent and not yet read, so that sender and receiver of a large message work
+ * side by side instead of waiting for each other; as far as the system allows. */
+void vfmig_sock_send_room(int fd);
+
 /* Waits for POLLIN or POLLOUT: 0, -ETIMEDOUT. A hang-up counts as ready. */
 int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_error *reterr);
 

@@ -66,6 +66,7 @@ int vfmig_conn_new(int fd, uint32_t max_data, vfmig_conn_serve serve, void *opaq
         return r;
     }
     conn->fd = fd;
+    vfmig_sock_send_room(fd);
     conn->serve = serve;
     conn->opaque = opaque;
     conn->buffer = buffer;
