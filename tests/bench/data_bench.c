@@ -324,7 +324,7 @@ static void measure(struct bench *b, enum row row)
     struct vfmig_target *t = open_target(b, rows[row].dialect, rows[row].windows);
 
     if (!b->stream_size)
-        save_turn(b, t, BY_COPY, MESSAGE, b->stream);
+        save_turn(b, t, BY_COPY, 2 * PORTION + 4096, b->stream);
     our_turn(b, t, row); /* warm: pages of windows and sockets are there */
     for (unsigned i = 0; i < TURNS; i++) {
         for (unsigned s = 0; s < limits; s++)
