@@ -23,10 +23,15 @@ import time
 
 MIB = 1 << 20
 PAGE = 4096
+ATTEMPTS = 3
 
 
 class Failed(Exception):
     """The demo saw something that must not be."""
+
+
+class ByChance(Failed):
+    """What was to be shown did not happen: on a busy host a guest may be idle just then."""
 
 
 class Qmp:
@@ -202,12 +207,12 @@ def check_report(report, demo, way):
             need.append(f"no guest progress in {step['name']}")
     if not next(part["ns"] for part in report["parts"] if part["name"] == "destination resumed"):
         need.append("the guest ran at the destination before the grant")
-    if not report["dma-in-flight"]:
-        need.append("no DMA was in flight when N was asked for")
-    if not report["interrupts-latched"]:
-        need.append("no interrupt was latched")
     if need:
         raise Failed(f"{way}: " + "; ".join(need))
+    if not report["dma-in-flight"]:
+        raise ByChance(f"{way}: no DMA was in flight when N was asked for")
+    if not report["interrupts-latched"]:
+        raise ByChance(f"{way}: no interrupt was latched")
     return share
 
 
@@ -273,6 +278,19 @@ def run(demo):
     return ways
 
 
+def attempt(options):
+    for left in reversed(range(ATTEMPTS)):
+        demo = Demo(options)
+        try:
+            return run(demo)
+        except ByChance as error:
+            if not left:
+                raise
+            print(f"demo: {error}; once more", flush=True)
+        finally:
+            demo.close()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("build", type=pathlib.Path)
@@ -281,15 +299,12 @@ def main():
     parser.add_argument("--expect-failure", metavar="REGEX")
     options = parser.parse_args()
     options.build = options.build.resolve()
-    demo = Demo(options)
     try:
-        ways = run(demo)
+        ways = attempt(options)
     except (Failed, OSError, subprocess.TimeoutExpired, ValueError) as error:
         print(f"demo: FAILED: {error}")
         wanted = options.expect_failure and re.search(options.expect_failure, str(error))
         return 0 if wanted and isinstance(error, Failed) else 1
-    finally:
-        demo.close()
     total = {key: sum(way[key] for way in ways) for key in ("pages", "dmas", "irqs")}
 
     def each(key, form):

@@ -364,10 +364,9 @@ def test_resume_portions_out_of_order_are_error(client, window):
         portions += [portion[:1000], portion[1000:]]
     assert client.set_bits(Z) == 0
     window.put(portions[0])
-    client.call(wire.REGION_WRITE, wire.region(4096, wire.MIGRATION, 1000, portions[0]))
-    client.call(wire.REGION_WRITE, wire.region(SIZE, wire.MIGRATION, 8, struct.pack("=Q", 1000)))
-    for portion in portions[1:]:
-        client.call(wire.REGION_WRITE, wire.region(4096, wire.MIGRATION, len(portion), portion))
+    for portion in portions:  # the first one again; each goes where data_offset says
+        at = window.register(OFFSET)
+        client.call(wire.REGION_WRITE, wire.region(at, wire.MIGRATION, len(portion), portion))
         client.call(wire.REGION_WRITE, wire.region(SIZE, wire.MIGRATION, 8, struct.pack("=Q", len(portion))))
     assert client.set_bits(R) == errno.EBADMSG
     assert client.bits() == states.ERROR_BITS
