@@ -138,7 +138,7 @@ struct vfmig_device_ops {
     /* Data of one save or save_precopy call, whole and in the order of saving; reset() came
      * before the first. The bytes are known to be those of one save of a device with the same
      * state_format. They come from another machine: check them. A negative errno refuses them.
-     * [later: it is called again with the same data] */
+     * [later: it is called again with the same bytes, which may then be at another place] */
     int (*load)(void *user, const void *data, size_t size);
 
     /* All data was there and is loaded: last checks. Default: success. [later] */

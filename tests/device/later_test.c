@@ -5,6 +5,7 @@
 
 #include <semaphore.h>
 #include <sys/socket.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define MIG   VFMIG_REGION_MIGRATION
@@ -14,6 +15,7 @@
 enum callback { READ = 0, WRITE, RESET, STOP, START, SAVE_BEGIN, PRECOPY, SAVE, LOAD, LOAD_END,
                 CALLBACKS };
 #define BIT(callback) (1u << (callback))
+#define WINDOW        (1u << 20)
 #define ALL           (BIT(CALLBACKS) - 1)
 
 /* A device with STATE bytes that answers later whatever `defer` says, every second time it is
@@ -673,6 +675,103 @@ static void data_that_is_refused_later(void **state)
     free(data);
 }
 
+/* A client with a shared window, mapped. */
+static uint8_t *open_window(void)
+{
+    peer_end(peer);
+    peer = peer_start(slow.dev);
+    assert_int_equal(peer_version(peer, "{\"capabilities\":{\"vfmig\":{\"window\":1048576}}}"), 0);
+    int fd = peer_take_fd(peer, 0);
+    uint8_t *map = mmap(NULL, WINDOW, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    assert_true(map != MAP_FAILED);
+    close(fd);
+    return map;
+}
+
+static uint16_t send_window(uint32_t flags, uint64_t offset, uint32_t size)
+{
+    struct vfmig_user_window_message req = {{sizeof(req), flags}, {offset, size, 0}};
+    return peer_send(peer, VFMIG_USER_FEATURE, 0, &req, sizeof(req), NULL, 0);
+}
+
+#define WINDOW_READ  (VFMIG_USER_FEATURE_GET | VFMIG_USER_F_WINDOW_READ)
+#define WINDOW_WRITE (VFMIG_USER_FEATURE_SET | VFMIG_USER_F_WINDOW_WRITE)
+
+/* A read into the shared window and a write out of it wait as messages do. */
+static void the_shared_window_waits(void **state)
+{
+    struct vfmig_user_window_message got;
+    uint8_t *window = open_window();
+
+    fill_state();
+    assert_int_equal(peer_set_v2(peer, VFMIG_STATE_STOP_COPY), 0);
+    slow.defer = BIT(SAVE);
+    uint16_t id = send_window(WINDOW_READ, 4096, WINDOW - 4096);
+    for (unsigned i = 0; i < 3; i++) { /* two frames, and that there is no more */
+        wait_called();
+        assert_int_equal(data_read(100), -EBUSY);
+        assert_int_equal(peer_wait(peer, send_window(WINDOW_READ, 0, 10)), -EBUSY);
+        assert_int_equal(peer_get_v2(peer), VFMIG_STATE_STOP_COPY);
+        end(SAVE, 0);
+    }
+    assert_int_equal(peer_wait(peer, id), 0);
+    memcpy(&got, peer->reply, sizeof(got));
+    assert_int_equal(got.head.argsz, sizeof(got));
+    assert_int_equal(got.place.offset, 4096);
+    assert_true(got.place.size > STATE && got.place.size < WINDOW - 4096);
+
+    uint8_t *data = malloc(got.place.size);
+    memcpy(data, window + 4096, got.place.size);
+    munmap(window, WINDOW);
+    slow.defer = 0;
+    window = open_window();
+    memset(slow.state, 0, STATE);
+    assert_int_equal(peer_set_v2(peer, VFMIG_STATE_RESUMING), 0);
+    slow.again[LOAD] = false;
+    slow.defer = BIT(LOAD);
+    memcpy(window, data, got.place.size);
+    id = send_window(WINDOW_WRITE, 0, got.place.size);
+    wait_called();
+    assert_int_equal(peer_set_v1(peer, 1), -EBUSY);
+    memset(window, 0, WINDOW); /* too late: the write was taken */
+    assert_int_equal(peer_load_v2(peer, data, 8, 8), -EBUSY);
+    end(LOAD, 0);
+    wait_called();
+    end(LOAD, 0);
+    assert_int_equal(peer_wait(peer, id), 0);
+    assert_int_equal(peer->reply_size, sizeof(got));
+    assert_int_equal(peer_set_v1(peer, 1), 0);
+    check_state();
+    munmap(window, WINDOW);
+    free(data);
+}
+
+/* The client goes away, and its memory with it, while the device is asked for what goes there. */
+static void a_client_that_is_lost_takes_its_windows(void **state)
+{
+    for (unsigned v1 = 0; v1 < 2; v1++) {
+        munmap(open_window(), WINDOW);
+        assert_int_equal(peer_set_v2(peer, VFMIG_STATE_STOP_COPY), 0);
+        slow.again[SAVE] = false;
+        slow.defer = BIT(SAVE);
+        if (v1)
+            send_access(VFMIG_USER_REGION_READ, MIG, 16, 8);
+        else
+            send_window(WINDOW_READ, 0, WINDOW);
+        wait_called();
+        struct vfmig_later handle = slow.handle[SAVE];
+        slow.defer = 0;
+        peer_end(peer);
+        vfmig_later_done(handle, 0);
+        peer = peer_start(slow.dev);
+        assert_int_equal(peer_version(peer, NULL), 0);
+        uint8_t *data;
+        assert_int_equal(peer_set_v1(peer, 2), 0);
+        assert_true(peer_save_v1(peer, &data) > STATE);
+        free(data);
+    }
+}
+
 #define LATER(test) cmocka_unit_test_setup_teardown(test, open_device, close_device)
 
 int main(void)
@@ -694,6 +793,8 @@ int main(void)
         LATER(the_window_waits),
         LATER(data_that_is_being_taken),
         LATER(data_that_is_refused_later),
+        LATER(the_shared_window_waits),
+        LATER(a_client_that_is_lost_takes_its_windows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
