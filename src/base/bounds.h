@@ -28,6 +28,8 @@
 #define VFMIG_MAX_FLUSH_READS    64u          /* receives of owner messages before a state write */
 #define VFMIG_MAX_LOG_BYTES      (256ull << 20) /* bitmaps of the DMA log */
 #define VFMIG_MAX_LOG_RANGES     4096u        /* ranges of the DMA log */
+#define VFMIG_MAX_LOG_RESTS      256u         /* parts of its pages that a report did not cover */
+#define VFMIG_MAX_LOG_PAGE       (1ull << 30) /* bytes of a page of the DMA log */
 #define VFMIG_MAX_LATER_BYTES    VFMIG_MAX_DATA_XFER_CAP /* data of accesses answered later */
 
 /* Migration stream (tables/stream.def). Pages go straight into guest memory; everything else is

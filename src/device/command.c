@@ -308,41 +308,36 @@ static int dma_map_command(struct client *c, struct vfmig_user_msg *msg)
     return r < 0 ? r : reply_empty(c, msg);
 }
 
-/* The bitmap of what is being unmapped: access has stopped, so the bits are final. */
-static int unmap_bitmap(struct vfmig_device *dev, const struct vfmig_user_dma_unmap *un,
-                        struct vfmig_user_bitmap *bitmap, uint8_t **ret_data)
+/* Everything that can fail comes before the mapping goes. *ret_data: reply after the echo. */
+static int prepare_unmap_bitmap(const struct client *c, const struct vfmig_user_dma_unmap *un,
+                                const struct vfmig_user_bitmap *bitmap, uint8_t **ret_data,
+                                uint32_t *ret_size)
 {
-    uint64_t bytes = log_bitmap_bytes(un->size, bitmap->pgsize);
-    uint64_t *data = calloc(1, (size_t)bytes);
-
-    if (!data)
+    if (c->dev->log.mode == LOG_OFF || bitmap->pgsize < PAGE ||
+        (bitmap->pgsize & (bitmap->pgsize - 1)) || !log_covers(c->dev, un->address, un->size))
+        return -EINVAL;
+    struct vfmig_user_bitmap told = {bitmap->pgsize, log_bitmap_bytes(un->size, bitmap->pgsize)};
+    if (told.size > bitmap->size)
+        return -EINVAL;
+    if (told.size > c->client_max_data)
+        return -E2BIG;
+    *ret_size = (uint32_t)(sizeof(told) + told.size);
+    *ret_data = calloc(1, *ret_size);
+    if (!*ret_data)
         return -ENOMEM;
-    int r = log_report(dev, un->address, un->size, bitmap->pgsize, data);
-    if (r < 0 && r != -ENOENT) {
-        free(data);
-        return r;
-    }
-    bitmap->size = bytes;
-    *ret_data = (uint8_t *)data;
+    memcpy(*ret_data, &told, sizeof(told));
     return 0;
 }
 
-static int check_unmap_bitmap(const struct client *c, const struct vfmig_user_dma_unmap *un,
-                              const struct vfmig_user_bitmap *bitmap)
+/* Access by this process has stopped, so its bits are final; of messages under way the log is told
+ * now what they may still write, and the answer waits for them. */
+static void take_unmap_bitmap(struct vfmig_device *dev, const struct vfmig_user_dma_unmap *un,
+                              uint8_t *data)
 {
-    if (c->dev->log.mode == LOG_OFF || bitmap->pgsize < PAGE || (bitmap->pgsize & (bitmap->pgsize - 1)))
-        return -EINVAL;
-    uint64_t bytes = log_bitmap_bytes(un->size, bitmap->pgsize);
-    if (bytes > bitmap->size)
-        return -EINVAL;
-    return bytes > c->client_max_data ? -E2BIG : 0;
-}
+    const struct vfmig_user_bitmap *bitmap = (const void *)data;
 
-static void unmap_all(struct vfmig_device *dev)
-{
-    for (uint32_t i = 0; i < dev->dma.count; i++)
-        log_unmapped(dev, dev->dma.list[i].iova, dev->dma.list[i].size);
-    dma_map_clear(dev);
+    message_mark(dev, un->address, un->size);
+    log_report(dev, un->address, un->size, bitmap->pgsize, (uint64_t *)(void *)(bitmap + 1));
 }
 
 static int dma_unmap_command(struct client *c, struct vfmig_user_msg *msg)
@@ -354,44 +349,35 @@ static int dma_unmap_command(struct client *c, struct vfmig_user_msg *msg)
     } VFMIG_PACKED req = {0};
     uint64_t id;
     uint8_t *data = NULL;
+    uint32_t data_size = 0;
     int r = 0;
 
     memcpy(&req, msg->payload, msg->size < sizeof(req) ? msg->size : sizeof(req));
     bool all = req.un.flags & VFMIG_USER_UNMAP_F_ALL;
-    bool bits = req.un.flags & VFMIG_USER_UNMAP_F_BITMAP;
-    if (bits)
-        r = check_unmap_bitmap(c, &req.un, &req.bitmap);
-    if (r < 0)
-        return r;
+    if (req.un.flags & VFMIG_USER_UNMAP_F_BITMAP) {
+        r = prepare_unmap_bitmap(c, &req.un, &req.bitmap, &data, &data_size);
+        if (r < 0)
+            return r;
+        req.un.argsz = (uint32_t)sizeof(req.un) + data_size;
+    }
     struct pending *p = server_defer(c, &msg->header, &req, sizeof(req.un), &id);
     if (!p)
-        return -EBUSY;
-    if (all)
-        unmap_all(dev);
+        r = -EBUSY;
+    else if (all)
+        dma_map_clear(dev);
     else
         r = dma_map_remove(dev, req.un.address, req.un.size);
-    if (r == 0 && bits)
-        r = unmap_bitmap(dev, &req.un, &req.bitmap, &data);
     if (r < 0) {
-        p->client = NULL;
+        free(data);
+        if (p)
+            p->client = NULL;
         return r;
     }
-    if (!all)
-        log_unmapped(dev, req.un.address, req.un.size);
-    if (bits) {
-        req.un.argsz = (uint32_t)(sizeof(req) + req.bitmap.size);
-        memcpy(p->echo, &req, sizeof(req.un));
-        p->data_size = (uint32_t)(sizeof(req.bitmap) + req.bitmap.size);
-        p->data = malloc(p->data_size);
-        if (!p->data) {
-            free(data);
-            p->client = NULL;
-            return -ENOMEM;
-        }
-        memcpy(p->data, &req.bitmap, sizeof(req.bitmap));
-        memcpy(p->data + sizeof(req.bitmap), data, req.bitmap.size);
-        free(data);
-    }
+    if (data)
+        take_unmap_bitmap(dev, &req.un, data);
+    log_unmapped(dev, req.un.address, all ? 0 : req.un.size); /* from 0, 0 bytes: up to the top */
+    p->data = data;
+    p->data_size = data_size;
     p->unmap = true;
     dev->pending_unmaps++;
     p->iova = req.un.address;

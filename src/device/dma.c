@@ -120,6 +120,15 @@ int dma_map_remove(struct vfmig_device *dev, uint64_t iova, uint64_t size)
     return 0;
 }
 
+/* On the serving thread, which alone changes the map. */
+bool dma_map_touches(const struct vfmig_device *dev, uint64_t iova, uint64_t size)
+{
+    const struct dma_map *map = &dev->dma;
+    uint32_t at = find(map, iova);
+
+    return at < map->count && map->list[at].iova <= iova + (size - 1);
+}
+
 void dma_map_clear(struct vfmig_device *dev)
 {
     struct dma_map *map = &dev->dma;

@@ -69,23 +69,34 @@ struct dma_message {
 #define GATE_GEN      (~(GATE_SHUT_BIT | GATE_COUNT))
 #define GATE_GEN_ONE  (1ull << 32)
 
-/* One logged range. */
+/* One logged range: bytes [iova, last]. Bit 0 is page number base, a multiple of 64. */
 struct log_range {
     uint64_t iova, last;
-    uint64_t base, pages; /* of the bitmap: whole pages of the log */
+    uint64_t base, words;
     uint64_t *bitmap;
 };
 
-enum log_mode { LOG_OFF = 0, LOG_ON, LOG_FROZEN };
+/* Dirty bytes of a page whose bit was taken by a report that did not cover them. */
+struct log_rest {
+    uint64_t iova, last;
+};
 
-struct dma_log {
-    pthread_rwlock_t lock; /* readers: whoever marks; writer: start, stop, map, unmap */
-    enum log_mode mode;
+struct log_set {
     bool everything; /* no ranges were given: follows the DMA map */
     uint32_t page_shift;
     struct log_range *list; /* by iova */
     uint32_t count, room;
     uint64_t bytes;
+    uint32_t rest_count;
+    struct log_rest rest[VFMIG_MAX_LOG_RESTS];
+};
+
+enum log_mode { LOG_OFF = 0, LOG_ON, LOG_FROZEN };
+
+struct dma_log {
+    pthread_rwlock_t lock; /* readers: whoever marks; writer: start, stop, map, unmap, report */
+    enum log_mode mode;
+    struct log_set set;
 };
 
 /* Id of a request that nobody waits for. */
@@ -444,6 +455,7 @@ void dma_by_message(struct vfmig_device *dev, bool all);
 /* Up to room struct vfmig_user_map_entry from *next on. */
 uint32_t dma_map_entries(struct vfmig_device *dev, uint64_t *next, void *entries, uint32_t room,
                          bool *ret_more);
+bool dma_map_touches(const struct vfmig_device *dev, uint64_t iova, uint64_t size);
 void dma_gate_shut(struct vfmig_device *dev);
 void dma_gate_open(struct vfmig_device *dev);
 void dma_gate_cut(struct vfmig_device *dev);
@@ -463,7 +475,10 @@ bool message_receive_direct(struct vfmig_device *dev);
 void message_abort(struct vfmig_device *dev, int err);
 /* The connection has ended: replies that were still to come will not. */
 void message_forget(struct vfmig_device *dev);
+/* Is a message for [iova, iova + size) under way (size 0: any)? */
 bool message_touches(struct vfmig_device *dev, uint64_t iova, uint64_t size);
+/* Marks in the log what messages under way write there. */
+void message_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 
 /* guard.c: -EFAULT instead of SIGBUS when the file behind a mapping is gone. Armed with every
  * mapping. */
@@ -487,7 +502,10 @@ void log_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t page_size,
                uint64_t *bitmap);
 int log_mapped(struct vfmig_device *dev, uint64_t iova, uint64_t size);
+/* Every mapping in [iova, iova + size). */
 void log_unmapped(struct vfmig_device *dev, uint64_t iova, uint64_t size);
+/* Is any of it logged? */
+bool log_covers(const struct vfmig_device *dev, uint64_t iova, uint64_t size);
 uint64_t log_bitmap_bytes(uint64_t size, uint64_t page_size);
 int log_dirty_pages(struct client *c, struct vfmig_user_msg *msg);
 int log_feature(struct client *c, struct vfmig_user_msg *msg, uint32_t feature, bool set);

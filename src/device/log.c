@@ -1,7 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* DIRTY TRACKING of the device's own DMA (C27, C28, C30, C40): one bitmap for each logged range,
- * served in both dialects. Writers set bits under the reader's side of the lock; a report takes
- * each word atomically. Memory that was written by message is the client's to mark. */
+/* DIRTY TRACKING of the device's own DMA (C27, C28, C30, C40), in both dialects.
+ *
+ * The log is a set of bytes. A write adds every page of the log that it touches, as far as that
+ * page is inside the logged range; a report says which of its pages overlap the set, and takes its
+ * own range out of it. So no page is lost and none is invented, whatever the page sizes of log and
+ * report and wherever a report begins and ends.
+ *
+ * Each range has a bitmap. Bit 0 is a page number that is a multiple of 64, so that the words of
+ * all ranges and of most reports coincide. Whoever marks sets bits atomically under the reader's
+ * side of the lock; a report takes a few kilobytes of words at a time under the writer's side,
+ * where it can copy and clear them at memory speed. Of a page of the log that a report covers
+ * partly, what it did not cover is remembered as bytes ("rests").
+ *
+ * Ranges, rests and mode are changed by the serving thread alone, which may therefore read them
+ * without the lock. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,21 +22,34 @@
 #include "base/sabotage.h"
 #include "device/internal.h"
 
+#define TAKE_WORDS 512u /* taken under the lock at once */
+
+_Static_assert(VFMIG_MAX_LOG_RANGES >= VFMIG_MAX_DMA_REGIONS, "every mapping can be logged");
+
+/* Marks come all the time: without preference for the writer a report would wait for ever. */
 void log_init(struct dma_log *log)
 {
+    pthread_rwlockattr_t attr;
+
     memset(log, 0, sizeof(*log));
-    pthread_rwlock_init(&log->lock, NULL);
+    pthread_rwlockattr_init(&attr);
+    pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&log->lock, &attr);
+    pthread_rwlockattr_destroy(&attr);
+}
+
+static void free_ranges(struct log_set *set)
+{
+    for (uint32_t i = 0; i < set->count; i++)
+        free(set->list[i].bitmap);
+    free(set->list);
+    memset(set, 0, sizeof(*set));
 }
 
 /* Writer's lock held. */
 static void forget(struct dma_log *log)
 {
-    for (uint32_t i = 0; i < log->count; i++)
-        free(log->list[i].bitmap);
-    free(log->list);
-    log->list = NULL;
-    log->count = log->room = 0;
-    log->bytes = 0;
+    free_ranges(&log->set);
     log->mode = LOG_OFF;
 }
 
@@ -40,14 +65,26 @@ uint64_t log_bitmap_bytes(uint64_t size, uint64_t page_size)
     return (pages / 64 + (pages % 64 != 0)) * 8;
 }
 
-/* Index of the first range that ends at or after iova. */
-static uint32_t find(const struct dma_log *log, uint64_t iova)
+static uint64_t later(uint64_t a, uint64_t b)
 {
-    uint32_t low = 0, high = log->count;
+    return a > b ? a : b;
+}
+
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- ranges --------------------------------------------------------------------------------- */
+
+/* Index of the first range that ends at or after iova. */
+static uint32_t find(const struct log_set *set, uint64_t iova)
+{
+    uint32_t low = 0, high = set->count;
 
     while (low < high) {
         uint32_t mid = low + (high - low) / 2;
-        if (log->list[mid].last < iova)
+        if (set->list[mid].last < iova)
             low = mid + 1;
         else
             high = mid;
@@ -55,61 +92,95 @@ static uint32_t find(const struct dma_log *log, uint64_t iova)
     return low;
 }
 
-/* Writer's lock held. The bits are of whole pages of the log; two ranges may lie in one. */
-static int add_range(struct dma_log *log, uint64_t iova, uint64_t size)
+/* Two ranges may share a page of the log: each has a bit for its own part of it. */
+static int add_range(struct log_set *set, uint64_t iova, uint64_t size)
 {
-    uint64_t mask = (UINT64_C(1) << log->page_shift) - 1;
-    uint64_t base = iova & ~mask, end = iova + (size - 1);
-    uint64_t pages = (end >> log->page_shift) - (base >> log->page_shift) + 1;
-    uint64_t bytes = vfmig_bitmap_words(pages) * 8;
-    uint32_t at = find(log, iova);
+    struct log_range range = {.iova = iova, .last = iova + (size - 1)};
+    uint32_t at = find(set, iova);
 
-    if (at < log->count && log->list[at].iova <= end)
+    if (size == 0 || range.last < iova)
+        return -EOVERFLOW;
+    range.base = (iova >> set->page_shift) & ~UINT64_C(63);
+    range.words = ((range.last >> set->page_shift) - range.base) / 64 + 1;
+    if (at < set->count && set->list[at].iova <= range.last)
         return -EINVAL;
-    if (log->count == VFMIG_MAX_LOG_RANGES || bytes > VFMIG_MAX_LOG_BYTES - log->bytes)
+    if (set->count == VFMIG_MAX_LOG_RANGES ||
+        range.words > (VFMIG_MAX_LOG_BYTES - set->bytes) / 8)
         return -E2BIG;
-    if (log->count == log->room) {
-        uint32_t room = log->room ? log->room * 2 : 16;
-        struct log_range *list = realloc(log->list, room * sizeof(*list));
+    if (set->count == set->room) {
+        uint32_t room = set->room ? set->room * 2 : 16;
+        struct log_range *list = realloc(set->list, room * sizeof(*list));
         if (!list)
             return -ENOMEM;
-        log->list = list;
-        log->room = room;
+        set->list = list;
+        set->room = room;
     }
-    uint64_t *bitmap = calloc(1, (size_t)bytes);
-    if (!bitmap)
+    range.bitmap = calloc((size_t)range.words, 8);
+    if (!range.bitmap)
         return -ENOMEM;
-    memmove(&log->list[at + 1], &log->list[at], (log->count - at) * sizeof(log->list[0]));
-    log->list[at] = (struct log_range){iova, end, base, pages, bitmap};
-    log->count++;
-    log->bytes += bytes;
+    memmove(&set->list[at + 1], &set->list[at], (set->count - at) * sizeof(range));
+    set->list[at] = range;
+    set->count++;
+    set->bytes += range.words * 8;
     return 0;
+}
+
+/* Takes [iova, last] out of the rests. A rest that would have to be split when there is no room
+ * stays whole: reported once too often, but not lost. */
+static void cut_rests(struct log_set *set, uint64_t iova, uint64_t last)
+{
+    for (uint32_t i = 0; i < set->rest_count;) {
+        struct log_rest *rest = &set->rest[i];
+        if (rest->last < iova || rest->iova > last) {
+            i++;
+            continue;
+        }
+        bool left = rest->iova < iova;
+        bool right = rest->last > last;
+        if (left && right) {
+            if (set->rest_count < VFMIG_MAX_LOG_RESTS) {
+                set->rest[set->rest_count++] = (struct log_rest){last + 1, rest->last};
+                rest->last = iova - 1;
+            }
+            i++;
+        } else if (left) {
+            rest->last = iova - 1;
+            i++;
+        } else if (right) {
+            rest->iova = last + 1;
+            i++;
+        } else {
+            *rest = set->rest[--set->rest_count];
+        }
+    }
 }
 
 int log_start(struct vfmig_device *dev, uint64_t page_size,
               const struct vfmig_user_log_range *ranges, uint32_t count)
 {
     struct dma_log *log = &dev->log;
+    struct log_set fresh = {.everything = count == 0};
     int r = 0;
 
-    if (page_size < PAGE || (page_size & (page_size - 1)) || page_size > (1ull << 30))
+    if (page_size < PAGE || (page_size & (page_size - 1)) || page_size > VFMIG_MAX_LOG_PAGE)
         return -EINVAL;
+    fresh.page_shift = (uint32_t)__builtin_ctzll(page_size);
+    for (uint32_t i = 0; r == 0 && i < count; i++)
+        r = add_range(&fresh, ranges[i].iova, ranges[i].length);
+    for (uint32_t i = 0; r == 0 && count == 0 && i < dev->dma.count; i++)
+        r = add_range(&fresh, dev->dma.list[i].iova, dev->dma.list[i].size);
+    if (r < 0) { /* a start that is refused leaves a frozen log as it is */
+        free_ranges(&fresh);
+        return r;
+    }
+    if (vfmig_sabotage("log-not-clean-on-start") && fresh.count)
+        vfmig_bitmap_set(fresh.list[0].bitmap, (fresh.list[0].iova >> fresh.page_shift) % 64);
     pthread_rwlock_wrlock(&log->lock);
     forget(log); /* C27: clean */
-    log->page_shift = (uint32_t)__builtin_ctzll(page_size);
-    log->everything = count == 0;
-    for (uint32_t i = 0; r == 0 && i < count; i++)
-        r = add_range(log, ranges[i].iova, ranges[i].length);
-    for (uint32_t i = 0; r == 0 && count == 0 && i < dev->dma.count; i++)
-        r = add_range(log, dev->dma.list[i].iova, dev->dma.list[i].size);
-    if (vfmig_sabotage("log-not-clean-on-start") && log->count)
-        vfmig_bitmap_set(log->list[0].bitmap, 0);
-    if (r == 0)
-        log->mode = LOG_ON;
-    else
-        forget(log);
+    log->set = fresh;
+    log->mode = LOG_ON;
     pthread_rwlock_unlock(&log->lock);
-    return r;
+    return 0;
 }
 
 int log_stop(struct vfmig_device *dev)
@@ -134,52 +205,248 @@ void log_client_reset(struct vfmig_device *dev)
     pthread_rwlock_unlock(&dev->log.lock);
 }
 
-void log_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size)
-{
-    struct dma_log *log = &dev->log;
-    uint64_t last = iova + (size - 1);
-
-    if (size == 0 || vfmig_sabotage("dma-not-logged"))
-        return;
-    pthread_rwlock_rdlock(&log->lock);
-    for (uint32_t i = log->mode == LOG_ON ? find(log, iova) : log->count; i < log->count; i++) {
-        const struct log_range *range = &log->list[i];
-        if (range->iova > last)
-            break;
-        uint64_t from = (iova > range->iova ? iova : range->iova) - range->base;
-        uint64_t to = (last < range->last ? last : range->last) - range->base;
-        uint64_t first = from >> log->page_shift;
-        vfmig_bitmap_set_range_atomic(range->bitmap, first, (to >> log->page_shift) - first + 1);
-    }
-    pthread_rwlock_unlock(&log->lock);
-}
-
 int log_mapped(struct vfmig_device *dev, uint64_t iova, uint64_t size)
 {
     struct dma_log *log = &dev->log;
     int r = 0;
 
-    if (log->mode == LOG_ON && log->everything) {
+    if (log->mode == LOG_ON && log->set.everything) {
         pthread_rwlock_wrlock(&log->lock);
-        r = add_range(log, iova, size);
+        r = add_range(&log->set, iova, size);
         pthread_rwlock_unlock(&log->lock);
     }
     return r;
 }
 
+/* Where ranges were given, they are of addresses and not of mappings, and keep their bits; so does
+ * a frozen log (C28). */
 void log_unmapped(struct vfmig_device *dev, uint64_t iova, uint64_t size)
 {
     struct dma_log *log = &dev->log;
+    struct log_set *set = &log->set;
+    uint64_t last = iova + (size - 1);
 
+    if (!set->everything || (log->mode != LOG_ON && !vfmig_sabotage("frozen-log-unmapped")))
+        return;
     pthread_rwlock_wrlock(&log->lock);
-    uint32_t at = log->mode == LOG_OFF ? log->count : find(log, iova);
-    if (log->everything && at < log->count && log->list[at].iova == iova) {
-        log->bytes -= vfmig_bitmap_words(log->list[at].pages) * 8;
-        free(log->list[at].bitmap);
-        log->count--;
-        memmove(&log->list[at], &log->list[at + 1], (log->count - at) * sizeof(log->list[0]));
+    uint32_t at = find(set, iova), end = at;
+    for (; end < set->count && set->list[end].iova <= last; end++) {
+        set->bytes -= set->list[end].words * 8;
+        free(set->list[end].bitmap);
+    }
+    if (end > at)
+        memmove(&set->list[at], &set->list[end], (set->count - end) * sizeof(set->list[0]));
+    set->count -= end - at;
+    cut_rests(set, iova, last);
+    pthread_rwlock_unlock(&log->lock);
+}
+
+void log_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size)
+{
+    struct dma_log *log = &dev->log;
+    const struct log_set *set = &log->set;
+    uint64_t last = iova + (size - 1);
+
+    if (size == 0 || vfmig_sabotage("dma-not-logged"))
+        return;
+    pthread_rwlock_rdlock(&log->lock);
+    for (uint32_t i = log->mode == LOG_ON ? find(set, iova) : set->count; i < set->count; i++) {
+        const struct log_range *range = &set->list[i];
+        if (range->iova > last)
+            break;
+        uint64_t first = later(iova, range->iova) >> set->page_shift;
+        uint64_t end = earlier(last, range->last) >> set->page_shift;
+        vfmig_bitmap_set_range_atomic(range->bitmap, first - range->base, end - first + 1);
     }
     pthread_rwlock_unlock(&log->lock);
+}
+
+/* ---- reports -------------------------------------------------------------------------------- */
+
+/* [iova, last] in pages of 1 << shift bytes. */
+struct view {
+    uint64_t iova, last;
+    uint32_t shift;
+    uint64_t *bitmap;
+};
+
+/* The part of one range that a report covers: bytes [from, to], in pages [first, end]. */
+struct part {
+    const struct log_range *range;
+    uint64_t from, to, first, end;
+};
+
+static void put(const struct view *view, uint64_t from, uint64_t to)
+{
+    uint64_t bit = (from - view->iova) >> view->shift;
+
+    vfmig_bitmap_set_range(view->bitmap, bit, ((to - view->iova) >> view->shift) - bit + 1);
+}
+
+/* Same pages in log and report: a word is a word, or is shifted into two. The first page of the
+ * report may be inside the first word; bits below it are 0. */
+static void put_words(const struct view *view, uint64_t page, const uint64_t *words, uint32_t count)
+{
+    uint64_t first = view->iova >> view->shift;
+    uint32_t shift = (uint32_t)(-first % 64);
+
+    if (shift == 0) {
+        uint64_t *to = view->bitmap + (page - first) / 64;
+        for (uint32_t i = 0; i < count; i++)
+            to[i] |= words[i];
+        return;
+    }
+    int64_t at = (int64_t)((page + 64 - first) / 64) - 1; /* -1: nothing is below bit 0 */
+    for (uint32_t i = 0; i < count; i++, at++) {
+        uint64_t low = words[i] << shift, high = words[i] >> (64 - shift);
+        if (low)
+            view->bitmap[at] |= low;
+        if (high)
+            view->bitmap[at + 1] |= high;
+    }
+}
+
+/* Other pages: a word of dirty pages is one page of the report, or its runs of ones are. */
+static void put_runs(const struct view *view, const struct part *part, uint32_t shift,
+                     uint64_t page, uint64_t word)
+{
+    uint64_t mask = (UINT64_C(1) << shift) - 1;
+
+    while (word) {
+        uint32_t low = (uint32_t)__builtin_ctzll(word);
+        uint32_t high = 63 - (uint32_t)__builtin_clzll(word);
+        uint64_t from = later(part->from, (page + low) << shift);
+        uint64_t to = earlier(part->to, ((page + high) << shift) | mask);
+        if ((from - view->iova) >> view->shift == (to - view->iova) >> view->shift) {
+            put(view, from, to);
+            return;
+        }
+        uint64_t after = ~(word >> low); /* 0: ones up to the top */
+        uint32_t ones = low == 0 && after == 0 ? 64 : (uint32_t)__builtin_ctzll(after);
+        to = earlier(part->to, ((page + low + ones - 1) << shift) | mask);
+        put(view, from, to);
+        word = low + ones == 64 ? 0 : word & (~UINT64_C(0) << (low + ones));
+    }
+}
+
+/* Takes count words of a range, of the first and the last only the bits of their masks. False:
+ * nothing was set. */
+static bool take(struct dma_log *log, uint64_t *words, uint32_t count, uint64_t head, uint64_t tail,
+                 uint64_t *out)
+{
+    uint64_t any = 0;
+
+    pthread_rwlock_wrlock(&log->lock);
+    for (uint32_t i = 0; i < count; i++)
+        any |= words[i];
+    if (any) {
+        memcpy(out, words, count * sizeof(*out));
+        out[0] &= head;
+        out[count - 1] &= tail;
+        bool keep = vfmig_sabotage("log-not-cleared");
+        for (uint32_t i = 0; i < count && !keep; i++)
+            words[i] &= ~out[i];
+    }
+    pthread_rwlock_unlock(&log->lock);
+    return any != 0;
+}
+
+/* Bytes of a page of the log that a report took and did not cover. With no room for them the page
+ * becomes dirty again as a whole. */
+static void add_rest(struct dma_log *log, const struct log_range *range, uint64_t iova,
+                     uint64_t last)
+{
+    struct log_set *set = &log->set;
+
+    if (vfmig_sabotage("log-rest-lost"))
+        return;
+    cut_rests(set, iova, last);
+    if (set->rest_count < VFMIG_MAX_LOG_RESTS) {
+        set->rest[set->rest_count++] = (struct log_rest){iova, last};
+        return;
+    }
+    pthread_rwlock_wrlock(&log->lock);
+    vfmig_bitmap_set(range->bitmap, (iova >> set->page_shift) - range->base);
+    pthread_rwlock_unlock(&log->lock);
+}
+
+static void add_rests(struct dma_log *log, const struct part *part, bool first_set, bool end_set)
+{
+    const struct log_range *range = part->range;
+    uint32_t shift = log->set.page_shift;
+    uint64_t begin = later(range->iova, part->first << shift);
+    uint64_t end = earlier(range->last, (part->end << shift) | ((UINT64_C(1) << shift) - 1));
+
+    if (first_set && begin < part->from)
+        add_rest(log, range, begin, part->from - 1);
+    if (end_set && end > part->to)
+        add_rest(log, range, part->to + 1, end);
+}
+
+static void take_part(struct dma_log *log, const struct part *part, const struct view *view)
+{
+    const struct log_range *range = part->range;
+    uint32_t shift = log->set.page_shift;
+    bool same = view->shift == shift && (view->iova & ((UINT64_C(1) << shift) - 1)) == 0;
+    bool first_set = false, end_set = false;
+    uint64_t words[TAKE_WORDS];
+    uint64_t w = (part->first - range->base) / 64, stop = (part->end - range->base) / 64 + 1;
+
+    while (w < stop) {
+        uint32_t count = stop - w < TAKE_WORDS ? (uint32_t)(stop - w) : TAKE_WORDS;
+        uint64_t page = range->base + w * 64;
+        bool is_head = page <= part->first, is_tail = w + count == stop;
+        uint64_t head = is_head ? ~UINT64_C(0) << (part->first % 64) : ~UINT64_C(0);
+        uint64_t tail = is_tail ? ~UINT64_C(0) >> (63 - part->end % 64) : ~UINT64_C(0);
+        if (take(log, range->bitmap + w, count, head, tail, words)) {
+            first_set |= is_head && vfmig_bitmap_test(words, part->first % 64);
+            end_set |= is_tail && vfmig_bitmap_test(words + count - 1, part->end % 64);
+            if (same)
+                put_words(view, page, words, count);
+            for (uint32_t i = 0; !same && i < count; i++)
+                put_runs(view, part, shift, page + i * 64, words[i]);
+        }
+        w += count;
+    }
+    add_rests(log, part, first_set, end_set);
+}
+
+int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t page_size,
+               uint64_t *bitmap)
+{
+    struct dma_log *log = &dev->log;
+    struct log_set *set = &log->set;
+    bool any = false;
+
+    if (log->mode == LOG_OFF || page_size < PAGE || (page_size & (page_size - 1)))
+        return -EINVAL;
+    struct view view = {iova, iova + (size - 1), (uint32_t)__builtin_ctzll(page_size), bitmap};
+    for (uint32_t i = find(set, iova); i < set->count && set->list[i].iova <= view.last; i++) {
+        struct part part = {
+            .range = &set->list[i],
+            .from = later(iova, set->list[i].iova),
+            .to = earlier(view.last, set->list[i].last),
+        };
+        part.first = part.from >> set->page_shift;
+        part.end = part.to >> set->page_shift;
+        take_part(log, &part, &view);
+        any = true;
+    }
+    for (uint32_t i = 0; i < set->rest_count; i++)
+        if (set->rest[i].iova <= view.last && set->rest[i].last >= iova)
+            put(&view, later(iova, set->rest[i].iova), earlier(view.last, set->rest[i].last));
+    cut_rests(set, iova, view.last);
+    /* What was mapped after the log was frozen has not been written before. But silence about
+     * memory that nobody logs would be a lie. */
+    return any || (set->everything && dma_map_touches(dev, iova, size)) ? 0 : -ENOENT;
+}
+
+bool log_covers(const struct vfmig_device *dev, uint64_t iova, uint64_t size)
+{
+    const struct log_set *set = &dev->log.set;
+    uint32_t at = find(set, iova);
+
+    return set->everything || (at < set->count && set->list[at].iova <= iova + (size - 1));
 }
 
 void log_forget(struct vfmig_device *dev)
@@ -189,25 +456,12 @@ void log_forget(struct vfmig_device *dev)
     pthread_rwlock_unlock(&dev->log.lock);
 }
 
-/* A page of the log, as far as it lies in the range. */
-static uint64_t page_start(const struct dma_log *log, const struct log_range *range, uint64_t bit)
-{
-    uint64_t start = range->base + (bit << log->page_shift);
-    return start > range->iova ? start : range->iova;
-}
-
-static uint64_t page_end(const struct dma_log *log, const struct log_range *range, uint64_t bit)
-{
-    uint64_t end = range->base + ((bit + 1) << log->page_shift) - 1;
-    return end < range->last ? end : range->last;
-}
-
 /* Takes the run of dirty pages at bit, all of it; returns the bit behind it. */
 static uint64_t take_run(const struct log_range *range, uint64_t bit)
 {
     uint64_t mask = UINT64_C(1) << (bit % 64);
 
-    while (bit < range->pages &&
+    while (bit < range->words * 64 &&
            (__atomic_fetch_and(&range->bitmap[bit / 64], ~mask, __ATOMIC_ACQ_REL) & mask)) {
         bit++;
         mask = UINT64_C(1) << (bit % 64);
@@ -215,113 +469,41 @@ static uint64_t take_run(const struct log_range *range, uint64_t bit)
     return bit;
 }
 
+/* The rests first, whatever *next is: they are few, and gone once they were told. */
 uint32_t log_take_ranges(struct vfmig_device *dev, uint64_t *next, void *entries, uint32_t room,
                          bool *ret_more)
 {
     struct dma_log *log = &dev->log;
+    struct log_set *set = &log->set;
     struct vfmig_user_log_range *to = entries;
     uint32_t count = 0;
 
+    for (; set->rest_count && count < room; count++) {
+        const struct log_rest *rest = &set->rest[--set->rest_count];
+        to[count] = (struct vfmig_user_log_range){rest->iova, rest->last - rest->iova + 1};
+    }
     pthread_rwlock_rdlock(&log->lock);
-    for (uint32_t i = find(log, *next); i < log->count; i++) {
-        const struct log_range *range = &log->list[i];
-        uint64_t bit = *next > range->iova ? (*next - range->base) >> log->page_shift : 0;
-        while ((bit = vfmig_bitmap_next(range->bitmap, range->pages, bit)) < range->pages) {
-            *next = page_start(log, range, bit);
+    for (uint32_t i = find(set, *next); i < set->count; i++) {
+        const struct log_range *range = &set->list[i];
+        uint64_t bit = (later(*next, range->iova) >> set->page_shift) - range->base;
+        while ((bit = vfmig_bitmap_next(range->bitmap, range->words * 64, bit)) <
+               range->words * 64) {
+            uint64_t iova = later(range->iova, (range->base + bit) << set->page_shift);
             if (count == room) {
+                *next = iova;
                 *ret_more = true;
                 goto out;
             }
             bit = take_run(range, bit);
-            to[count].iova = *next;
-            to[count++].length = page_end(log, range, bit - 1) - *next + 1;
+            uint64_t last = earlier(range->last, ((range->base + bit) << set->page_shift) - 1);
+            to[count++] = (struct vfmig_user_log_range){iova, last - iova + 1};
         }
     }
+    if (set->rest_count)
+        *ret_more = true;
 out:
     pthread_rwlock_unlock(&log->lock);
     return count;
-}
-
-/* What a report looks at: pages of the log [first, last] of one range, seen from iova in pages
- * of 1 << shift bytes. */
-struct view {
-    uint64_t iova, last; /* of the report */
-    uint32_t shift;
-    uint64_t *bitmap;
-};
-
-/* [from, to] is dirty: sets what it overlaps in the report. */
-static void put_page(const struct view *view, uint64_t from, uint64_t to)
-{
-    from = from > view->iova ? from : view->iova;
-    to = to < view->last ? to : view->last;
-    uint64_t first = (from - view->iova) >> view->shift;
-    vfmig_bitmap_set_range(view->bitmap, first, ((to - view->iova) >> view->shift) - first + 1);
-}
-
-/* Bits [first, last] as far as they are in word w. */
-static uint64_t word_mask(uint64_t w, uint64_t first, uint64_t last)
-{
-    uint64_t mask = first <= last && w >= first / 64 && w <= last / 64 ? ~UINT64_C(0) : 0;
-
-    if (w == first / 64)
-        mask &= ~UINT64_C(0) << (first % 64);
-    if (w == last / 64)
-        mask &= ~UINT64_C(0) >> (63 - last % 64);
-    return mask;
-}
-
-/* Takes what a report sees of one range, a word at a time. A page of the log that the report ends
- * in the middle of is reported and stays dirty: the other part of it is still due. */
-static void take_range(const struct dma_log *log, const struct log_range *range,
-                       const struct view *view)
-{
-    uint64_t from = view->iova > range->iova ? view->iova : range->iova;
-    uint64_t to = view->last < range->last ? view->last : range->last;
-    uint64_t first = (from - range->base) >> log->page_shift, whole_first = first;
-    uint64_t last = (to - range->base) >> log->page_shift, whole_end = last + 1;
-    bool same = view->shift == log->page_shift && first % 64 == 0 &&
-                range->base + (first << log->page_shift) == view->iova;
-
-    if (page_start(log, range, first) < view->iova)
-        whole_first++;
-    if (page_end(log, range, last) > view->last)
-        whole_end--;
-    for (uint64_t w = first / 64; w <= last / 64; w++) {
-        uint64_t mask = word_mask(w, first, last);
-        uint64_t clear = whole_first < whole_end ? word_mask(w, whole_first, whole_end - 1) : 0;
-        uint64_t word = __atomic_load_n(&range->bitmap[w], __ATOMIC_RELAXED) & mask;
-        if (!word)
-            continue;
-        if (!vfmig_sabotage("log-not-cleared"))
-            word = __atomic_fetch_and(&range->bitmap[w], ~clear, __ATOMIC_ACQ_REL) & mask;
-        if (same) {
-            view->bitmap[w - first / 64] |= word;
-            continue;
-        }
-        for (; word; word &= word - 1) {
-            uint64_t bit = w * 64 + (uint64_t)__builtin_ctzll(word);
-            put_page(view, page_start(log, range, bit), page_end(log, range, bit));
-        }
-    }
-}
-
-int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t page_size,
-               uint64_t *bitmap)
-{
-    struct dma_log *log = &dev->log;
-    bool any = false;
-
-    if (log->mode == LOG_OFF || page_size < PAGE || (page_size & (page_size - 1)))
-        return -EINVAL;
-    struct view view = {iova, iova + (size - 1), (uint32_t)__builtin_ctzll(page_size), bitmap};
-    pthread_rwlock_rdlock(&log->lock);
-    for (uint32_t i = find(log, iova); i < log->count && log->list[i].iova <= view.last; i++) {
-        take_range(log, &log->list[i], &view);
-        any = true;
-    }
-    pthread_rwlock_unlock(&log->lock);
-    return any ? 0 : -ENOENT; /* silence about memory that nobody logs would be a lie */
 }
 
 /* ---- the messages --------------------------------------------------------------------------- */

@@ -49,6 +49,15 @@ static uint64_t piece_max(const struct vfmig_device *dev, bool write)
     return most < dev->owner.client_max_data ? most : dev->owner.client_max_data;
 }
 
+/* The client may write the bytes any time after the message is sent and until its reply is here,
+ * whatever that says. So a write is logged before it is sent, and again when it has ended: a report
+ * in between takes the first mark before the bytes are there. */
+static void mark(struct vfmig_device *dev, const struct dma_message *m)
+{
+    if (m->write && !vfmig_sabotage("message-write-unlogged"))
+        log_mark(dev, m->iova, m->asked);
+}
+
 /* Lock held. Does what needs no message, against the map as it is now. True when a message is next;
  * m->asked is its size. */
 static bool prepare(struct vfmig_device *dev, struct dma_message *m)
@@ -58,6 +67,8 @@ static bool prepare(struct vfmig_device *dev, struct dma_message *m)
 
     m->err = r < 0 ? r : 0;
     m->asked = (uint32_t)(piece < most ? piece : most);
+    if (r > 0)
+        mark(dev, m);
     return r > 0;
 }
 
@@ -231,6 +242,7 @@ static void piece_done(struct vfmig_device *dev, struct dma_message *m,
     struct vfmig_user_dma_access asked = {m->iova, m->asked};
     int r = vfmig_user_check_reply(msg, command, &asked, sizeof(asked), NULL);
 
+    mark(dev, m);
     m->asked = 0; /* answered */
     if (r < 0) {
         COUNT(dev, dma_faults);
@@ -254,6 +266,7 @@ static void answered(struct vfmig_device *dev, const struct vfmig_user_msg *msg,
     struct dma_message *m =
         msg->header.id < VFMIG_MAX_OPEN_DMA ? &dev->messages[msg->header.id] : NULL;
     if (m && m->state == MESSAGE_ABANDONED) {
+        mark(dev, m);
         m->state = m->waiting ? MESSAGE_DONE : MESSAGE_FREE;
     } else if (m && m->state == MESSAGE_SENT) {
         unset_sent(dev, m);
@@ -379,4 +392,17 @@ bool message_touches(struct vfmig_device *dev, uint64_t iova, uint64_t size)
     }
     pthread_mutex_unlock(&dev->message_lock);
     return touches;
+}
+
+/* Those that were abandoned too: the client may not have written yet. */
+void message_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size)
+{
+    pthread_mutex_lock(&dev->message_lock);
+    for (unsigned i = 0; i < VFMIG_MAX_OPEN_DMA; i++) {
+        const struct dma_message *m = &dev->messages[i];
+        if ((m->state == MESSAGE_SENT || m->state == MESSAGE_ABANDONED) && m->asked &&
+            m->iova <= iova + (size - 1) && iova <= m->iova + (m->asked - 1))
+            mark(dev, m);
+    }
+    pthread_mutex_unlock(&dev->message_lock);
 }
