@@ -260,7 +260,7 @@ static void refused_starts(void **state)
     assert_int_equal(start_ranges(4096, &empty, 1), -EOVERFLOW);
     assert_int_equal(start_ranges(4096, &wraps, 1), -EOVERFLOW);
     assert_int_equal(start_ranges(UINT64_C(1) << 31, &top, 1), -EINVAL);
-    assert_int_equal(peer_log_start(peer, 4096, 0, UINT64_MAX), -E2BIG); /* LOG_BYTES_MAX */
+    assert_int_equal(peer_log_start(peer, 4096, 0, UINT64_MAX), -E2BIG); /* VFMIG_MAX_LOG_BYTES */
     assert_int_equal(all(), 1);
     assert_true(bit(5));
     assert_int_equal(start_ranges(UINT64_C(1) << 30, overlap, 2), 0); /* in one page, apart */
