@@ -283,20 +283,17 @@ static void put(const struct view *view, uint64_t from, uint64_t to)
     vfmig_bitmap_set_range(view->bitmap, bit, ((to - view->iova) >> view->shift) - bit + 1);
 }
 
-/* Same pages in log and report: a word is a word, or is shifted into two. The first page of the
- * report may be inside the first word; bits below it are 0. */
-static void put_words(const struct view *view, uint64_t page, const uint64_t *words, uint32_t count)
+/* ORs words into the report from bit pos on, which may be below 0: those bits are 0. */
+static void put_words(const struct view *view, int64_t pos, const uint64_t *words, uint32_t count)
 {
-    uint64_t first = view->iova >> view->shift;
-    uint32_t shift = (uint32_t)(-first % 64);
+    int64_t at = (pos + 64) / 64 - 1;
+    uint32_t shift = (uint32_t)(pos - at * 64);
 
     if (shift == 0) {
-        uint64_t *to = view->bitmap + (page - first) / 64;
         for (uint32_t i = 0; i < count; i++)
-            to[i] |= words[i];
+            view->bitmap[at + i] |= words[i];
         return;
     }
-    int64_t at = (int64_t)((page + 64 - first) / 64) - 1; /* -1: nothing is below bit 0 */
     for (uint32_t i = 0; i < count; i++, at++) {
         uint64_t low = words[i] << shift, high = words[i] >> (64 - shift);
         if (low)
@@ -306,7 +303,52 @@ static void put_words(const struct view *view, uint64_t page, const uint64_t *wo
     }
 }
 
-/* Other pages: a word of dirty pages is one page of the report, or its runs of ones are. */
+/* A bit for every two: which of the pages twice as large are dirty. Half as many words. */
+static uint32_t halve(uint64_t *words, uint32_t count)
+{
+    words[count] = 0;
+    for (uint32_t i = 0; i < count + 1; i++) {
+        uint64_t w = (words[i] | words[i] >> 1) & 0x5555555555555555u;
+        w = (w | w >> 1) & 0x3333333333333333u;
+        w = (w | w >> 2) & 0x0f0f0f0f0f0f0f0fu;
+        w = (w | w >> 4) & 0x00ff00ff00ff00ffu;
+        w = (w | w >> 8) & 0x0000ffff0000ffffu;
+        words[i] = (w | w >> 16) & 0xffffffffu;
+    }
+    for (uint32_t i = 0; i < (count + 1) / 2; i++)
+        words[i] = words[2 * i] | words[2 * i + 1] << 32;
+    return (count + 1) / 2;
+}
+
+/* A report in pages of the log or larger ones, whose first page begins where words can be reduced
+ * to it. page: of the first bit; words has room for one more. False: not such a report. */
+static bool put_reduced(const struct view *view, uint32_t shift, uint64_t page, uint64_t *words,
+                        uint32_t count)
+{
+    uint64_t first = view->iova >> shift;
+    uint32_t ratio = view->shift - shift; /* pages of the log in one of the report, as a shift */
+
+    if (view->shift < shift || (view->iova & ((UINT64_C(1) << shift) - 1)))
+        return false;
+    if (ratio <= 6) {
+        if (first & ((UINT64_C(1) << ratio) - 1))
+            return false;
+        for (uint32_t i = 0; i < ratio; i++)
+            count = halve(words, count);
+        /* Both are multiples of what is divided by, so this is exact below 0 too. */
+        put_words(view, (int64_t)(page - first) / (INT64_C(1) << ratio), words, count);
+        return true;
+    }
+    if (first % 64)
+        return false;
+    for (uint32_t i = 0; i < count; i++) { /* without a branch: which words are 0 is random */
+        uint64_t bit = (page + i * UINT64_C(64) - first) >> ratio;
+        view->bitmap[bit / 64] |= (uint64_t)(words[i] != 0) << (bit % 64);
+    }
+    return true;
+}
+
+/* Smaller pages, or larger ones at odd places: the runs of ones of a word. */
 static void put_runs(const struct view *view, const struct part *part, uint32_t shift,
                      uint64_t page, uint64_t word)
 {
@@ -387,9 +429,8 @@ static void take_part(struct dma_log *log, const struct part *part, const struct
 {
     const struct log_range *range = part->range;
     uint32_t shift = log->set.page_shift;
-    bool same = view->shift == shift && (view->iova & ((UINT64_C(1) << shift) - 1)) == 0;
     bool first_set = false, end_set = false;
-    uint64_t words[TAKE_WORDS];
+    uint64_t words[TAKE_WORDS + 1];
     uint64_t w = (part->first - range->base) / 64, stop = (part->end - range->base) / 64 + 1;
 
     while (w < stop) {
@@ -401,9 +442,8 @@ static void take_part(struct dma_log *log, const struct part *part, const struct
         if (take(log, range->bitmap + w, count, head, tail, words)) {
             first_set |= is_head && vfmig_bitmap_test(words, part->first % 64);
             end_set |= is_tail && vfmig_bitmap_test(words + count - 1, part->end % 64);
-            if (same)
-                put_words(view, page, words, count);
-            for (uint32_t i = 0; !same && i < count; i++)
+            bool done = put_reduced(view, shift, page, words, count);
+            for (uint32_t i = 0; !done && i < count; i++)
                 put_runs(view, part, shift, page + i * 64, words[i]);
         }
         w += count;
