@@ -20,6 +20,7 @@ BENCHMARKS = {
     "dma_bench": ["dma-map", "dma-map-fd", "message-dma-4k", "message-dma-1m"],
     "data_bench": ["mig-data-read", "mig-data-write", "window-staged", "window-direct",
                    "window-shared"],
+    "log_bench": ["log-report-4g-0", "log-report-4g-1", "log-report-4g-100"],
     "downtime_bench.py": ["downtime-stateless"],
 }
 
