@@ -393,6 +393,22 @@ static bool take(struct dma_log *log, uint64_t *words, uint32_t count, uint64_t 
     return any != 0;
 }
 
+/* The same where words of log and report are the same, in one pass. */
+static void move(struct dma_log *log, uint64_t *words, uint32_t count, uint64_t *out)
+{
+    bool keep = vfmig_sabotage("log-not-cleared");
+    uint64_t any = 0;
+
+    pthread_rwlock_wrlock(&log->lock);
+    for (uint32_t i = 0; i < count; i++)
+        any |= words[i];
+    for (uint32_t i = 0; any && i < count; i++)
+        out[i] |= words[i];
+    if (any && !keep)
+        memset(words, 0, count * sizeof(*words));
+    pthread_rwlock_unlock(&log->lock);
+}
+
 /* Bytes of a page of the log that a report took and did not cover. With no room for them the page
  * becomes dirty again as a whole. */
 static void add_rest(struct dma_log *log, const struct log_range *range, uint64_t iova,
@@ -429,6 +445,9 @@ static void take_part(struct dma_log *log, const struct part *part, const struct
 {
     const struct log_range *range = part->range;
     uint32_t shift = log->set.page_shift;
+    uint64_t mask = (UINT64_C(1) << shift) - 1, view_page = view->iova >> shift;
+    bool same = view->shift == shift && view_page % 64 == 0 && !(view->iova & mask) &&
+                (view->last & mask) == mask;
     bool first_set = false, end_set = false;
     uint64_t words[TAKE_WORDS + 1];
     uint64_t w = (part->first - range->base) / 64, stop = (part->end - range->base) / 64 + 1;
@@ -439,7 +458,9 @@ static void take_part(struct dma_log *log, const struct part *part, const struct
         bool is_head = page <= part->first, is_tail = w + count == stop;
         uint64_t head = is_head ? ~UINT64_C(0) << (part->first % 64) : ~UINT64_C(0);
         uint64_t tail = is_tail ? ~UINT64_C(0) >> (63 - part->end % 64) : ~UINT64_C(0);
-        if (take(log, range->bitmap + w, count, head, tail, words)) {
+        if (same && (head & tail) == ~UINT64_C(0))
+            move(log, range->bitmap + w, count, view->bitmap + (page - view_page) / 64);
+        else if (take(log, range->bitmap + w, count, head, tail, words)) {
             first_set |= is_head && vfmig_bitmap_test(words, part->first % 64);
             end_set |= is_tail && vfmig_bitmap_test(words + count - 1, part->end % 64);
             bool done = put_reduced(view, shift, page, words, count);
