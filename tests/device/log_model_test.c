@@ -414,6 +414,42 @@ static void fragments_beyond_the_limit(void **state)
     log_client_reset(dev);
 }
 
+/* As many mappings as there may be, all in one page of the log; and one that the log has no memory
+ * for is refused instead of not logged. */
+static void mappings_up_to_the_limit(void **state)
+{
+    struct vfmig_user_dma_map req = {sizeof(req), 3, 0, 0, 0x1000};
+    uint64_t bit = 0;
+
+    assert_int_equal(log_start(dev, UINT64_C(1) << 30, NULL, 0), 0);
+    for (uint32_t i = 0; i < VFMIG_MAX_DMA_REGIONS; i++, req.address += 0x3000)
+        assert_int_equal(dma_map_add(dev, &req, -1), 0);
+    assert_int_equal(dma_map_add(dev, &req, -1), -ENOSPC);
+    log_mark(dev, 0x3000 * 1000, 0x3000); /* and the gap behind it */
+    memset(got, 0, sizeof(got));
+    assert_int_equal(log_report(dev, 0, 0x3000 * VFMIG_MAX_DMA_REGIONS, 0x1000, got), 0);
+    for (uint32_t i = 0; i < 3 * VFMIG_MAX_DMA_REGIONS; i++)
+        assert_int_equal(got[i / 64] >> i % 64 & 1, i == 3000);
+    assert_int_equal(log_stop(dev), 0);
+    dma_map_clear(dev);
+
+    assert_int_equal(log_start(dev, 4096, NULL, 0), 0);
+    req = (struct vfmig_user_dma_map){sizeof(req), 3, 0, 0, UINT64_C(1) << 43}; /* 256 MiB of bits */
+    assert_int_equal(dma_map_add(dev, &req, -1), 0);
+    req.address = req.size;
+    req.size = 0x1000;
+    assert_int_equal(dma_map_add(dev, &req, -1), -E2BIG);
+    assert_int_equal(dma_map_remove(dev, req.address, req.size), -ENOENT);
+    assert_int_equal(log_report(dev, req.address, req.size, 4096, &bit), -ENOENT);
+    assert_int_equal(dma_map_remove(dev, 0, req.address), 0);
+    log_unmapped(dev, 0, req.address);
+    assert_int_equal(dma_map_add(dev, &req, -1), 0);
+    dma_map_clear(dev);
+    log_unmapped(dev, 0, 0);
+    assert_int_equal(log_stop(dev), 0);
+    log_client_reset(dev);
+}
+
 /* ---- threads ---- */
 
 #define THREADS    3u
@@ -483,6 +519,7 @@ int main(void)
         cmocka_unit_test(every_pair_of_page_sizes),
         cmocka_unit_test(every_small_report),
         cmocka_unit_test(fragments_beyond_the_limit),
+        cmocka_unit_test(mappings_up_to_the_limit),
         cmocka_unit_test(threads_mark_while_reports_take),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
