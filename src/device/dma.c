@@ -9,9 +9,21 @@
 #include "base/sabotage.h"
 #include "device/internal.h"
 
+/* DMA goes on all the time: without preference for the writer an unmap or a report of the log might
+ * wait for ever. */
+void dma_lock_init(pthread_rwlock_t *lock)
+{
+    pthread_rwlockattr_t attr;
+
+    pthread_rwlockattr_init(&attr);
+    pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(lock, &attr);
+    pthread_rwlockattr_destroy(&attr);
+}
+
 void dma_init(struct vfmig_device *dev)
 {
-    pthread_rwlock_init(&dev->dma.lock, NULL);
+    dma_lock_init(&dev->dma.lock);
     atomic_init(&dev->gate, 0);
     dev->gate_told = true;
 }

@@ -441,6 +441,7 @@ void irq_detach_all(struct vfmig_device *dev);
 void irq_get_pending(struct vfmig_device *dev, uint64_t *ret_bits);
 
 /* dma.c */
+void dma_lock_init(pthread_rwlock_t *lock);
 void dma_init(struct vfmig_device *dev);
 void dma_done(struct vfmig_device *dev);
 /* Whatever of an access needs no message. 0: all done; 1: a message for *ret_piece bytes is next

@@ -26,16 +26,10 @@
 
 _Static_assert(VFMIG_MAX_LOG_RANGES >= VFMIG_MAX_DMA_REGIONS, "every mapping can be logged");
 
-/* Marks come all the time: without preference for the writer a report would wait for ever. */
 void log_init(struct dma_log *log)
 {
-    pthread_rwlockattr_t attr;
-
     memset(log, 0, sizeof(*log));
-    pthread_rwlockattr_init(&attr);
-    pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-    pthread_rwlock_init(&log->lock, &attr);
-    pthread_rwlockattr_destroy(&attr);
+    dma_lock_init(&log->lock);
 }
 
 static void free_ranges(struct log_set *set)
