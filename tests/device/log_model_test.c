@@ -263,6 +263,30 @@ static void step_report(unsigned page_shift)
     report(s, page_shift);
 }
 
+/* The whole log as ranges, a few at a time. */
+static void step_list(void)
+{
+    struct vfmig_user_log_range entries[3];
+    bool seen[UNITS] = {false}, more = true;
+    uint64_t next = 0;
+
+    while (more) {
+        more = false;
+        uint32_t count = log_take_ranges(dev, &next, entries, 3, &more);
+        assert_true(count <= 3 && (count == 3 || !more));
+        for (uint32_t i = 0; i < count; i++) {
+            assert_true(entries[i].iova >= model.base && entries[i].length > 0);
+            uint64_t from = (entries[i].iova - model.base) >> model.unit_shift;
+            uint64_t to = from + (entries[i].length >> model.unit_shift);
+            assert_true(to <= UNITS && iova((unsigned)from) == entries[i].iova);
+            assert_true(entries[i].length % (UINT64_C(1) << model.unit_shift) == 0);
+            memset(seen + from, true, to - from);
+        }
+    }
+    assert_memory_equal(seen, model.dirty, sizeof(seen));
+    memset(model.dirty, 0, sizeof(model.dirty));
+}
+
 static void step(unsigned start_shift, unsigned report_shift)
 {
     unsigned what = any(100);
@@ -288,8 +312,10 @@ static void step(unsigned start_shift, unsigned report_shift)
         step_unmap(report_shift);
     } else if (what < 41) {
         step_unmap_all();
-    } else if (what < 75) {
+    } else if (what < 74) {
         step_write();
+    } else if (what < 76) {
+        step_list();
     } else {
         step_report(report_shift);
     }
