@@ -361,8 +361,10 @@ void message_abort(struct vfmig_device *dev, int err)
     pthread_mutex_lock(&dev->message_lock);
     for (unsigned i = 0; i < VFMIG_MAX_OPEN_DMA; i++) {
         struct dma_message *m = &dev->messages[i];
-        if (m->state == MESSAGE_SENT)
+        if (m->state == MESSAGE_SENT) {
             unset_sent(dev, m);
+            mark(dev, m); /* and once more when its reply comes */
+        }
         if (m->state == MESSAGE_SENT || m->state == MESSAGE_QUEUED)
             finish(dev, m, err);
     }

@@ -441,7 +441,7 @@ static void writes_by_message_and_reset(void **state)
     wait_status(0);
     assert_int_equal(message_report(), 2);
     assert_true(bit(3) && bit(8));
-    m.access.count = UINT64_MAX; /* nobody was asked for so much */
+    m.access.count = UINT64_MAX; /* a reply that nobody waits for says nothing */
     m.access.address = 0;
     answer(m, 0);
     answer(write_by_message(0x8000), 0);
