@@ -197,8 +197,10 @@ def test_one_that_only_asks_cannot_send_data(world, name, payload):
     [channel], migration = stream.connect(world.folder / "move.sock")
     channel.message("QUERY", migration, record=1, memory=1)
     channel.send(name, payload)
-    error = channel.expect("ERROR")
-    assert name.encode() in error
+    try:
+        assert name.encode() in channel.expect("ERROR")
+    except stream.Closed:
+        pass  # the question was answered, and all was said, before the rest was looked at
     channel.socket.close()
     assert target("query-status") == {"running": False, "status": "inmigrate"}
     assert_next_one_succeeds(world, source, target)
