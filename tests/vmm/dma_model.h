@@ -39,10 +39,18 @@ struct model {
     uint8_t sram[DMA_SRAM_SIZE];
 };
 
+/* For threads of the model's and the machine's: what a test's own assertions say there is lost. */
+#define model_fail(...)                                                                            \
+    do {                                                                                           \
+        fprintf(stderr, __VA_ARGS__);                                                              \
+        fputc('\n', stderr);                                                                       \
+        abort();                                                                                   \
+    } while (0)
+
 static void *model_at(struct model *d, uint64_t gpa, uint64_t size)
 {
     if (gpa > RIG_MEMORY || size > RIG_MEMORY - gpa)
-        fail_msg("DMA outside memory: %#lx", gpa);
+        model_fail("DMA outside memory: %#lx", gpa);
     return (uint8_t *)d->vm->block.host + gpa;
 }
 
@@ -131,7 +139,7 @@ static void model_route(struct model *d, uint32_t vector)
     d->irq_fd[vector] = vfmig_machine_msi_eventfd(d->vm->machine, vector, address,
                                                   d->msix[vector][2], &rig_error);
     if (d->irq_fd[vector] < 0)
-        fail_msg("%s", rig_error.text);
+        model_fail("%s", rig_error.text);
 }
 
 static void model_write(struct model *d, uint32_t reg, uint64_t value)
@@ -179,7 +187,8 @@ static void model_mmio(void *opaque, uint32_t vcpu, uint64_t gpa, bool is_write,
     uint64_t value = 0;
     uint32_t reg = (uint32_t)(gpa - MODEL_BAR);
     (void)vcpu;
-    assert_true(gpa >= MODEL_BAR && gpa - MODEL_BAR <= DMA_BAR_SIZE - size);
+    if (gpa < MODEL_BAR || gpa - MODEL_BAR > DMA_BAR_SIZE - size)
+        model_fail("access outside the BAR: %#lx, %u bytes", gpa, size);
     pthread_mutex_lock(&d->lock);
     memcpy(&value, data, is_write ? size : 0);
     if (reg >= DMA_SRAM && is_write)

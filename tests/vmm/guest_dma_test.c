@@ -119,9 +119,10 @@ static void stop_in(bool is_write)
     rig_progress(&vm[0], &rig_score(&vm[0])->device[0].checked, 100);
     rig_progress(&vm[0], &rig_score(&vm[0])->device[0].sram_checks, 16);
     rig_no_errors(&vm[0]);
+    RIG_OK(vfmig_machine_stop(vm[0].machine, &rig_error));
+    model_close(&model); /* before the memory that it does DMA in */
     rig_close(&vm[1]);
     rig_close(&vm[0]);
-    model_close(&model);
 }
 
 static void test_stops_in_a_read(void **state)
