@@ -20,7 +20,7 @@
 
 /* Send buffer towards a peer on the same host: there is no distance to fill with bytes, and what
  * lies in between stays in the cache of the core that wrote it. docs/performance.md. */
-#define NEAR_SEND_BUFFER (160 << 10)
+#define NEAR_SEND_BUFFER (192 << 10)
 
 uint64_t vfmig_channel_now_ns(void)
 {
