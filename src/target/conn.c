@@ -466,36 +466,100 @@ static void await(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_n
         pthread_cond_destroy(&w->cond);
 }
 
+/* Sends w's request. Afterwards its reply is to be awaited, unless this fails. */
+static int begin(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_ns)
+{
+    const struct vfmig_call *call = w->call;
+
+    w->call->ret_size = 0;
+    pthread_mutex_lock(&conn->lock);
+    int r = enlist(conn, w);
+    pthread_mutex_unlock(&conn->lock);
+    if (r < 0)
+        return r;
+    struct vfmig_user_header header =
+        vfmig_user_make_command(w->id, call->command, call->request_size + call->data_size, false);
+    r = send_message(conn, &header, call->request, call->request_size, call->data, call->data_size,
+                     call->fds, deadline_ns, w->err);
+    if (r == 0)
+        return 0;
+    pthread_mutex_lock(&conn->lock);
+    if (w->done) /* without being sent: the connection ended meanwhile */
+        r = w->result;
+    else
+        give_up(conn, w, false);
+    pthread_mutex_unlock(&conn->lock);
+    return r;
+}
+
+static int finish_call(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_ns)
+{
+    pthread_mutex_lock(&conn->lock);
+    await(conn, w, deadline_ns);
+    pthread_mutex_unlock(&conn->lock);
+    return w->result;
+}
+
 int vfmig_conn_call(struct vfmig_conn *conn, struct vfmig_call *call, uint64_t deadline_ns,
                     struct vfmig_error *reterr)
 {
     struct waiter w = {.call = call, .err = reterr};
-    struct vfmig_user_header header;
-    uint32_t size = call->request_size + call->data_size;
-    int r = 0;
 
-    call->ret_size = 0;
     if (call->no_reply) {
-        header = vfmig_user_make_command(0, call->command, size, true);
+        uint32_t size = call->request_size + call->data_size;
+        struct vfmig_user_header header = vfmig_user_make_command(0, call->command, size, true);
+        call->ret_size = 0;
         return send_message(conn, &header, call->request, call->request_size, call->data,
                             call->data_size, call->fds, deadline_ns, reterr);
     }
-    pthread_mutex_lock(&conn->lock);
-    r = enlist(conn, &w);
-    pthread_mutex_unlock(&conn->lock);
-    if (r < 0)
-        return r;
-    header = vfmig_user_make_command(w.id, call->command, size, false);
-    r = send_message(conn, &header, call->request, call->request_size, call->data, call->data_size,
-                     call->fds, deadline_ns, reterr);
-    pthread_mutex_lock(&conn->lock);
-    if (r == 0 || w.done) { /* done without being sent: the connection ended meanwhile */
-        await(conn, &w, deadline_ns);
-        r = w.result;
-    } else {
-        give_up(conn, &w, false);
+    int r = begin(conn, &w, deadline_ns);
+    return r < 0 ? r : finish_call(conn, &w, deadline_ns);
+}
+
+/* What waits for its reply while its caller goes on. */
+struct vfmig_ticket {
+    struct waiter waiter;
+    struct vfmig_call call;
+    struct vfmig_error error;
+    uint64_t deadline_ns;
+    uint8_t request[VFMIG_USER_FIXED_MAX]; /* its reply is checked against it */
+    uint8_t reply[VFMIG_USER_FIXED_MAX];
+};
+
+int vfmig_conn_begin(struct vfmig_conn *conn, const struct vfmig_call *call, uint64_t deadline_ns,
+                     struct vfmig_ticket **ret_ticket, struct vfmig_error *reterr)
+{
+    struct vfmig_ticket *ticket = calloc(1, sizeof(*ticket));
+
+    if (!ticket || call->request_size > sizeof(ticket->request) ||
+        call->reply_room > sizeof(ticket->reply)) {
+        free(ticket);
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a request");
     }
-    pthread_mutex_unlock(&conn->lock);
+    ticket->call = *call;
+    memcpy(ticket->request, call->request, call->request_size);
+    ticket->call.request = ticket->request;
+    ticket->call.reply = ticket->reply;
+    ticket->waiter = (struct waiter){.call = &ticket->call, .err = &ticket->error};
+    ticket->deadline_ns = deadline_ns;
+    int r = begin(conn, &ticket->waiter, deadline_ns);
+    if (r < 0) {
+        copy_error(&ticket->error, reterr);
+        free(ticket);
+        return r;
+    }
+    *ret_ticket = ticket;
+    return 0;
+}
+
+int vfmig_conn_finish(struct vfmig_conn *conn, struct vfmig_ticket *ticket,
+                      struct vfmig_error *reterr)
+{
+    int r = finish_call(conn, &ticket->waiter, ticket->deadline_ns);
+
+    if (r < 0)
+        copy_error(&ticket->error, reterr);
+    free(ticket);
     return r;
 }
 

@@ -55,6 +55,15 @@ void vfmig_conn_free(struct vfmig_conn *conn);
 int vfmig_conn_call(struct vfmig_conn *conn, struct vfmig_call *call, uint64_t deadline_ns,
                     struct vfmig_error *reterr);
 
+/* A request whose reply is looked at later, so that the next one is on its way meanwhile. begin
+ * sends it: what call points to is not needed any more. request_size and reply_room are at most
+ * VFMIG_USER_FIXED_MAX; the payload of the reply is only checked. Every ticket is to be finished, also after vfmig_conn_end(). deadline_ns is that of the reply. */
+struct vfmig_ticket;
+int vfmig_conn_begin(struct vfmig_conn *conn, const struct vfmig_call *call, uint64_t deadline_ns,
+                     struct vfmig_ticket **ret_ticket, struct vfmig_error *reterr);
+int vfmig_conn_finish(struct vfmig_conn *conn, struct vfmig_ticket *ticket,
+                      struct vfmig_error *reterr);
+
 /* The connection has ended: what a call just said is not a mere refusal. */
 bool vfmig_conn_failed(struct vfmig_conn *conn);
 

@@ -36,6 +36,17 @@ bool user_refused(struct user *u, const struct vfmig_error *err)
            !vfmig_conn_failed(u->conn);
 }
 
+int user_settle(struct user *u, struct vfmig_error *reterr)
+{
+    struct vfmig_ticket *loading = u->loading;
+
+    u->loading = NULL;
+    int r = loading ? vfmig_conn_finish(u->conn, loading, reterr) : 0;
+    if (r < 0)
+        vfmig_error_prefix(reterr, "%s", u->base.info.name);
+    return r;
+}
+
 int user_feature(struct user *u, uint32_t flags, void *data, uint32_t size, uint32_t room,
                  uint32_t *ret_size, uint64_t deadline_ns, struct vfmig_error *reterr)
 {
@@ -256,6 +267,7 @@ int user_reset(struct vfmig_target *t, struct vfmig_error *reterr)
     struct user *u = (struct user *)t;
     enum vfmig_state state;
     struct vfmig_error err = {.code = 0};
+    (void)user_settle(u, NULL); /* of no interest any more */
     int r = send_reset(u, &err);
 
     if (r == -EINVAL && t->info.features &&
@@ -317,6 +329,9 @@ void user_close(struct vfmig_target *t)
     struct user *u = (struct user *)t;
 
     user_twin_stop(u);
+    if (u->loading)
+        vfmig_conn_end(u->conn, NULL);
+    (void)user_settle(u, NULL);
     vfmig_conn_free(u->conn);
     if (u->window)
         munmap(u->window, (size_t)u->window_size);

@@ -45,7 +45,10 @@ static int set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t ti
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, state,
                                "%s has no state %s to go to", t->info.name, vfmig_state_name(state));
     u->ended = false;
-    int r = user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_DEVICE_STATE, &data, sizeof(data),
+    int r = user_settle(u, reterr);
+    if (r < 0)
+        return r;
+    r = user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_DEVICE_STATE, &data, sizeof(data),
                          sizeof(data), NULL, vfmig_deadline_ns(timeout_ns), reterr);
     if (r == 0)
         u->asked = state;
@@ -144,6 +147,27 @@ static int load_by_window(struct user *u, const void *data, size_t size,
     return r;
 }
 
+/* One message is on its way while the one before it is loaded: a refusal is heard one message late,
+ * the last one before the state is left. */
+static int load_message(struct user *u, const struct vfmig_call *call, struct vfmig_error *reterr)
+{
+    struct vfmig_ticket *before = u->loading;
+
+    u->loading = NULL;
+    int r = vfmig_conn_begin(u->conn, call, vfmig_deadline_ns(u->opt.timeout_ns), &u->loading,
+                             reterr);
+    if (before) {
+        struct vfmig_error error;
+        int first = vfmig_conn_finish(u->conn, before, &error);
+        if (first < 0 && reterr)
+            *reterr = error;
+        r = first < 0 ? first : r;
+    }
+    if (r < 0)
+        vfmig_error_prefix(reterr, "%s", u->base.info.name);
+    return r;
+}
+
 static int load(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
@@ -153,17 +177,15 @@ static int load(struct vfmig_target *t, const void *data, size_t size, struct vf
     for (size_t at = 0; at < size;) {
         uint32_t step = size - at < u->max_write ? (uint32_t)(size - at) : u->max_write;
         struct vfmig_user_mig_data head = {.argsz = (uint32_t)sizeof(head) + step, .size = step};
-        struct vfmig_user_mig_data reply;
         struct vfmig_call call = {
             .command = VFMIG_USER_MIG_DATA_WRITE,
             .request = &head,
             .request_size = sizeof(head),
             .data = (const char *)data + at,
             .data_size = step,
-            .reply = &reply,
-            .reply_room = sizeof(reply), /* some answer with more than the header */
+            .reply_room = sizeof(head), /* some answer with more than the header */
         };
-        int r = user_call(u, &call, reterr);
+        int r = load_message(u, &call, reterr);
         if (r < 0)
             return r;
         at += step;

@@ -50,6 +50,7 @@ struct user {
     uint32_t turn;       /* which of them is next */
     bool data_size;      /* the server counts what is left to save: one of ours */
     bool ended;          /* S: the last read was short, so the stream is over */
+    struct vfmig_ticket *loading; /* MIG_DATA_WRITE whose reply is not looked at yet */
     enum vfmig_state asked; /* by the last successful set_state */
 };
 
@@ -62,6 +63,9 @@ int user_call_until(struct user *u, struct vfmig_call *call, uint64_t deadline_n
 
 /* True when a failed call left the connection usable and the server just refused. */
 bool user_refused(struct user *u, const struct vfmig_error *err);
+
+/* The reply to the last MIG_DATA_WRITE, if it is still to come. */
+int user_settle(struct user *u, struct vfmig_error *reterr);
 
 /* DEVICE_FEATURE. flags: operation and feature. size bytes of data go with it and, for GET, up to
  * room bytes come back; *ret_size (may be NULL) tells how many. */
