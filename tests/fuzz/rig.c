@@ -40,6 +40,13 @@ int rig_shrink(void)
 
 /* ---- the client's ends ----------------------------------------------------------------------- */
 
+/* Only these replies come with descriptors; several messages may come in one piece with them. */
+static bool brings_fds(const struct vfmig_user_header *h)
+{
+    return h->command == VFMIG_USER_VERSION || h->command == VFMIG_USER_GET_REGION_INFO ||
+           h->command == VFMIG_USER_GET_REGION_IO_FDS;
+}
+
 static void take(struct rig *rig, struct rig_end *end, struct vfmig_fds *fds)
 {
     size_t at = 0;
@@ -54,7 +61,9 @@ static void take(struct rig *rig, struct rig_end *end, struct vfmig_fds *fds)
         if (msg.header.size > end->have - at)
             break;
         msg.size = msg.header.size - (uint32_t)sizeof(msg.header);
-        vfmig_fds_move(&msg.fds, fds);
+        msg.fds.count = 0;
+        if (brings_fds(&msg.header))
+            vfmig_fds_move(&msg.fds, fds);
         if ((msg.header.flags & VFMIG_USER_TYPE_MASK) == VFMIG_USER_TYPE_CMD)
             model_command(rig, &msg, end == &rig->twin);
         else
@@ -62,6 +71,7 @@ static void take(struct rig *rig, struct rig_end *end, struct vfmig_fds *fds)
         vfmig_fds_close(&msg.fds);
         at += msg.header.size;
     }
+    CHECK(at < end->have || fds->count == 0, "descriptors with a message that has none");
     memmove(end->in, end->in + at, end->have - at);
     end->have -= at;
 }

@@ -220,6 +220,14 @@ static void succeeded(struct rig *rig, const struct request *request, struct vfm
     }
 }
 
+/* Long enough to be granted. */
+static bool is_whole(const struct request *request)
+{
+    return request->size >= (request->command == VFMIG_USER_DMA_MAP     ? 32u
+                             : request->command == VFMIG_USER_DMA_UNMAP ? 24u
+                                                                        : 0u);
+}
+
 /* True when it may be the answer to this request. */
 static bool fits(const struct request *request, const struct vfmig_user_msg *msg)
 {
@@ -227,9 +235,7 @@ static bool fits(const struct request *request, const struct vfmig_user_msg *msg
         return false;
     if (msg->header.flags & VFMIG_USER_ERROR)
         return msg->size == 0 && msg->header.error > 0 && msg->header.error < 4096;
-    if (request->size < (request->command == VFMIG_USER_DMA_MAP     ? 32u
-                         : request->command == VFMIG_USER_DMA_UNMAP ? 24u
-                                                                    : 0u))
+    if (!is_whole(request))
         return false;
     return vfmig_user_check_reply(msg, request->command, request->payload, request->size, NULL) ==
            0;
@@ -237,16 +243,21 @@ static bool fits(const struct request *request, const struct vfmig_user_msg *msg
 
 void model_reply(struct rig *rig, struct vfmig_user_msg *msg)
 {
-    uint32_t at = 0;
+    uint32_t at = rig->request_count;
 
-    while (at < rig->request_count && !fits(&rig->requests[at], msg))
-        at++;
+    /* Of several with one id a refusal is that of a malformed one, which nothing else can answer. */
+    for (uint32_t i = 0; i < rig->request_count; i++)
+        if (fits(&rig->requests[i], msg) &&
+            (at == rig->request_count || (is_whole(&rig->requests[at]) && !is_whole(&rig->requests[i]))))
+            at = i;
     CHECK(at < rig->request_count,
           "reply to nobody: id %u, command %u, flags 0x%x, error %u, size %u", msg->header.id,
           msg->header.command, msg->header.flags, msg->header.error, msg->size);
     CHECK(msg->size <= vfmig_user_message_max(RIG_MAX_DATA), "a reply of %u bytes", msg->size);
     struct request request = rig->requests[at];
-    rig->requests[at] = rig->requests[--rig->request_count];
+    rig->request_count--;
+    memmove(&rig->requests[at], &rig->requests[at + 1],
+            (rig->request_count - at) * sizeof(rig->requests[0]));
     if (msg->header.flags & VFMIG_USER_ERROR)
         rig->reach[REACH_REFUSALS]++;
     else
