@@ -123,10 +123,11 @@ static void do_answer(struct rig *rig, const struct op *op)
     if (h.size >= sizeof(h) + sizeof(access))
         memcpy(buf + sizeof(h), &access, sizeof(access));
     bool twin = ask.twin != !!(way & ANSWER_ELSEWHERE);
+    bool inside = !twin && rig->part_have; /* in the middle of a command: a part of that */
     rig_send(rig, twin, buf, h.size, NULL, 0);
     if ((way & 7) == ANSWER_TWICE)
         rig_send(rig, twin, buf, h.size, NULL, 0);
-    if (((way & 7) == ANSWER_ID && op_byte(op, 2)) || (twin && rig->twin.fd < 0))
+    if (((way & 7) == ANSWER_ID && op_byte(op, 2)) || (twin && rig->twin.fd < 0) || inside)
         rig->asks[rig->ask_count++] = ask; /* not answered so far */
     rig->reach[REACH_ANSWERS]++;
     rig_pump(rig);
