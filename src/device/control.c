@@ -196,10 +196,8 @@ void control_owner_gone(struct vfmig_device *dev)
 
 void control_owner_reset(struct vfmig_device *dev)
 {
-    if (vfmig_sabotage("session-survives-reset"))
-        return;
-    server_cancel(&dev->control);
-    end_session(dev);
+    if (!vfmig_sabotage("session-survives-reset"))
+        control_owner_gone(dev);
 }
 
 static bool writes_state(const struct vfmig_user_msg *msg)
