@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int reserve(struct vfmig_buffer *buf, size_t size)
+int vfmig_buffer_reserve(struct vfmig_buffer *buf, size_t size)
 {
     size_t most = buf->limit ? buf->limit : SIZE_MAX / 4;
     if (size > most || buf->size > most - size)
@@ -28,7 +28,7 @@ static int reserve(struct vfmig_buffer *buf, size_t size)
 
 int vfmig_buffer_append(struct vfmig_buffer *buf, const void *data, size_t size)
 {
-    int ret = reserve(buf, size);
+    int ret = vfmig_buffer_reserve(buf, size);
     if (ret < 0)
         return ret;
     if (data && size)
@@ -48,7 +48,7 @@ int vfmig_buffer_printf(struct vfmig_buffer *buf, const char *format, ...)
     va_end(args);
     if (size < 0)
         return -EINVAL;
-    int ret = reserve(buf, (size_t)size);
+    int ret = vfmig_buffer_reserve(buf, (size_t)size);
     if (ret < 0)
         return ret;
     va_start(args, format);

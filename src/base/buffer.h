@@ -13,6 +13,9 @@ struct vfmig_buffer {
     size_t limit; /* most bytes it may hold, 0 for no limit */
 };
 
+/* Makes room for size more bytes, so that appending them moves nothing. Errors as append. */
+int vfmig_buffer_reserve(struct vfmig_buffer *buf, size_t size);
+
 /* Appends; data NULL appends zeroes. -ENOMEM or, past the limit, -ENOBUFS; nothing changed then. */
 int vfmig_buffer_append(struct vfmig_buffer *buf, const void *data, size_t size);
 

@@ -110,7 +110,12 @@ static int keep_piece(struct engine *e, struct device_worker *dev, const uint8_t
         return vfmig_error_set(reterr, -ENOBUFS, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,
                                "unfinished segments of all devices are larger than %u bytes",
                                VFMIG_MAX_UNFINISHED);
-    int ret = vfmig_buffer_append(&dev->partial, data, size);
+    int ret = 0;
+    /* All of it at once: what is never written takes up nothing, and growing would hold it twice. */
+    if (!dev->partial.size)
+        ret = vfmig_buffer_reserve(&dev->partial, VFMIG_MAX_DEVICE_SEGMENT);
+    if (ret == 0)
+        ret = vfmig_buffer_append(&dev->partial, data, size);
     return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,
                                  "a segment of device %s is larger than %u bytes", dev->id,
                                  VFMIG_MAX_DEVICE_SEGMENT)
