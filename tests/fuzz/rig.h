@@ -56,6 +56,7 @@ struct request {
     uint16_t id, command;
     uint32_t size;
     uint8_t *payload;
+    uint64_t turn; /* among all that were sent */
 };
 
 /* A DMA message without answer so far. */
@@ -68,7 +69,8 @@ struct dma_ask {
 struct region {
     uint64_t iova, size;
     uint32_t prot;
-    bool retired; /* unmapped in this round */
+    bool retired;  /* unmapped in this round */
+    uint64_t turn; /* of the command that mapped it */
 };
 
 /* The client's end of one socket. */
@@ -97,6 +99,7 @@ struct rig {
     struct request requests[REQUESTS_MAX];
     uint32_t request_count;
     uint16_t next_id;
+    uint64_t next_turn;
     uint32_t want; /* id that is waited for, or above UINT16_MAX */
     int got;       /* its payload's size, or an error */
     uint8_t reply[MESSAGE_MAX];

@@ -21,7 +21,7 @@ void model_forget(struct rig *rig)
     rig->part_have = 0;
     rig->max_data = VFMIG_MAX_DATA_XFER;
     rig->closed = rig->negotiated = rig->may_close = rig->must_close = rig->blurred = rig->garbled =
-        false;
+        rig->twin_gone = false;
 }
 
 /* Its bytes of the file may be written from now on, also where it came without a descriptor: whose
@@ -80,7 +80,7 @@ static void command_sent(struct rig *rig, const struct vfmig_user_header *h, con
             may_be_mapped(rig, h->command, payload, size);
         }
     struct request *request = &rig->requests[rig->request_count++];
-    *request = (struct request){h->id, h->command, size, malloc(size + 1u)};
+    *request = (struct request){h->id, h->command, size, malloc(size + 1u), rig->next_turn++};
     memcpy(request->payload, payload, size);
 }
 
@@ -133,9 +133,11 @@ static void mapped(struct rig *rig, const struct request *request)
         rig->blurred = rig->over = true;
         return;
     }
-    rig->regions[rig->region_count++] = (struct region){map.address, map.size, map.flags, false};
+    rig->regions[rig->region_count++] =
+        (struct region){map.address, map.size, map.flags, false, request->turn};
 }
 
+/* An unmap may be answered late, behind a map of the same range that was sent after it. */
 static void unmapped(struct rig *rig, const struct request *request,
                      const struct vfmig_user_msg *msg)
 {
@@ -145,8 +147,9 @@ static void unmapped(struct rig *rig, const struct request *request,
     rig->reach[REACH_UNMAPS]++;
     rig->reach[REACH_BITMAPS] += msg->size > sizeof(un);
     for (uint32_t i = 0; i < rig->region_count; i++)
-        if ((un.flags & VFMIG_USER_UNMAP_F_ALL) ||
-            (rig->regions[i].iova == un.address && rig->regions[i].size == un.size))
+        if (rig->regions[i].turn < request->turn &&
+            ((un.flags & VFMIG_USER_UNMAP_F_ALL) ||
+             (rig->regions[i].iova == un.address && rig->regions[i].size == un.size)))
             rig->regions[i].retired = true;
 }
 
