@@ -329,6 +329,8 @@ void user_close(struct vfmig_target *t)
     struct user *u = (struct user *)t;
 
     user_twin_stop(u);
+    user_late_forget(u);
+    pthread_mutex_destroy(&u->late.lock);
     if (u->loading)
         vfmig_conn_end(u->conn, NULL);
     (void)user_settle(u, NULL);
@@ -344,6 +346,11 @@ void user_close(struct vfmig_target *t)
 void vfmig_user_set_own(struct vfmig_target *target, struct vfmig_tracker *own)
 {
     atomic_store(&((struct user *)target)->own, own);
+}
+
+bool vfmig_user_has_twin(const struct vfmig_target *target)
+{
+    return ((const struct user *)target)->twin != NULL;
 }
 
 static void fill_options(struct user *u, const struct vfmig_user_options *opt)
@@ -405,6 +412,7 @@ int vfmig_user_open(const char *path, const struct vfmig_user_options *opt,
     if (!u)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a target");
     fill_options(u, opt);
+    pthread_mutex_init(&u->late.lock, NULL);
     u->asked = VFMIG_STATE_RUNNING;
     snprintf(u->base.info.name, sizeof(u->base.info.name), "%s", path);
     u->dma_buffer = malloc(u->max_data);

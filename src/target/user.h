@@ -9,13 +9,35 @@
 
 /* DMA by message (DMA_READ, DMA_WRITE): the server's access to what was mapped without a
  * descriptor. Called from one thread of the target's own when there is a twin socket, else from
- * whichever thread waits for a reply. It may block on anything but a command to this target.
- * 0 or a negative errno for the reply. */
+ * whichever thread waits for a reply. It may block on anything but a command to this target; what
+ * takes longer it answers later, because the server's other accesses wait for it.
+ * 0 or a negative errno for the reply; -EINPROGRESS: vfmig_user_later() was called. */
 struct vfmig_user_dma {
     void *opaque;
     int (*read)(void *opaque, uint64_t iova, void *data, uint32_t size);
     int (*write)(void *opaque, uint64_t iova, const void *data, uint32_t size);
+    /* NULL, or asked before read: where all of it lies in memory that stays, so that no copy is
+     * made; NULL: read is to be called. */
+    const void *(*in_place)(void *opaque, uint64_t iova, uint32_t size);
 };
+
+/* An access that is answered later. A value, nothing is allocated for it. */
+struct vfmig_user_later {
+    struct vfmig_target *target; /* NULL: none */
+    uint64_t id;
+};
+
+/* In a callback read or write, which then returns -EINPROGRESS: from now on everything else is
+ * served, and the access is answered by vfmig_user_answer(). *ret_data: its bytes, what is written
+ * or room for what is read; good until the answer. -ENOSPC: VFMIG_MAX_LATE_DMA of this target are
+ * open, or VFMIG_MAX_LATE_DMA_BYTES of them; -EINVAL: not in a callback, or called already. */
+int vfmig_user_later(struct vfmig_target *target, struct vfmig_user_later *ret_later,
+                     void **ret_data);
+
+/* 0 or a negative errno for the reply. Any thread, any order, before the callback has returned too;
+ * not after the target was closed. A handle that was answered already is stale: nothing happens. When
+ * the connection has ended meanwhile nobody is told. */
+void vfmig_user_answer(struct vfmig_user_later later, int result);
 
 /* All zero is a good default. */
 struct vfmig_user_options {
@@ -51,6 +73,10 @@ int vfmig_user_open(const char *path, const struct vfmig_user_options *opt,
  * the device does not migrate in that dialect, nothing changed. */
 int vfmig_user_set_dialect(struct vfmig_target *target, enum vfmig_dialect dialect,
                            struct vfmig_error *reterr);
+
+/* DMA by message comes over a socket of its own and is served at any time. Without it, only while
+ * somebody waits for the reply to a command. */
+bool vfmig_user_has_twin(const struct vfmig_target *target);
 
 /* Replaces the tracker that DMA_WRITEs are marked in (NULL: none). Any thread. */
 void vfmig_user_set_own(struct vfmig_target *target, struct vfmig_tracker *own);

@@ -29,20 +29,16 @@ static int memory_access(const struct vfmig_memory *memory, uint64_t gpa, void *
     return 0;
 }
 
-static int dma_read(struct user *u, uint64_t iova, void *data, uint32_t size)
-{
-    if (u->opt.dma.read)
-        return u->opt.dma.read(u->opt.dma.opaque, iova, data, size);
-    return u->opt.memory ? memory_access(u->opt.memory, iova, data, NULL, size) : -EFAULT;
-}
-
 /* A read of guest memory that lies in one block is answered from there: no copy of it is made.
  * NULL: it is not such a read. */
 static const void *in_place(const struct user *u, const struct vfmig_user_dma_access *access)
 {
+    const struct vfmig_user_dma *dma = &u->opt.dma;
     uint64_t offset, left;
 
-    if (u->opt.dma.read || !u->opt.memory)
+    if (dma->in_place)
+        return dma->in_place(dma->opaque, access->address, (uint32_t)access->count);
+    if (dma->read || !u->opt.memory)
         return NULL;
     int block = vfmig_memory_find(u->opt.memory, access->address, &offset, &left);
     if (block < 0 || access->count > left)
@@ -50,50 +46,79 @@ static const void *in_place(const struct user *u, const struct vfmig_user_dma_ac
     return (const char *)u->opt.memory->blocks[block].host + offset;
 }
 
-static int dma_write(struct user *u, uint64_t iova, const void *data, uint32_t size)
+/* *ret_bytes: what a read found. */
+static int dma_read(struct user *u, struct user_serving *serving, const void **ret_bytes)
 {
+    const struct vfmig_user_dma *dma = &u->opt.dma;
+    const struct vfmig_user_dma_access *access = &serving->access;
+
+    *ret_bytes = in_place(u, access);
+    if (*ret_bytes)
+        return 0;
+    *ret_bytes = u->dma_buffer;
+    if (!dma->read)
+        return u->opt.memory ? memory_access(u->opt.memory, access->address, u->dma_buffer, NULL,
+                                             (uint32_t)access->count)
+                             : -EFAULT;
+    u->late.serving = serving;
+    int r = dma->read(dma->opaque, access->address, u->dma_buffer, (uint32_t)access->count);
+    return user_late_settle(u, serving, r);
+}
+
+static int dma_write(struct user *u, struct user_serving *serving)
+{
+    const struct vfmig_user_dma *dma = &u->opt.dma;
+    const struct vfmig_user_dma_access *access = &serving->access;
     int r = -EFAULT;
 
-    if (u->opt.dma.write)
-        r = u->opt.dma.write(u->opt.dma.opaque, iova, data, size);
-    else if (u->opt.memory)
-        r = memory_access(u->opt.memory, iova, NULL, data, size);
+    if (dma->write) {
+        u->late.serving = serving;
+        r = dma->write(dma->opaque, access->address, serving->written, (uint32_t)access->count);
+        r = user_late_settle(u, serving, r);
+    } else if (u->opt.memory) {
+        r = memory_access(u->opt.memory, access->address, NULL, serving->written,
+                          (uint32_t)access->count);
+    }
     /* Even a write that failed may have reached the pages before the bad one. The mark is there
      * before the reply is, and so before the device tells anybody of the bytes. */
-    vfmig_own_mark(atomic_load(&u->own), iova, size);
+    if (r != -EINPROGRESS)
+        vfmig_own_mark(atomic_load(&u->own), access->address, access->count);
     return r;
 }
 
-static int serve(struct user *u, struct vfmig_conn *conn, struct vfmig_user_msg *msg,
-                 struct vfmig_error *reterr)
+int user_dma_reply(struct vfmig_conn *conn, const struct vfmig_user_header *request,
+                   const struct vfmig_user_dma_access *access, const void *data, int r,
+                   struct vfmig_error *reterr)
 {
-    const struct vfmig_user_header *request = &msg->header;
-    struct vfmig_user_dma_access access;
     struct vfmig_user_header reply;
-    bool no_reply = request->flags & VFMIG_USER_NO_REPLY;
-    bool read = request->command == VFMIG_USER_DMA_READ;
-    const void *bytes = u->dma_buffer;
-    int r = vfmig_user_check_command(msg, true, u->max_data, NULL);
 
-    if (r == 0) {
-        memcpy(&access, msg->payload, sizeof(access));
-        const void *found = read ? in_place(u, &access) : NULL;
-        if (found)
-            bytes = found;
-        else if (read)
-            r = dma_read(u, access.address, u->dma_buffer, (uint32_t)access.count);
-        else
-            r = dma_write(u, access.address, msg->payload + sizeof(access), (uint32_t)access.count);
-    }
-    if (no_reply)
+    if (request->flags & VFMIG_USER_NO_REPLY)
         return 0;
     if (r < 0) {
         reply = vfmig_user_make_error(request, r);
         return vfmig_conn_reply(conn, &reply, NULL, 0, NULL, 0, reterr);
     }
-    uint32_t data = read ? (uint32_t)access.count : 0;
-    reply = vfmig_user_make_reply(request, (uint32_t)sizeof(access) + data);
-    return vfmig_conn_reply(conn, &reply, &access, sizeof(access), bytes, data, reterr);
+    uint32_t bytes = request->command == VFMIG_USER_DMA_READ ? (uint32_t)access->count : 0;
+    reply = vfmig_user_make_reply(request, (uint32_t)sizeof(*access) + bytes);
+    return vfmig_conn_reply(conn, &reply, access, sizeof(*access), data, bytes, reterr);
+}
+
+static int serve(struct user *u, struct vfmig_conn *conn, struct vfmig_user_msg *msg,
+                 struct vfmig_error *reterr)
+{
+    struct user_serving serving = {.conn = conn, .request = msg->header};
+    const void *bytes = NULL;
+    int r = vfmig_user_check_command(msg, true, u->max_data, NULL);
+
+    if (r == 0) {
+        memcpy(&serving.access, msg->payload, sizeof(serving.access));
+        if (msg->header.command == VFMIG_USER_DMA_WRITE)
+            serving.written = msg->payload + sizeof(serving.access);
+        r = serving.written ? dma_write(u, &serving) : dma_read(u, &serving, &bytes);
+    }
+    if (r == -EINPROGRESS)
+        return 0;
+    return user_dma_reply(conn, &serving.request, &serving.access, bytes, r, reterr);
 }
 
 int user_main_serve(void *opaque, struct vfmig_user_msg *msg, struct vfmig_error *reterr)

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/bounds.h"
 #include "target/conn.h"
 #include "target/user.h"
 
@@ -15,6 +16,25 @@
 
 /* Place of the registers in the v1 migration region. */
 #define USER_REG(field) offsetof(struct vfmig_user_mig_region, field)
+
+/* A DMA by message that is being served; held is its place in user_late while it is open. */
+struct user_serving {
+    struct vfmig_conn *conn;
+    struct vfmig_user_header request;
+    struct vfmig_user_dma_access access;
+    const uint8_t *written; /* NULL: a read */
+    bool taken;             /* a handle was given ... */
+    uint64_t id;            /* ... this one */
+};
+
+/* DMAs by message whose answer comes later. */
+struct user_late {
+    pthread_mutex_t lock;
+    struct user_late_dma *open[VFMIG_MAX_LATE_DMA]; /* by the low bits of the id */
+    uint64_t bytes;
+    uint64_t turns; /* makes every id another one */
+    struct user_serving *serving; /* what the callback under way is for; its thread only */
+};
 
 struct user {
     struct vfmig_target base;
@@ -26,6 +46,7 @@ struct user {
     pthread_t twin_thread;
     void *dma_buffer;        /* max_data bytes, of whoever serves (one at a time) */
     _Atomic(struct vfmig_tracker *) own;
+    struct user_late late;
 
     /* Negotiated. */
     uint32_t max_data;   /* bytes of data that both sides handle in one message */
@@ -102,6 +123,16 @@ int user_choose_dialect(struct user *u, struct vfmig_error *reterr);
 int user_main_serve(void *opaque, struct vfmig_user_msg *msg, struct vfmig_error *reterr);
 int user_twin_start(struct user *u, int fd, struct vfmig_error *reterr);
 void user_twin_stop(struct user *u);
+
+/* DMA that is answered later (user_later.c). The callback for serving has returned r: what is to be
+ * replied now, or -EINPROGRESS for nothing. */
+int user_late_settle(struct user *u, struct user_serving *serving, int r);
+/* The target is closed: nobody may use a handle or its data any more. Before that they stay, also
+ * when the connection has ended, because another thread may be at work on the data. */
+void user_late_forget(struct user *u);
+int user_dma_reply(struct vfmig_conn *conn, const struct vfmig_user_header *request,
+                   const struct vfmig_user_dma_access *access, const void *data, int r,
+                   struct vfmig_error *reterr);
 
 /* Bytes of the bitmap of size bytes of memory. */
 static inline uint64_t user_bitmap_bytes(uint64_t size, uint64_t page_size)
