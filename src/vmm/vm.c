@@ -119,32 +119,14 @@ static void on_own_write(void *opaque, uint64_t gpa, uint64_t size)
     vfmig_own_mark(vmm->own, gpa, size);
 }
 
-static void *ram_at(struct vfmig_vmm *vmm, uint64_t gpa, uint64_t size)
+/* Peer to peer: in pieces as a bus would make them. */
+static int on_peer_dma(void *opaque, uint32_t device, uint64_t gpa, bool is_write, void *data,
+                       uint32_t size)
 {
-    for (uint32_t i = 0; i < vmm->memory.block_count; i++) {
-        const struct vfmig_ram_block *block = &vmm->blocks[i];
-        if (size <= block->size && gpa >= block->gpa && gpa - block->gpa <= block->size - size)
-            return (char *)block->host + (gpa - block->gpa);
-    }
-    return NULL;
-}
+    struct vfmig_vmm *vmm = opaque;
 
-int vmm_dma(struct vfmig_vmm *vmm, uint64_t gpa, bool is_write, void *data, uint64_t size,
-            struct vfmig_error *reterr)
-{
-    char *host = ram_at(vmm, gpa, size);
-
-    if (host) {
-        if (is_write) {
-            memcpy(host, data, size);
-            vfmig_own_mark(vmm->own, gpa, size); /* before anybody is told of it */
-        } else {
-            memcpy(data, host, size);
-        }
-        return 0;
-    }
-    /* Peer to peer: in pieces as a bus would make them. */
-    for (uint64_t done = 0; done < size;) {
+    (void)device;
+    for (uint32_t done = 0; done < size;) {
         const struct vfmig_pci_bar *bar;
         uint64_t at = gpa + done;
         uint32_t piece = 8;
@@ -152,23 +134,11 @@ int vmm_dma(struct vfmig_vmm *vmm, uint64_t gpa, bool is_write, void *data, uint
             piece /= 2;
         struct vfmig_pci *pci = find_bar(vmm, at, piece, &bar);
         if (!pci)
-            return vfmig_error_set(reterr, -EFAULT, VFMIG_ORIGIN_DEVICE, 0,
-                                   "a device accessed 0x%llx, where nothing is",
-                                   (unsigned long long)at);
+            return -EFAULT;
         vfmig_pci_access(pci, bar, at, is_write, (char *)data + done, piece);
         done += piece;
     }
     return 0;
-}
-
-static int on_dma_read(void *opaque, uint64_t iova, void *data, uint32_t size)
-{
-    return vmm_dma(opaque, iova, false, data, size, NULL);
-}
-
-static int on_dma_write(void *opaque, uint64_t iova, const void *data, uint32_t size)
-{
-    return vmm_dma(opaque, iova, true, (void *)data, size, NULL);
 }
 
 /* --- devices --- */
@@ -186,9 +156,10 @@ static int attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_co
         if (!strcmp(vmm->pci[i].id, name))
             return vfmig_error_set(reterr, -EEXIST, VFMIG_ORIGIN_LOCAL, 0,
                                    "two devices have the id %s", name);
+    vmm->dma_devices[index] = (struct vmm_dma_device){.space = &vmm->dma, .index = index};
     const struct vfmig_user_options options = {
         .dialect = config->dialect,
-        .dma = {.opaque = vmm, .read = on_dma_read, .write = on_dma_write},
+        .dma = vmm_dma_callbacks(&vmm->dma_devices[index]),
     };
     int ret = vfmig_user_open(config->path, &options, &target, reterr);
     if (ret)
@@ -353,6 +324,8 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
         ret = map_memory(vmm, config->memory_bytes, reterr);
     if (!ret)
         ret = vfmig_tracker_own_new(&vmm->own, reterr);
+    vmm->dma = (struct vmm_dma_space){
+        .memory = vmm->memory, .own = vmm->own, .beside = on_peer_dma, .opaque = vmm};
     if (!ret)
         ret = create_machine(vmm, config, reterr);
     if (!ret)

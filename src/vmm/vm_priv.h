@@ -8,6 +8,7 @@
 #include "dirty/tracker.h"
 #include "engine/resolve.h"
 #include "vfmig/migrate.h"
+#include "vmm/dma.h"
 #include "vmm/pci.h"
 #include "vmm/qmp.h"
 #include "vmm/vm.h"
@@ -54,6 +55,8 @@ struct vfmig_vmm {
     struct vfmig_machine *machine;
     struct vfmig_pci pci[GUEST_MAX_DEVICES];
     uint32_t device_count;
+    struct vmm_dma_space dma;
+    struct vmm_dma_device dma_devices[GUEST_MAX_DEVICES];
     bool peer_mappings;        /* devices can reach each other's BARs */
     struct vfmig_tracker *own; /* what this process itself writes to guest memory */
     struct vfmig_qmp *_Atomic qmp; /* starts last, when others already emit events */
@@ -100,10 +103,6 @@ struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_
 
 /* QEMU's MigrationStatus that comes nearest. */
 const char *vmm_migration_word(enum vfmig_migrate_state state);
-
-/* The guest's view of memory, for a device that reaches it by message: RAM, or a peer's BAR. */
-int vmm_dma(struct vfmig_vmm *vmm, uint64_t gpa, bool is_write, void *data, uint64_t size,
-            struct vfmig_error *reterr);
 
 extern const struct vfmig_qmp_command vmm_qmp_commands[];
 
