@@ -54,6 +54,7 @@ interop: $(DEMO_BUILD)/build.ninja
 docs: $(BUILD)/check/build.ninja
 	ninja -C $(BUILD)/check tools/vfmig-tables
 	$(BUILD)/check/tools/vfmig-tables > docs/states.md
+	python3 scripts/doc_table.py docs/trace.md $(BUILD)/check/tools/vfmig-tables --trace
 	ninja -C $(BUILD)/check tests/core/handover_test
 	python3 scripts/doc_table.py docs/handover.md $(BUILD)/check/tests/core/handover_test --table
 	python3 tests/clauses/clauses.py write .

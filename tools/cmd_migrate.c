@@ -13,7 +13,7 @@
 #include "qmp_client.h"
 #include "vfmig/error.h"
 
-static const char *qmp_path, *dialect;
+static const char *qmp_path, *dialect, *trace_path;
 static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth;
 static bool json, quiet;
 
@@ -28,6 +28,7 @@ static const struct tool_option options[] = {
     {"max-bandwidth", TOOL_SIZE, &bandwidth, "SIZE", "bytes each second at most; 0: no limit"},
     {"dialect", TOOL_CHOICE, &dialect, NULL, "speak to the devices in another dialect",
      .choices = "feature|region"},
+    {"trace", TOOL_TEXT, &trace_path, "FILE", "write what the migration does, as lines of JSON"},
     {"json", TOOL_FLAG, &json, NULL, "print the result as one JSON object"},
     {"quiet", TOOL_FLAG, &quiet, NULL, "no progress"},
     {NULL},
@@ -186,6 +187,48 @@ static bool is_over(const char *state)
     return !strcmp(state, "completed") || !strcmp(state, "failed") || !strcmp(state, "cancelled");
 }
 
+/* --- the trace --- */
+
+static FILE *trace;
+static uint64_t trace_next;
+
+/* Lines that have come since the last time. A VMM that cannot tell more is no failed migration. */
+static void fetch_trace(struct qmp_client *client)
+{
+    for (bool more = trace != NULL; more;) {
+        struct json_object *args = json_object_new_object(), *answer;
+        struct vfmig_error err = {0};
+
+        json_object_object_add(args, "from", json_object_new_uint64(trace_next));
+        if (qmp_execute(client, "x-vfmig-trace", args, &answer, &err))
+            return;
+        struct json_object *lines = get(answer, "lines");
+        for (size_t i = 0; i < length(lines); i++)
+            fprintf(trace, "%s\n", json_object_get_string(json_object_array_get_idx(lines, i)));
+        more = length(lines) > 0;
+        trace_next = json_object_get_uint64(get(answer, "next"));
+        json_object_put(answer);
+    }
+    if (trace)
+        fflush(trace);
+}
+
+/* The exit code, or that of a trace that could not be written. */
+static int close_trace(int code)
+{
+    bool bad = trace && (ferror(trace) != 0);
+
+    if (trace && fclose(trace))
+        bad = true;
+    trace = NULL;
+    return bad && code == TOOL_OK
+               ? tool_fail(&usage, TOOL_UNRESOLVED,
+                           "the guest moved, but the trace cannot be written to %s; "
+                           "see vfmig status",
+                           trace_path)
+               : code;
+}
+
 /* Follows the migration to its end. */
 static int follow(struct qmp_client *client, struct vfmig_error *reterr)
 {
@@ -209,6 +252,7 @@ static int follow(struct qmp_client *client, struct vfmig_error *reterr)
         int ret = qmp_execute(client, "query-migrate", NULL, &status, reterr);
         if (ret)
             return ret;
+        fetch_trace(client);
         if (is_over(text(status, "status"))) {
             if (terminal)
                 fputs("\r\033[K", stderr);
@@ -245,6 +289,8 @@ static int start(struct qmp_client *client, const char *uri, struct vfmig_error 
     json_object_object_add(args, "uri", json_object_new_string(uri));
     if (deadline)
         json_object_object_add(args, "x-deadline", json_object_new_uint64(deadline));
+    if (trace)
+        json_object_object_add(args, "x-trace", json_object_new_boolean(true));
     return qmp_execute(client, "migrate", args, NULL, reterr);
 }
 
@@ -263,6 +309,11 @@ int cmd_migrate(int argc, char **argv)
     int ret = qmp_connect(qmp_path, &client, &err);
     if (ret)
         return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+    if (trace_path && !(trace = fopen(trace_path, "we"))) {
+        qmp_close(client);
+        return tool_fail(&usage, TOOL_FAILED, "cannot write the trace to %s: %s", trace_path,
+                         strerror(errno));
+    }
     struct sigaction action = {.sa_handler = on_interrupt};
     sigaction(SIGINT, &action, NULL);
     ret = set_parameters(client, &err);
@@ -270,10 +321,11 @@ int cmd_migrate(int argc, char **argv)
         ret = start(client, uri, &err);
     if (ret) {
         qmp_close(client);
-        return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+        return close_trace(tool_fail(&usage, TOOL_FAILED, "%s", err.text));
     }
     ret = follow(client, &err);
     qmp_close(client);
+    ret = close_trace(ret);
     if (ret >= 0)
         return ret;
     return tool_fail(&usage, TOOL_UNRESOLVED, "lost sight of the migration: %s; see vfmig status",

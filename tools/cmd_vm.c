@@ -14,7 +14,7 @@
 static struct tool_list devices;
 static const char *accel = "auto";
 static const char *name = "guest";
-static const char *qmp_path, *incoming, *journal;
+static const char *qmp_path, *incoming, *journal, *trace;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
 static bool paused, discard_released;
@@ -33,9 +33,10 @@ static const struct tool_option options[] = {
     {"journal", TOOL_TEXT, &journal, "DIR", "directory of the handover journal"},
     {"discard-released", TOOL_FLAG, &discard_released, NULL,
      "start a fresh guest although the journal says that it moved away"},
+    {"trace", TOOL_TEXT, &trace, "FILE", "write what each migration does, as lines of JSON"},
     {"channels", TOOL_NUMBER, &channels, "N", "connections of a migration", .min = 1, .max = 16},
-    {"working-set", TOOL_SIZE, &working_set, "SIZE", "memory that the guest dirties; 0: half of all",
-     .min = 0, .max = UINT64_C(1) << 40},
+    {"working-set", TOOL_SIZE, &working_set, "SIZE",
+     "memory that the guest dirties; 0: half of all", .min = 0, .max = UINT64_C(1) << 40},
     {"dirty-rate", TOOL_SIZE, &dirty_rate, "SIZE", "bytes that the guest dirties each second",
      .min = 1 << 20, .max = UINT64_C(1) << 40},
     {"dma-rate", TOOL_NUMBER, &dma_rate, "N", "DMAs each second and device; 0: without limit",
@@ -133,6 +134,7 @@ int cmd_vm(int argc, char **argv)
             .qmp_path = qmp_path,
             .incoming = incoming,
             .journal_dir = journal,
+            .trace_path = trace,
             .channels = (uint32_t)channels,
             .paused = paused,
             .discard_released = discard_released,

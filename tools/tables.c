@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Prints docs/states.md from the tables and from the device machine itself; with --check FILE says
- * whether FILE is what would be printed. */
+/* Prints docs/states.md from the tables and from the device machine itself, or with --trace the
+ * table of docs/trace.md; with --check or --trace-check FILE says whether FILE is, or has, what
+ * would be printed. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/dev.h"
+#include "engine/trace.h"
 
 static const struct {
     uint32_t features;
@@ -134,6 +136,57 @@ static void print_all(FILE *out)
     print_writes(out);
 }
 
+/* --- the trace --- */
+
+static void print_side(FILE *out, enum vfmig_trace_side side)
+{
+    fputs(side == VFMIG_TRACE_BOTH     ? "both"
+          : side == VFMIG_TRACE_SOURCE ? "source"
+                                       : "destination",
+          out);
+}
+
+static void print_trace(FILE *out)
+{
+    static const char *const kinds[] = {[VFMIG_TRACE_U] = "unsigned",
+                                        [VFMIG_TRACE_I] = "signed",
+                                        [VFMIG_TRACE_S] = "text",
+                                        [VFMIG_TRACE_B] = "boolean"};
+
+    for (unsigned i = 0; i < VFMIG_TRACE_COUNT; i++) {
+        const struct vfmig_trace_info *info = vfmig_trace_info(i);
+
+        fprintf(out, "%s### `%s`\n\n", i ? "\n" : "", info->name);
+        print_side(out, info->side);
+        fprintf(out, ": %s\n", info->when);
+        if (vfmig_trace_field_count(info))
+            fputs("\n| field | is | meaning |\n|---|---|---|\n", out);
+        for (const struct vfmig_trace_field *field = info->fields; field->kind; field++)
+            fprintf(out, "| `%s` | %s | %s |\n", field->name, kinds[field->kind], field->text);
+    }
+}
+
+/* The part of a document between its marks is what `make docs` puts there. */
+static int check_part(const char *path, const char *text)
+{
+    static const char begin[] = "<!-- table: begin -->\n", end[] = "<!-- table: end -->";
+    FILE *file = fopen(path, "r");
+    char *found = NULL, *at;
+    size_t size = 0;
+    bool same = false;
+
+    if (file && getdelim(&found, &size, 0, file) > 0 && (at = strstr(found, begin))) {
+        at += strlen(begin);
+        same = !strncmp(at, text, strlen(text)) && !strncmp(at + strlen(text), end, strlen(end));
+    }
+    if (file)
+        fclose(file);
+    free(found);
+    if (!same)
+        fprintf(stderr, "%s is stale: run `make docs`\n", path);
+    return same ? 0 : 1;
+}
+
 static int check(const char *path, const char *text, size_t size)
 {
     FILE *file = fopen(path, "r");
@@ -151,17 +204,24 @@ static int check(const char *path, const char *text, size_t size)
 
 int main(int argc, char **argv)
 {
+    bool trace = argc > 1 && !strncmp(argv[1], "--trace", 7);
+    bool checks = argc == 3 && (!strcmp(argv[1], "--check") || !strcmp(argv[1], "--trace-check"));
     char *text = NULL;
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
 
-    if (!out || (argc != 1 && (argc != 3 || strcmp(argv[1], "--check") != 0))) {
-        fprintf(stderr, "usage: vfmig-tables [--check FILE]\n");
+    if (!out || (!checks && argc != 1 && (argc != 2 || strcmp(argv[1], "--trace")))) {
+        fprintf(stderr, "usage: vfmig-tables [--trace] | --check FILE | --trace-check FILE\n");
         return 2;
     }
-    print_all(out);
+    if (trace)
+        print_trace(out);
+    else
+        print_all(out);
     fclose(out);
-    int result = argc == 3 ? check(argv[2], text, size) : fputs(text, stdout) < 0;
+    int result = !checks ? fputs(text, stdout) < 0
+                 : trace ? check_part(argv[2], text)
+                         : check(argv[2], text, size);
     free(text);
     return result;
 }

@@ -108,8 +108,9 @@ struct vfmig_vm_ops {
      * elsewhere, its memory may be freed once the attempt has ended. */
     void (*released)(void *opaque);
 
-    /* NULL: nobody cares. One line of JSON without newline per event: {"t_ns":..., "ev":"..."}.
-     * Any thread of the engine, one call at a time. */
+    /* NULL: nobody cares. One line of JSON without newline for each event of docs/trace.md, in the
+     * order of their times. Any thread of the engine, one call at a time; some of them are inside
+     * the downtime, so it must be quick. */
     void (*trace)(void *opaque, const char *json);
 };
 #define VFMIG_VM_OPS_VERSION 1u

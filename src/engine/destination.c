@@ -169,6 +169,8 @@ static void new_migration(struct engine *e, struct arrival *arrival)
 
     if (e->closing)
         close_attempt(e);
+    if (idle(e))
+        engine_trace_begin(e, arrival->id, 0);
     ret = judge(e, arrival, &error);
     if (ret == 0) {
         forget_attempt(e);
@@ -177,7 +179,7 @@ static void new_migration(struct engine *e, struct arrival *arrival)
     }
     verdict.accept = ret == 0;
     memcpy(verdict.text, error.text, sizeof(verdict.text));
-    engine_trace(e, "verdict", "\"accept\":%s", ret ? "false" : "true");
+    engine_trace(e, VERDICT, VFMIG_B(ret == 0), VFMIG_S(ret ? error.text : ""));
     ret = vfmig_channel_send(arrival->channels[0], VFMIG_RECORD_VERDICT, out,
                              vfmig_verdict_encode(out, &verdict), ret ? NULL : &error);
     if (ret == 0 && verdict.accept)
@@ -200,6 +202,7 @@ static void asked_again(struct engine *e, struct arrival *arrival)
         if (!idle(e))
             return;
         forget_attempt(e);
+        engine_trace_begin(e, arrival->id, 0);
         if (open_journal(e, arrival->id, /* memory= */ false, &error))
             return;
         e->handover_active = true;
@@ -216,7 +219,7 @@ static void asked_again(struct engine *e, struct arrival *arrival)
     arrival->count = 0;
     if (engine_link_new(e, arrival->channels, count, count, NULL, destination_on_question, &error))
         return;
-    engine_trace(e, "link-up", NULL);
+    engine_trace(e, LINK_UP);
     if (e->progress.state == VFMIG_MIGRATE_UNDECIDED)
         engine_state(e, VFMIG_MIGRATE_ACTIVE);
     engine_handover(e, VFMIG_HO_EVENT_LINK_UP);
@@ -279,7 +282,6 @@ static void flow_ended(struct engine *e)
     engine_handover(e, VFMIG_HO_EVENT_RUN_DONE);
     (void)engine_send_report(e, &report);
     engine_enter_step(e, VFMIG_STEP_END);
-    engine_trace(e, "running", "\"record\":\"%s\"", vfmig_ho_record_name(e->handover.record));
     end_wait(e, VFMIG_MIGRATE_COMPLETED);
 }
 
@@ -354,7 +356,7 @@ static void link_lost(struct engine *e, const struct engine_event *event)
     if (!error.code)
         vfmig_error_set(&error, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
                         "the source closed the connection");
-    engine_trace(e, "link-lost", "\"code\":%d", error.code);
+    engine_trace(e, LINK_LOST, VFMIG_I(error.code), VFMIG_S(error.text));
     if (e->flow_active && e->flow.row < VFMIG_ROW_COUNT && e->flow.row < VFMIG_ROW_R3_ENTER)
         engine_note(e, &error);
     engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
@@ -555,6 +557,7 @@ int vfmig_destination_listen(struct vfmig_destination *destination, const char *
     if (destination->wake < 0)
         return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0, "no eventfd: %s",
                                strerror(errno));
+    engine_trace_begin(e, NULL, 0);
     ret = -pthread_create(&e->control, NULL, destination_main, destination);
     if (ret)
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");

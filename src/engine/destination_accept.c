@@ -114,7 +114,7 @@ void *destination_acceptor(void *arg)
         }
         arrival_free(arrival);
         if (!atomic_load(&destination->quit))
-            engine_trace(e, "connection-refused", "\"code\":%d", ret);
+            engine_trace(e, CONNECTION_REFUSED, VFMIG_I(ret));
     }
     return NULL;
 }

@@ -247,7 +247,9 @@ static int load_external(struct engine *e, uint32_t kind, struct vfmig_error *re
 
     if (ret || !e->vm.ops->external_load)
         return ret;
-    return e->vm.ops->external_load(e->vm.opaque, e->inbox[kind].data, e->inbox[kind].size, reterr);
+    ret = e->vm.ops->external_load(e->vm.opaque, e->inbox[kind].data, e->inbox[kind].size, reterr);
+    engine_trace_vmstate(e, kind, e->inbox[kind].size, ret);
+    return ret;
 }
 
 static int receive_all(struct engine *e, struct vfmig_error *reterr)
@@ -259,13 +261,15 @@ static int receive_all(struct engine *e, struct vfmig_error *reterr)
 
 static int load_state(struct engine *e, struct vfmig_error *reterr)
 {
+    const struct vfmig_buffer *vcpus = &e->inbox[VMSTATE_VCPUS];
     int ret;
 
     engine_stamp(e, &e->stamps.state_load_begin);
     ret = load_external(e, VMSTATE_EXTERNAL_FINAL, reterr);
-    if (ret == 0)
-        ret = e->vm.ops->state_load(e->vm.opaque, e->inbox[VMSTATE_VCPUS].data,
-                                    e->inbox[VMSTATE_VCPUS].size, reterr);
+    if (ret == 0) {
+        ret = e->vm.ops->state_load(e->vm.opaque, vcpus->data, vcpus->size, reterr);
+        engine_trace_vmstate(e, VMSTATE_VCPUS, vcpus->size, ret);
+    }
     engine_stamp(e, &e->stamps.state_load_end);
     return ret;
 }
@@ -282,7 +286,7 @@ int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *ret
     case VFMIG_WORK_STATE_LOAD:
         return load_state(e, reterr);
     case VFMIG_WORK_VCPU_START:
-        ret = e->vm.ops->vcpus_start(e->vm.opaque, reterr);
+        ret = engine_vcpus_start(e, reterr);
         if (ret == 0)
             engine_stamp(e, &e->stamps.running);
         return ret;

@@ -20,8 +20,8 @@ void engine_note(struct engine *e, const struct vfmig_error *error)
     pthread_mutex_lock(&e->status_lock);
     e->progress.error = e->failure;
     pthread_mutex_unlock(&e->status_lock);
-    engine_trace(e, "failure", "\"code\":%d,\"origin\":\"%s\"", e->failure.code,
-                 vfmig_origin_name(e->failure.origin));
+    engine_trace(e, FAILURE, VFMIG_I(e->failure.code),
+                 VFMIG_S(vfmig_origin_name(e->failure.origin)), VFMIG_S(e->failure.text));
 }
 
 /* --- flow --- */
@@ -42,8 +42,8 @@ static void enter_row(struct engine *e, uint32_t row)
 {
     stamp_row(e, row);
     engine_enter_step(e, vfmig_row_step(row));
-    engine_trace(e, "row", "\"row\":\"%s\",\"step\":\"%s\"", vfmig_row_name(row),
-                 vfmig_step_name(vfmig_row_step(row)));
+    engine_trace(e, ROW, VFMIG_S(vfmig_row_name(row)),
+                 VFMIG_S(vfmig_step_name(vfmig_row_step(row))));
 }
 
 static void abort_works(struct engine *e)
@@ -67,7 +67,7 @@ static void device_lost(struct engine *e, uint32_t device)
     pthread_mutex_lock(&e->status_lock);
     e->progress.devices_lost++;
     pthread_mutex_unlock(&e->status_lock);
-    engine_trace(e, "device-lost", "\"id\":\"%s\"", e->devices[device].id);
+    engine_trace(e, DEVICE_LOST, VFMIG_U(device), VFMIG_S(e->devices[device].id));
 }
 
 static void each_device(struct engine *e, const struct vfmig_flow_action *action)
@@ -99,6 +99,16 @@ static void note_timeout(struct engine *e)
     engine_note(e, &error);
 }
 
+static void trace_point(struct engine *e, enum vfmig_flow_action_kind kind)
+{
+    const char *point = kind == VFMIG_FLOW_ACT_ASK      ? "ASK"
+                        : kind == VFMIG_FLOW_ACT_SENT   ? "SENT"
+                        : kind == VFMIG_FLOW_ACT_LOADED ? "LOADED"
+                                                        : "PREPARED";
+
+    engine_trace(e, POINT, VFMIG_S(point));
+}
+
 static void carry_out(struct engine *e, const struct vfmig_flow_action *action)
 {
     switch (action->kind) {
@@ -126,6 +136,7 @@ static void carry_out(struct engine *e, const struct vfmig_flow_action *action)
         e->on_action(e, action);
         break;
     default:
+        trace_point(e, action->kind);
         e->on_action(e, action);
     }
 }
@@ -169,8 +180,7 @@ static int write_journal(struct engine *e, uint32_t record)
                                &error);
     if (record == VFMIG_HO_RECORD_GRANT_SENT)
         engine_stamp(e, &e->stamps.grant_journal_end);
-    engine_trace(e, "journal", "\"record\":\"%s\",\"ret\":%d,\"took_ns\":%llu",
-                 vfmig_ho_record_name(record), ret, (unsigned long long)sync_ns);
+    engine_trace(e, JOURNAL, VFMIG_S(vfmig_ho_record_name(record)), VFMIG_I(ret), VFMIG_U(sync_ns));
     pthread_mutex_lock(&e->status_lock);
     e->progress.journal_total_ns += sync_ns;
     e->progress.journal_writes++;
@@ -198,7 +208,7 @@ static void send_message(struct engine *e, const struct vfmig_ho_msg *msg)
 
     if (msg->kind == VFMIG_HO_MSG_GRANT)
         engine_stamp(e, &e->stamps.grant_sent);
-    engine_trace(e, "message", "\"out\":\"%s\",\"ret\":%d", vfmig_ho_msg_name(msg->kind), ret);
+    engine_trace(e, SEND, VFMIG_S(vfmig_ho_msg_name(msg->kind)), VFMIG_I(ret));
 }
 
 static int handover_step(struct engine *e, const struct vfmig_ho_event *event)
@@ -219,7 +229,7 @@ static int handover_step(struct engine *e, const struct vfmig_ho_event *event)
     if (ret)
         return ret;
     if (actions.flags & VFMIG_HO_ACT_REPORT)
-        engine_trace(e, "outcome", "\"outcome\":\"%s\"", vfmig_ho_outcome_name(actions.outcome));
+        engine_trace(e, OUTCOME, VFMIG_S(vfmig_ho_outcome_name(actions.outcome)));
     /* The message does not wait for what the flags begin: it says what is on record, and RUN goes
      * on in other threads. */
     if (actions.flags)
@@ -237,8 +247,8 @@ int engine_handover(struct engine *e, enum vfmig_ho_event_kind kind)
 int engine_handover_msg(struct engine *e, const struct vfmig_ho_msg *msg)
 {
     vfmig_sabotage_kill("on-receipt", vfmig_ho_msg_name(msg->kind));
-    engine_trace(e, "message", "\"in\":\"%s\",\"record\":\"%s\"", vfmig_ho_msg_name(msg->kind),
-                 vfmig_ho_record_name(msg->record));
+    engine_trace(e, RECEIVE, VFMIG_S(vfmig_ho_msg_name(msg->kind)),
+                 VFMIG_S(vfmig_ho_record_name(msg->record)));
     return handover_step(e, &(struct vfmig_ho_event){.kind = VFMIG_HO_EVENT_MESSAGE, .msg = *msg});
 }
 

@@ -21,6 +21,7 @@
 #include "engine/journal.h"
 #include "engine/memory_mover.h"
 #include "engine/resolve.h"
+#include "engine/trace.h"
 #include "target/target.h"
 #include "vfmig/migrate.h"
 
@@ -203,6 +204,7 @@ struct engine {
     struct engine_stamps stamps;
     struct engine_ask ask;
     pthread_mutex_t trace_lock;
+    uint64_t trace_lines; /* since the last HEAD */
 };
 
 /* Kinds of VMSTATE; 16 bytes {u32 kind, u32 0, u64 final round} come before the blob. */
@@ -276,8 +278,15 @@ int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_e
 int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr);
 
 /* report.c */
-void engine_trace(struct engine *e, const char *name, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+/* engine_trace(e, ROW, VFMIG_S(name), ...): a line of the trace, fields as in tables/trace.def. */
+#define engine_trace(e, event, ...)                                                                \
+    engine_trace_event((e), VFMIG_TRACE_##event,                                                   \
+                       (const struct vfmig_trace_value[]){__VA_ARGS__ __VA_OPT__(, ){0}})
+void engine_trace_event(struct engine *e, enum vfmig_trace_event event,
+                        const struct vfmig_trace_value *values);
+void engine_trace_begin(struct engine *e, const uint8_t *id, uint32_t epoch);
+void engine_trace_vmstate(struct engine *e, uint32_t kind, uint64_t bytes, int ret);
+int engine_vcpus_start(struct engine *e, struct vfmig_error *reterr); /* and traces it */
 void engine_stamp(struct engine *e, uint64_t *stamp);
 void engine_enter_step(struct engine *e, enum vfmig_step step);
 void engine_state(struct engine *e, enum vfmig_migrate_state state);
@@ -293,5 +302,7 @@ int engine_trackers_start(struct engine *e, struct vfmig_error *reterr);
 int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr);
 void engine_trackers_sync(struct engine *e, uint64_t *ret_pages);
 int engine_round(struct engine *e, struct vfmig_error *reterr);
+/* The part of it that MEMORY and LAST_MEMORY are, too. */
+int engine_send_round(struct engine *e, uint32_t work, uint64_t round, struct vfmig_error *reterr);
 
 #endif

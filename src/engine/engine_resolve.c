@@ -27,8 +27,7 @@ static int decide(struct engine *e, const struct vfmig_resolve_request *request,
     int ret = vfmig_resolve_event(&e->handover, request, &event, reterr);
     if (ret)
         return ret;
-    engine_trace(e, "resolve", "\"decision\":%d,\"fenced\":%d", (int)request->decision,
-                 request->source_is_fenced);
+    engine_trace(e, RESOLVE, VFMIG_U(request->decision), VFMIG_B(request->source_is_fenced));
     ret = event.kind == VFMIG_HO_EVENT_MESSAGE
               ? engine_handover_msg(e, &event.msg)
               : engine_handover(e, (enum vfmig_ho_event_kind)event.kind);

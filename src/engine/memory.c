@@ -39,13 +39,21 @@ void engine_maps_done(struct engine *e)
     e->maps_made = false;
 }
 
+static void trace_tracker(struct engine *e, uint32_t number, const char *op, int ret,
+                          uint64_t begin_ns)
+{
+    engine_trace(e, TRACKER, VFMIG_U(number), VFMIG_S(e->vm.trackers[number]->ops->name),
+                 VFMIG_S(op), VFMIG_I(ret), VFMIG_U(vfmig_now_ns() - begin_ns));
+}
+
 int engine_trackers_start(struct engine *e, struct vfmig_error *reterr)
 {
     for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
         struct vfmig_tracker *tracker = e->vm.trackers[i];
+        uint64_t begin = vfmig_now_ns();
         int ret = tracker->ops->start(tracker, &e->vm.memory, reterr);
 
-        engine_trace(e, "tracker", "\"start\":\"%s\",\"ret\":%d", tracker->ops->name, ret);
+        trace_tracker(e, i, "start", ret, begin);
         if (ret) {
             vfmig_error_prefix(reterr, "tracker %s", tracker->ops->name);
             while (i-- > 0)
@@ -67,9 +75,10 @@ int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr)
         return 0;
     for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
         struct vfmig_tracker *tracker = e->vm.trackers[i];
+        uint64_t begin = vfmig_now_ns();
         int ret = tracker->ops->stop(tracker, first ? NULL : reterr);
 
-        engine_trace(e, "tracker", "\"stop\":\"%s\",\"ret\":%d", tracker->ops->name, ret);
+        trace_tracker(e, i, "stop", ret, begin);
         if (ret && !first) {
             vfmig_error_prefix(reterr, "tracker %s", tracker->ops->name);
             first = ret;
@@ -116,12 +125,12 @@ void engine_trackers_sync(struct engine *e, uint64_t *ret_pages)
     for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
         struct vfmig_tracker *tracker = e->vm.trackers[i];
         struct vfmig_error error = {0};
+        uint64_t asked = vfmig_now_ns();
         int ret = tracker->ops->sync(tracker, &e->fresh, &error);
 
-        if (ret) {
-            engine_trace(e, "tracker", "\"sync\":\"%s\",\"ret\":%d", tracker->ops->name, ret);
+        trace_tracker(e, i, "sync", ret, asked);
+        if (ret)
             take_all(e);
-        }
     }
     pages = merge_fresh(e);
     uint64_t now = vfmig_now_ns();
@@ -130,8 +139,8 @@ void engine_trackers_sync(struct engine *e, uint64_t *ret_pages)
     e->last_sync_ns = now;
     e->log_ns = now - begin;
     e->dirty_pages = vfmig_dirty_map_count(&e->map);
-    engine_trace(e, "log", "\"pages\":%llu,\"dirty\":%llu,\"took_ns\":%llu", (unsigned long long)pages,
-                 (unsigned long long)e->dirty_pages, (unsigned long long)(now - begin));
+    engine_trace(e, LOG, VFMIG_U(pages), VFMIG_U(e->dirty_pages), VFMIG_U(e->dirty_rate),
+                 VFMIG_U(now - begin));
     pthread_mutex_lock(&e->status_lock);
     e->progress.working_set_pages = vfmig_dirty_map_count(&e->seen);
     e->progress.dirty_bytes = e->dirty_rate * VFMIG_PAGE_SIZE;
@@ -150,26 +159,36 @@ static void measure(struct engine *e, uint64_t bytes, uint64_t took_ns)
     pthread_mutex_unlock(&e->status_lock);
 }
 
-/* Sends what is known dirty, then asks the trackers what was dirtied meanwhile. */
-int engine_round(struct engine *e, struct vfmig_error *reterr)
+/* Sends what is known dirty. */
+int engine_send_round(struct engine *e, uint32_t work, uint64_t round, struct vfmig_error *reterr)
 {
     struct vfmig_mover_progress before, after;
-    uint64_t begin = vfmig_now_ns(), pages;
-    int ret;
+    uint64_t begin = vfmig_now_ns();
 
     vfmig_mover_progress(e->mover, &before);
-    ret = vfmig_mover_send(e->mover, &e->map, ++e->round, reterr);
-    atomic_store(&e->round_over, true);
-    if (ret)
-        return ret;
+    engine_trace(e, ROUND_BEGIN, VFMIG_U(round), VFMIG_S(vfmig_work_name(work)));
+    int ret = vfmig_mover_send(e->mover, &e->map, round, reterr);
+    uint64_t took = vfmig_now_ns() - begin;
     vfmig_mover_progress(e->mover, &after);
-    e->rounds++;
-    measure(e, after.bytes_sent - before.bytes_sent, vfmig_now_ns() - begin);
-    engine_trace(e, "round", "\"round\":%u,\"pages\":%llu,\"bytes\":%llu,\"rate\":%llu", e->rounds,
-                 (unsigned long long)after.pages_total,
-                 (unsigned long long)(after.bytes_sent - before.bytes_sent),
-                 (unsigned long long)e->bandwidth);
-    if (!vfmig_sabotage("skip-sync"))
+    uint64_t bytes = after.bytes_sent - before.bytes_sent;
+    if (ret == 0 && work == VFMIG_WORK_ROUND) {
+        e->rounds++;
+        measure(e, bytes, took);
+    }
+    engine_trace(e, ROUND_END, VFMIG_U(round), VFMIG_S(vfmig_work_name(work)), VFMIG_I(ret),
+                 VFMIG_U(after.pages_done), VFMIG_U(bytes), VFMIG_U(took),
+                 VFMIG_U(took ? (double)bytes * (double)SECOND_NS / (double)took : 0));
+    return ret;
+}
+
+/* And then asks the trackers what was dirtied meanwhile. */
+int engine_round(struct engine *e, struct vfmig_error *reterr)
+{
+    uint64_t pages;
+    int ret = engine_send_round(e, VFMIG_WORK_ROUND, ++e->round, reterr);
+
+    atomic_store(&e->round_over, true);
+    if (ret == 0 && !vfmig_sabotage("skip-sync"))
         engine_trackers_sync(e, &pages);
-    return 0;
+    return ret;
 }

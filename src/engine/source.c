@@ -145,7 +145,7 @@ static void link_lost(struct engine *e, const struct engine_event *event)
     if (!error.code)
         vfmig_error_set(&error, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
                         "the destination closed the connection");
-    engine_trace(e, "link-lost", "\"code\":%d", error.code);
+    engine_trace(e, LINK_LOST, VFMIG_I(error.code), VFMIG_S(error.text));
     if (e->handover.state != VFMIG_HO_SRC_RELEASED && e->progress.state == VFMIG_MIGRATE_ACTIVE)
         engine_note(e, &error);
     engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
@@ -241,7 +241,7 @@ static void try_again(struct engine *e)
     if (idle) {
         engine_link_free(e, /* bye= */ false);
         if (source_reconnect((struct vfmig_source *)e, &error) == 0) {
-            engine_trace(e, "link-up", NULL);
+            engine_trace(e, LINK_UP);
             engine_handover(e, VFMIG_HO_EVENT_LINK_UP);
             return;
         }
@@ -484,6 +484,7 @@ int vfmig_source_start(struct vfmig_source *source, const char *uri, struct vfmi
     if (strlen(uri) >= sizeof(e->uri))
         return vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0, "the address is too long");
     strcpy(e->uri, uri);
+    engine_trace_begin(e, e->options.migration_id, e->epoch);
     engine_state(e, VFMIG_MIGRATE_ACTIVE);
     ret = -pthread_create(&e->control, NULL, source_main, source);
     if (ret) {

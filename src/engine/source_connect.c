@@ -78,6 +78,9 @@ static int measure_clock(struct engine *e, struct vfmig_channel *channel, struct
     e->progress.clock_error_ns = e->clock.error_ns;
     e->progress.rtt_ns = e->clock.rtt_ns;
     pthread_mutex_unlock(&e->status_lock);
+    if (ret == 0)
+        engine_trace(e, CLOCK, VFMIG_I(e->clock.offset_ns), VFMIG_U(e->clock.error_ns),
+                     VFMIG_U(e->clock.rtt_ns));
     return ret;
 }
 

@@ -14,7 +14,9 @@
 static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
 {
     engine_stamp(e, &e->stamps.stop_asked);
+    engine_trace(e, VCPUS_STOPPING);
     int ret = e->vm.ops->vcpus_stop(e->vm.opaque, reterr);
+    engine_trace(e, VCPUS_STOPPED, VFMIG_I(ret));
     if (ret)
         return ret;
     engine_count_bytes(e);
@@ -48,6 +50,7 @@ int source_send_external(struct engine *e, uint32_t kind, struct vfmig_error *re
         ret = e->vm.ops->external_save(e->vm.opaque, &e->blob, reterr);
     if (ret == 0)
         ret = engine_send_vmstate(e, kind, 0, &e->blob, reterr);
+    engine_trace_vmstate(e, kind, e->blob.size, ret);
     e->vm_state_bytes = e->blob.size;
     return ret;
 }
@@ -58,12 +61,14 @@ static int send_vm_state(struct engine *e, struct vfmig_error *reterr)
 
     engine_stamp(e, &e->stamps.state_begin);
     ret = source_send_external(e, VMSTATE_EXTERNAL_FINAL, reterr);
+    if (ret)
+        return ret;
     e->blob.size = 0;
-    if (ret == 0)
-        ret = e->vm.ops->state_save(e->vm.opaque, &e->blob, reterr);
+    ret = e->vm.ops->state_save(e->vm.opaque, &e->blob, reterr);
     /* The rounds MEMORY and LAST_MEMORY follow the last one with vCPUs running. */
     if (ret == 0)
         ret = engine_send_vmstate(e, VMSTATE_VCPUS, e->stop_round + 2, &e->blob, reterr);
+    engine_trace_vmstate(e, VMSTATE_VCPUS, e->blob.size, ret);
     engine_stamp(e, &e->stamps.state_end);
     return ret;
 }
@@ -97,16 +102,16 @@ int source_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
     case VFMIG_WORK_VCPU_STOP:
         return stop_vcpus(e, reterr);
     case VFMIG_WORK_VCPU_START:
-        return e->vm.ops->vcpus_start(e->vm.opaque, reterr);
+        return engine_vcpus_start(e, reterr);
     case VFMIG_WORK_SNAPSHOT:
         read_log(e, &e->stamps.snapshot_begin, &e->stamps.snapshot_end, &pages);
         return 0;
     case VFMIG_WORK_FINAL_LOG:
         return final_log(e);
     case VFMIG_WORK_MEMORY:
-        return vfmig_mover_send(e->mover, &e->map, e->stop_round + 1, reterr);
+        return engine_send_round(e, work, e->stop_round + 1, reterr);
     case VFMIG_WORK_LAST_MEMORY:
-        return vfmig_mover_send(e->mover, &e->map, e->stop_round + 2, reterr);
+        return engine_send_round(e, work, e->stop_round + 2, reterr);
     case VFMIG_WORK_VM_STATE:
         return send_vm_state(e, reterr);
     default:
@@ -251,8 +256,11 @@ enum vfmig_converge_verdict source_decide(struct engine *e)
     pthread_mutex_lock(&e->status_lock);
     e->progress.predicted_downtime_ns = predicted;
     pthread_mutex_unlock(&e->status_lock);
-    engine_trace(e, "decide", "\"verdict\":%d,\"predicted_ns\":%llu,\"dirty\":%llu,\"rate\":%llu",
-                 (int)verdict, (unsigned long long)predicted, (unsigned long long)e->dirty_pages,
-                 (unsigned long long)e->dirty_rate);
+    engine_trace(e, DECIDE,
+                 VFMIG_S(verdict == VFMIG_CONVERGE_AGAIN ? "again"
+                         : verdict == VFMIG_CONVERGE_GO  ? "go"
+                                                         : "fail"),
+                 VFMIG_U(predicted), VFMIG_U(converge.limit_ns), VFMIG_U(e->dirty_pages),
+                 VFMIG_U(e->dirty_rate));
     return verdict;
 }

@@ -50,8 +50,10 @@ static void change_state(struct device_worker *dev, uint32_t want)
     struct vfmig_error error = {0};
     uint64_t begin = vfmig_now_ns();
     struct vfmig_flow_event event = {.kind = VFMIG_FLOW_EVENT_DEVICE_DONE, .device = dev->index};
+    const char *name = want == VFMIG_WANT_RESET ? "reset" : vfmig_state_name(want);
     int ret;
 
+    engine_trace(e, CHANGE_BEGIN, VFMIG_U(dev->index), VFMIG_S(dev->id), VFMIG_S(name));
     if (want == VFMIG_WANT_RESET)
         ret = reset_device(dev, &error);
     else
@@ -67,9 +69,8 @@ static void change_state(struct device_worker *dev, uint32_t want)
     if (ret == 0 && took > dev->change_ns && want != VFMIG_WANT_RESET)
         dev->change_ns = took;
     pthread_mutex_unlock(&dev->lock);
-    engine_trace(e, "device", "\"id\":\"%s\",\"want\":\"%s\",\"state\":\"%s\",\"ret\":%d,\"took_ns\":%llu",
-                 dev->id, want == VFMIG_WANT_RESET ? "reset" : vfmig_state_name(want),
-                 vfmig_state_name(event.state), ret, (unsigned long long)took);
+    engine_trace(e, CHANGE_END, VFMIG_U(dev->index), VFMIG_S(dev->id), VFMIG_S(name),
+                 VFMIG_S(vfmig_state_name(event.state)), VFMIG_I(ret), VFMIG_U(took));
     if (ret)
         vfmig_error_prefix(&error, "device %s", dev->id);
     post(e, &event, &error);
@@ -81,9 +82,13 @@ static void move_data(struct device_worker *dev, uint32_t work)
     struct vfmig_error error = {0};
     struct vfmig_flow_event event = {.kind = VFMIG_FLOW_EVENT_DATA_DONE, .device = dev->index};
 
+    uint64_t before = dev->bytes;
+
+    engine_trace(e, DATA_BEGIN, VFMIG_U(dev->index), VFMIG_S(dev->id),
+                 VFMIG_S(vfmig_work_name(work)));
     event.err = e->do_data(e, dev, work == VFMIG_WORK_LAST_DATA, &error);
-    engine_trace(e, "device-data", "\"id\":\"%s\",\"work\":\"%s\",\"ret\":%d,\"bytes\":%llu", dev->id,
-                 vfmig_work_name(work), event.err, (unsigned long long)dev->bytes);
+    engine_trace(e, DATA_END, VFMIG_U(dev->index), VFMIG_S(dev->id), VFMIG_S(vfmig_work_name(work)),
+                 VFMIG_I(event.err), VFMIG_U(dev->bytes - before), VFMIG_U(dev->bytes));
     if (event.err)
         vfmig_error_prefix(&error, "device %s", dev->id);
     post(e, &event, &error);
@@ -147,9 +152,9 @@ static void *work_main(void *arg)
 
         struct vfmig_error error = {0};
         struct vfmig_flow_event event = {.kind = VFMIG_FLOW_EVENT_WORK_DONE, .work = work};
-        engine_trace(e, "work", "\"begin\":\"%s\"", vfmig_work_name(work));
+        engine_trace(e, WORK_BEGIN, VFMIG_S(vfmig_work_name(work)));
         event.err = e->do_work(e, work, &error);
-        engine_trace(e, "work", "\"end\":\"%s\",\"ret\":%d", vfmig_work_name(work), event.err);
+        engine_trace(e, WORK_END, VFMIG_S(vfmig_work_name(work)), VFMIG_I(event.err));
         post(e, &event, &error);
     }
 }

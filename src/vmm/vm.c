@@ -310,10 +310,11 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
     snprintf(vmm->name, sizeof(vmm->name), "%s", config->name ? config->name : "guest");
     pthread_mutex_init(&vmm->lock, NULL);
     vmm->run_state = config->incoming ? VMM_INMIGRATE : VMM_PRELAUNCH;
+    int ret = vmm_trace_init(&vmm->trace, config->trace_path, reterr);
     vmm->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int ret = vmm->quit_fd < 0 ? vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
-                                                 "cannot create an eventfd: %s", strerror(errno))
-                               : 0;
+    if (!ret && vmm->quit_fd < 0)
+        ret = vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
+                              "cannot create an eventfd: %s", strerror(errno));
     if (!ret && config->device_count > GUEST_MAX_DEVICES)
         ret = vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "more than %u devices",
                               GUEST_MAX_DEVICES);
@@ -364,6 +365,7 @@ void vfmig_vmm_free(struct vfmig_vmm *vmm)
     unmap_memory(vmm);
     if (vmm->quit_fd >= 0)
         close(vmm->quit_fd);
+    vmm_trace_done(&vmm->trace);
     pthread_mutex_destroy(&vmm->lock);
     free(vmm);
 }

@@ -28,6 +28,7 @@ struct vfmig_vmm_config {
     const char *qmp_path;    /* NULL: none */
     const char *incoming;    /* where a migration comes in, "tcp:HOST:PORT" or "unix:PATH" */
     const char *journal_dir; /* NULL: none, and then no migration */
+    const char *trace_path;  /* NULL: none. The trace of every migration */
     uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */
     bool paused;             /* wait for `cont` */
     bool discard_released; /* a fresh guest is wanted although the last one moved away */

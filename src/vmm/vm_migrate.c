@@ -202,6 +202,13 @@ static void on_released(void *opaque)
     pthread_mutex_unlock(&vmm->lock);
 }
 
+static void on_trace(void *opaque, const char *line)
+{
+    struct vfmig_vmm *vmm = opaque;
+
+    vmm_trace_line(&vmm->trace, line);
+}
+
 static const struct vfmig_vm_ops vm_ops = {
     .size = sizeof(struct vfmig_vm_ops),
     .version = VFMIG_VM_OPS_VERSION,
@@ -215,6 +222,7 @@ static const struct vfmig_vm_ops vm_ops = {
     .identity = on_identity,
     .sample = on_sample,
     .released = on_released,
+    .trace = on_trace,
 };
 
 /* --- set-up --- */
@@ -428,7 +436,7 @@ static int check_logs(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 }
 
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
-                        uint64_t deadline_ns, struct vfmig_error *reterr)
+                        uint64_t deadline_ns, bool trace, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
 
@@ -449,6 +457,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channel
             vfmig_destination_free(migration->destination);
             migration->destination = NULL;
         }
+        vmm_trace_keep(&vmm->trace, trace);
         ret = vfmig_source_new(&migration->vm, &options, &migration->source, reterr);
         if (!ret)
             ret = vfmig_source_start(migration->source, uri, reterr);

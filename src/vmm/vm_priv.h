@@ -12,6 +12,7 @@
 #include "vmm/pci.h"
 #include "vmm/qmp.h"
 #include "vmm/vm.h"
+#include "vmm/vm_trace.h"
 
 /* As QEMU's RunState, so that clients of QMP know them. */
 enum vmm_run_state {
@@ -66,6 +67,7 @@ struct vfmig_vmm {
     enum vmm_run_state run_state;
     bool run_wanted; /* the guest was running when a migration stopped it */
 
+    struct vmm_trace trace;
     struct vmm_migration migration;
 };
 
@@ -90,7 +92,7 @@ void vmm_migration_status(struct vfmig_vmm *vmm, struct vfmig_progress *ret_prog
 /* Where an incoming migration is awaited, 0 when it is not by TCP. */
 uint16_t vmm_migration_port(struct vfmig_vmm *vmm);
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
-                        uint64_t deadline_ns, struct vfmig_error *reterr);
+                        uint64_t deadline_ns, bool trace, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
 /* An operator's decision for the side that this VMM is of a migration. */
 int vmm_migration_resolve(struct vfmig_vmm *vmm, bool source,

@@ -162,6 +162,11 @@ static int run_guest_reset_pause(void *opaque, struct json_object *args,
 
 /* --- migration --- */
 
+static bool get_bool(struct json_object *args, const char *name)
+{
+    return json_object_get_boolean(json_object_object_get(args, name));
+}
+
 /* 0 when it is not there. Ranges are checked by the callers. */
 static int64_t get_int(struct json_object *args, const char *name)
 {
@@ -192,7 +197,19 @@ static int run_migrate(void *opaque, struct json_object *args, struct json_objec
     return ret ? ret
                : vmm_migration_start(opaque, json_object_get_string(uri),
                                      (uint32_t)get_int(args, "x-channels"),
-                                     (uint64_t)get_int(args, "x-deadline") * 1000000000u, reterr);
+                                     (uint64_t)get_int(args, "x-deadline") * 1000000000u,
+                                     get_bool(args, "x-trace"), reterr);
+}
+
+static int run_trace(void *opaque, struct json_object *args, struct json_object **ret_result,
+                     struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+    int ret = check_range(args, "from", 0, INT64_MAX, reterr);
+
+    if (!ret)
+        *ret_result = vmm_trace_fetch(&vmm->trace, (uint64_t)get_int(args, "from"));
+    return ret;
 }
 
 static int run_set_dialect(void *opaque, struct json_object *args,
@@ -213,11 +230,6 @@ static int run_migrate_cancel(void *opaque, struct json_object *args,
 {
     vmm_migration_cancel(opaque);
     return 0;
-}
-
-static bool get_bool(struct json_object *args, const char *name)
-{
-    return json_object_get_boolean(json_object_object_get(args, name));
 }
 
 /* What vfmig resolve asks for. */
@@ -321,11 +333,12 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"cont", NULL, run_cont},
     {"quit", NULL, run_quit},
     {"system_reset", NULL, run_system_reset},
-    {"migrate", "uri:s,x-channels:i?,x-deadline:n?", run_migrate},
+    {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-trace:b?", run_migrate},
+    {"x-vfmig-trace", "from:i", run_trace},
     {"migrate_cancel", NULL, run_migrate_cancel},
     {"x-set-dialect", "dialect:s", run_set_dialect},
-    {"migrate-set-parameters",
-     "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?", run_set_parameters},
+    {"migrate-set-parameters", "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?",
+     run_set_parameters},
     {"query-migrate-parameters", NULL, run_query_parameters},
     {"query-migrate", NULL, run_query_migrate},
     {"x-vfmig-resolve",
