@@ -189,28 +189,46 @@ static bool is_over(const char *state)
 
 /* --- the trace --- */
 
+#define LAST_LINES_NAPS 150u /* 3 s */
+
 static FILE *trace;
 static uint64_t trace_next;
 
-/* Lines that have come since the last time. A VMM that cannot tell more is no failed migration. */
-static void fetch_trace(struct qmp_client *client)
+/* Lines that have come since the last time; false when there will be no more. A VMM that cannot
+ * tell is no failed migration. */
+static bool fetch_trace(struct qmp_client *client)
 {
+    bool end = false;
+
     for (bool more = trace != NULL; more;) {
         struct json_object *args = json_object_new_object(), *answer;
         struct vfmig_error err = {0};
 
         json_object_object_add(args, "from", json_object_new_uint64(trace_next));
         if (qmp_execute(client, "x-vfmig-trace", args, &answer, &err))
-            return;
+            return false;
         struct json_object *lines = get(answer, "lines");
-        for (size_t i = 0; i < length(lines); i++)
-            fprintf(trace, "%s\n", json_object_get_string(json_object_array_get_idx(lines, i)));
+        for (size_t i = 0; i < length(lines); i++) {
+            const char *line = json_object_get_string(json_object_array_get_idx(lines, i));
+            fprintf(trace, "%s\n", line);
+            end |= strstr(line, "\"side\":\"source\",\"ev\":\"end\"") != NULL;
+        }
         more = length(lines) > 0;
         trace_next = json_object_get_uint64(get(answer, "next"));
         json_object_put(answer);
     }
     if (trace)
         fflush(trace);
+    return trace && !end;
+}
+
+/* The migration is over, and the last lines are on their way. */
+static void fetch_last(struct qmp_client *client)
+{
+    const struct timespec nap = {.tv_nsec = 20000000};
+
+    for (unsigned i = 0; fetch_trace(client) && i < LAST_LINES_NAPS; i++)
+        nanosleep(&nap, NULL);
 }
 
 /* The exit code, or that of a trace that could not be written. */
@@ -252,14 +270,15 @@ static int follow(struct qmp_client *client, struct vfmig_error *reterr)
         int ret = qmp_execute(client, "query-migrate", NULL, &status, reterr);
         if (ret)
             return ret;
-        fetch_trace(client);
         if (is_over(text(status, "status"))) {
+            fetch_last(client);
             if (terminal)
                 fputs("\r\033[K", stderr);
             int code = conclude(status);
             json_object_put(status);
             return code;
         }
+        fetch_trace(client);
         if (!quiet)
             show_progress(status, terminal, tick);
         json_object_put(status);

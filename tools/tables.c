@@ -148,10 +148,10 @@ static void print_side(FILE *out, enum vfmig_trace_side side)
 
 static void print_trace(FILE *out)
 {
-    static const char *const kinds[] = {[VFMIG_TRACE_U] = "unsigned",
-                                        [VFMIG_TRACE_I] = "signed",
-                                        [VFMIG_TRACE_S] = "text",
-                                        [VFMIG_TRACE_B] = "boolean"};
+    static const char *const kinds[] = {[VFMIG_FIELD_U] = "unsigned",
+                                        [VFMIG_FIELD_I] = "signed",
+                                        [VFMIG_FIELD_S] = "text",
+                                        [VFMIG_FIELD_B] = "boolean"};
 
     for (unsigned i = 0; i < VFMIG_TRACE_COUNT; i++) {
         const struct vfmig_trace_info *info = vfmig_trace_info(i);

@@ -150,6 +150,8 @@ struct vfmig_migrate_options {
     const char *journal_dir;    /* directory of the journal; required */
     const char *control_path;   /* put on record for `vfmig status`: the VMM's control socket */
     uint8_t migration_id[VFMIG_MIGRATION_ID_BYTES]; /* all zero: a random one */
+    bool trace_peer; /* source: the callback trace is given the destination's lines, too, when the
+                        attempt is over; those that can be had */
 };
 
 enum vfmig_migrate_state {

@@ -23,6 +23,7 @@
 #define VFMIG_MAX_QMP_INPUT      65536u       /* bytes of one QMP request */
 #define VFMIG_MAX_QMP_OUTPUT     (1u << 20)   /* bytes queued for a client that does not read */
 #define VFMIG_MAX_TRACE_KEPT     (4u << 20)   /* bytes of a trace that waits to be fetched */
+#define VFMIG_MAX_TRACE_SENT     (1u << 20) /* bytes of a trace that a source takes from its peer */
 #define VFMIG_MAX_TRACE_ANSWER   (128u << 10) /* of them in one answer, before they are escaped */
 #define VFMIG_MAX_QMP_DEPTH      16           /* nesting of one QMP request */
 

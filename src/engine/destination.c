@@ -68,14 +68,15 @@ static void attempt_over(struct engine *e)
 {
     engine_enter_step(e, VFMIG_STEP_END);
     e->retry_at_ns = 0;
+    if (e->progress.state == VFMIG_MIGRATE_ACTIVE || e->progress.state == VFMIG_MIGRATE_UNDECIDED)
+        engine_state(e, VFMIG_MIGRATE_FAILED);
+    engine_trace_send(e);
     if (e->linked) {
         e->closing = true;
         e->give_up_at_ns = vfmig_now_ns() + CLOSE_NS;
     } else {
         close_attempt(e);
     }
-    if (e->progress.state == VFMIG_MIGRATE_ACTIVE || e->progress.state == VFMIG_MIGRATE_UNDECIDED)
-        engine_state(e, VFMIG_MIGRATE_FAILED);
 }
 
 static int open_journal(struct engine *e, const uint8_t *id, bool memory, struct vfmig_error *reterr)
@@ -169,8 +170,10 @@ static void new_migration(struct engine *e, struct arrival *arrival)
 
     if (e->closing)
         close_attempt(e);
-    if (idle(e))
+    if (idle(e)) {
+        engine_trace_wished(e, (const char *)arrival->text.data);
         engine_trace_begin(e, arrival->id, 0);
+    }
     ret = judge(e, arrival, &error);
     if (ret == 0) {
         forget_attempt(e);
@@ -283,6 +286,7 @@ static void flow_ended(struct engine *e)
     (void)engine_send_report(e, &report);
     engine_enter_step(e, VFMIG_STEP_END);
     end_wait(e, VFMIG_MIGRATE_COMPLETED);
+    engine_trace_send(e);
 }
 
 static void on_action(struct engine *e, const struct vfmig_flow_action *action)

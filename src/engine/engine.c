@@ -129,6 +129,7 @@ void engine_done(struct engine *e)
     for (unsigned i = 0; i < 4; i++)
         vfmig_buffer_free(&e->inbox[i]);
     vfmig_buffer_free(&e->blob);
+    vfmig_buffer_free(&e->trace_kept);
     free(e->events);
     free(e->devices);
     pthread_mutex_destroy(&e->event_lock);
@@ -141,10 +142,15 @@ void engine_done(struct engine *e)
     pthread_mutex_destroy(&e->trace_lock);
 }
 
+static bool from_peer(const struct engine_event *event)
+{
+    return event->kind == ENGINE_EVENT_MESSAGE || event->kind == ENGINE_EVENT_REPORT;
+}
+
 void engine_post(struct engine *e, const struct engine_event *event)
 {
     pthread_mutex_lock(&e->event_lock);
-    bool message = event->kind == ENGINE_EVENT_MESSAGE;
+    bool message = from_peer(event);
     bool full = e->event_count == ENGINE_MAX_EVENTS;
 
     /* Only what a peer sends can fill the ring: devices and works have one event each. */
@@ -167,7 +173,7 @@ bool engine_next(struct engine *e, uint64_t until_ns, struct engine_event *ret_e
         *ret_event = e->events[e->event_head];
         e->event_head = (e->event_head + 1) % ENGINE_MAX_EVENTS;
         e->event_count--;
-        e->message_count -= ret_event->kind == ENGINE_EVENT_MESSAGE;
+        e->message_count -= from_peer(ret_event);
         found = true;
     }
     pthread_mutex_unlock(&e->event_lock);

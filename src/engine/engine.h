@@ -205,6 +205,9 @@ struct engine {
     struct engine_ask ask;
     pthread_mutex_t trace_lock;
     uint64_t trace_lines; /* since the last HEAD */
+    bool trace_wanted;    /* destination: its source asked; source: more of the peer's may come */
+    struct vfmig_buffer trace_kept; /* destination: lines with their terminators */
+    size_t trace_taken;             /* source: bytes of the peer's */
 };
 
 /* Kinds of VMSTATE; 16 bytes {u32 kind, u32 0, u64 final round} come before the blob. */
@@ -267,6 +270,7 @@ int engine_ho_msg_decode(const struct vfmig_record *record, struct vfmig_ho_msg 
 #define PROGRESS_ALIVE  'a' /* nothing but that */
 #define PROGRESS_REPORT 'r' /* struct engine_report */
 #define PROGRESS_REASON 't' /* why the destination will refuse */
+#define PROGRESS_TRACE  'e' /* a line of the destination's trace; none: that was all */
 int engine_send_progress(struct engine *e, char kind, const void *data, size_t size);
 int engine_send_report(struct engine *e, const struct engine_report *report);
 
@@ -277,7 +281,7 @@ int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_e
 /* What no migration can do anything about: C63, C70, devices that cannot migrate. */
 int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr);
 
-/* report.c */
+/* engine_trace.c */
 /* engine_trace(e, ROW, VFMIG_S(name), ...): a line of the trace, fields as in tables/trace.def. */
 #define engine_trace(e, event, ...)                                                                \
     engine_trace_event((e), VFMIG_TRACE_##event,                                                   \
@@ -287,6 +291,15 @@ void engine_trace_event(struct engine *e, enum vfmig_trace_event event,
 void engine_trace_begin(struct engine *e, const uint8_t *id, uint32_t epoch);
 void engine_trace_vmstate(struct engine *e, uint32_t kind, uint64_t bytes, int ret);
 int engine_vcpus_start(struct engine *e, struct vfmig_error *reterr); /* and traces it */
+/* The destination's lines at the source: it wishes for them in its identity, they come when the
+ * attempt is over. */
+int engine_trace_wish(struct engine *e, struct vfmig_buffer *identity, struct vfmig_error *reterr);
+void engine_trace_wished(struct engine *e, const char *identity);
+void engine_trace_send(struct engine *e);
+void engine_trace_take(struct engine *e, const uint8_t *data, size_t size);
+bool engine_trace_awaited(struct engine *e);
+
+/* report.c */
 void engine_stamp(struct engine *e, uint64_t *stamp);
 void engine_enter_step(struct engine *e, enum vfmig_step step);
 void engine_state(struct engine *e, enum vfmig_migrate_state state);

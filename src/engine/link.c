@@ -217,6 +217,10 @@ static void take_progress(struct engine *e, const struct vfmig_record *record)
     const uint8_t *in = record->payload + 1;
     size_t size = record->length - 1;
 
+    if (record->payload[0] == PROGRESS_TRACE) {
+        engine_trace_take(e, in, size);
+        return;
+    }
     pthread_mutex_lock(&e->inbox_lock);
     if (record->payload[0] == PROGRESS_REPORT && size == 40) {
         e->report = (struct engine_report){.valid = true,

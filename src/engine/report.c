@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What others learn about a migration: its state, its steps, the downtime in parts, the trace. */
-#include <assert.h>
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/bitmap.h"
 #include "engine/engine.h"
@@ -20,74 +17,6 @@ static const char *const state_names[VFMIG_MIGRATE_STATE_COUNT] = {
 const char *vfmig_migrate_state_name(unsigned state)
 {
     return state < VFMIG_MIGRATE_STATE_COUNT ? state_names[state] : "unknown";
-}
-
-/* A line that does not fit its row of the table is an error of this program. */
-void engine_trace_event(struct engine *e, enum vfmig_trace_event event,
-                        const struct vfmig_trace_value *values)
-{
-    char line[VFMIG_TRACE_LINE];
-
-    if (!e->vm.ops->trace)
-        return;
-    /* The time is taken under the lock: lines of a side are in the order of their times. */
-    pthread_mutex_lock(&e->trace_lock);
-    if (event == VFMIG_TRACE_HEAD)
-        e->trace_lines = 0;
-    struct vfmig_trace_head head = {
-        .t_ns = vfmig_now_ns(), .n = e->trace_lines++, .source = e->role == VFMIG_FLOW_SOURCE};
-    int ret = vfmig_trace_format(line, &head, event, values);
-    assert(ret == 0);
-    if (ret == 0)
-        e->vm.ops->trace(e->vm.opaque, line);
-    pthread_mutex_unlock(&e->trace_lock);
-}
-
-static void trace_device(struct engine *e, uint32_t device)
-{
-    const struct vfmig_target_info *info = &e->vm.devices[device]->info;
-    uint32_t has = info->features;
-    char features[32];
-
-    snprintf(
-        features, sizeof(features), "%s%s%s", has & VFMIG_FEATURE_STOP_COPY ? " stop-copy" : "",
-        has & VFMIG_FEATURE_NDMA ? " ndma" : "", has & VFMIG_FEATURE_PRE_COPY ? " pre-copy" : "");
-    engine_trace(e, DEVICE, VFMIG_U(device), VFMIG_S(e->vm.device_ids[device]),
-                 VFMIG_S(features[0] ? features + 1 : ""), VFMIG_B(info->dma_log));
-}
-
-/* id NULL: the destination listens. */
-void engine_trace_begin(struct engine *e, const uint8_t *id, uint32_t epoch)
-{
-    char text[2 * VFMIG_MIGRATION_ID_BYTES + 1] = "";
-    struct timespec wall;
-
-    if (id)
-        vfmig_ho_id_format(id, text);
-    clock_gettime(CLOCK_REALTIME, &wall);
-    engine_trace(e, HEAD, VFMIG_U(VFMIG_TRACE_VERSION), VFMIG_S(text), VFMIG_U(epoch),
-                 VFMIG_U((uint64_t)wall.tv_sec * UINT64_C(1000000000) + (uint64_t)wall.tv_nsec),
-                 VFMIG_U(e->vm.device_count), VFMIG_U(e->progress.memory_bytes),
-                 VFMIG_U(e->options.downtime_limit_ns), VFMIG_U(e->options.channels));
-    for (uint32_t i = 0; i < e->vm.device_count; i++)
-        trace_device(e, i);
-}
-
-void engine_trace_vmstate(struct engine *e, uint32_t kind, uint64_t bytes, int ret)
-{
-    engine_trace(e, VMSTATE,
-                 VFMIG_S(kind == VMSTATE_EXTERNAL_FIRST   ? "external-first"
-                         : kind == VMSTATE_EXTERNAL_FINAL ? "external-final"
-                                                          : "vcpus"),
-                 VFMIG_U(bytes), VFMIG_I(ret));
-}
-
-int engine_vcpus_start(struct engine *e, struct vfmig_error *reterr)
-{
-    engine_trace(e, VCPUS_STARTING);
-    int ret = e->vm.ops->vcpus_start(e->vm.opaque, reterr);
-    engine_trace(e, VCPUS_RUNNING, VFMIG_I(ret));
-    return ret;
 }
 
 void engine_stamp(struct engine *e, uint64_t *stamp)

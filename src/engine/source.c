@@ -61,7 +61,8 @@ static void completed(struct engine *e)
     memset(&e->progress.error, 0, sizeof(e->progress.error)); /* it came through after all */
     pthread_mutex_unlock(&e->status_lock);
     engine_state(e, VFMIG_MIGRATE_COMPLETED);
-    e->finished = true;
+    e->give_up_at_ns = vfmig_now_ns() + REPORT_NS;
+    e->finished = !engine_trace_awaited(e);
 }
 
 static void flow_ended(struct engine *e)
@@ -210,8 +211,11 @@ static void handle(struct engine *e, const struct engine_event *event)
         link_lost(e, event);
         break;
     case ENGINE_EVENT_REPORT:
-        if (!e->flow_active && e->handover.state == VFMIG_HO_SRC_RELEASED && !e->finished)
+        if (!e->flow_active && e->handover.state == VFMIG_HO_SRC_RELEASED &&
+            e->progress.state != VFMIG_MIGRATE_COMPLETED)
             completed(e);
+        else if (e->progress.state == VFMIG_MIGRATE_COMPLETED)
+            e->finished |= !engine_trace_awaited(e);
         break;
     case ENGINE_EVENT_RESOLVE:
         engine_resolve_asked(e);
@@ -331,7 +335,7 @@ static void on_time(struct engine *e)
     engine_beat(e, now);
     /* Once the guest is back and the destination has nothing left to hear, it is over. */
     if (e->progress.state == VFMIG_MIGRATE_FAILED || e->progress.state == VFMIG_MIGRATE_CANCELLED)
-        e->finished |= !vfmig_handover_waits(&e->handover);
+        e->finished |= !vfmig_handover_waits(&e->handover) && !engine_trace_awaited(e);
     if (e->quit && !e->flow_active)
         e->finished = true;
     /* Nothing here may decide it: the journal stands. */
@@ -403,6 +407,7 @@ static void *source_main(void *arg)
         engine_workers_free(e);
         engine_maps_done(e);
         engine_state(e, unwound_state(e));
+        engine_trace(e, END);
         return NULL;
     }
     begin(e);
@@ -418,6 +423,7 @@ static void *source_main(void *arg)
     engine_link_free(e, /* bye= */ true);
     engine_workers_free(e);
     engine_maps_done(e);
+    engine_trace(e, END);
     return NULL;
 }
 

@@ -46,6 +46,8 @@ static int agree(struct engine *e, struct vfmig_channel *channel, struct vfmig_e
     int ret = engine_identity(&e->vm, &text, reterr);
 
     if (ret == 0)
+        ret = engine_trace_wish(e, &text, reterr);
+    if (ret == 0)
         ret = vfmig_channel_send(channel, VFMIG_RECORD_IDENTITY, text.data, text.size, reterr);
     vfmig_buffer_free(&text);
     if (ret == 0)

@@ -9,19 +9,19 @@
 
 #define U(field, meaning)                                                                          \
     {                                                                                              \
-        VFMIG_TRACE_U, field, meaning                                                              \
+        VFMIG_FIELD_U, field, meaning                                                              \
     }
 #define I(field, meaning)                                                                          \
     {                                                                                              \
-        VFMIG_TRACE_I, field, meaning                                                              \
+        VFMIG_FIELD_I, field, meaning                                                              \
     }
 #define S(field, meaning)                                                                          \
     {                                                                                              \
-        VFMIG_TRACE_S, field, meaning                                                              \
+        VFMIG_FIELD_S, field, meaning                                                              \
     }
 #define B(field, meaning)                                                                          \
     {                                                                                              \
-        VFMIG_TRACE_B, field, meaning                                                              \
+        VFMIG_FIELD_B, field, meaning                                                              \
     }
 
 static const struct vfmig_trace_info events[VFMIG_TRACE_COUNT] = {
@@ -49,7 +49,7 @@ unsigned vfmig_trace_field_count(const struct vfmig_trace_info *info)
 {
     unsigned count = 0;
 
-    while (info->fields[count].kind != VFMIG_TRACE_END)
+    while (info->fields[count].kind != VFMIG_FIELD_NONE)
         count++;
     return count;
 }
@@ -100,8 +100,8 @@ static size_t reserve_for(const struct vfmig_trace_field *field)
 {
     size_t bytes = 0;
 
-    for (field++; field->kind != VFMIG_TRACE_END; field++)
-        bytes += strlen(field->name) + 4 + (field->kind == VFMIG_TRACE_S ? 2 : 20);
+    for (field++; field->kind != VFMIG_FIELD_NONE; field++)
+        bytes += strlen(field->name) + 4 + (field->kind == VFMIG_FIELD_S ? 2 : 20);
     return bytes;
 }
 
@@ -118,14 +118,14 @@ int vfmig_trace_format(char *line, const struct vfmig_trace_head *head,
             return -EINVAL;
     add(&out, "{\"t_ns\":%" PRIu64 ",\"n\":%" PRIu64 ",\"side\":\"%s\",\"ev\":\"%s\"", head->t_ns,
         head->n, head->source ? "source" : "destination", info->name);
-    for (const struct vfmig_trace_field *field = info->fields; field->kind != VFMIG_TRACE_END;
+    for (const struct vfmig_trace_field *field = info->fields; field->kind != VFMIG_FIELD_NONE;
          field++, values++) {
         add(&out, ",\"%s\":", field->name);
-        if (field->kind == VFMIG_TRACE_U)
+        if (field->kind == VFMIG_FIELD_U)
             add(&out, "%" PRIu64, values->u);
-        else if (field->kind == VFMIG_TRACE_I)
+        else if (field->kind == VFMIG_FIELD_I)
             add(&out, "%" PRId64, values->i);
-        else if (field->kind == VFMIG_TRACE_B)
+        else if (field->kind == VFMIG_FIELD_B)
             add(&out, "%s", values->u ? "true" : "false");
         else
             add_text(&out, values->s, reserve_for(field));

@@ -18,17 +18,17 @@ enum vfmig_trace_event {
     VFMIG_TRACE_COUNT
 };
 
-enum vfmig_trace_kind {
-    VFMIG_TRACE_END = 0,
-    VFMIG_TRACE_U,
-    VFMIG_TRACE_I,
-    VFMIG_TRACE_S,
-    VFMIG_TRACE_B
+enum vfmig_field_kind {
+    VFMIG_FIELD_NONE = 0,
+    VFMIG_FIELD_U,
+    VFMIG_FIELD_I,
+    VFMIG_FIELD_S,
+    VFMIG_FIELD_B
 };
 enum vfmig_trace_side { VFMIG_TRACE_SOURCE = 1, VFMIG_TRACE_DEST = 2, VFMIG_TRACE_BOTH = 3 };
 
 struct vfmig_trace_field {
-    enum vfmig_trace_kind kind; /* END: no more */
+    enum vfmig_field_kind kind; /* NONE: no more */
     const char *name, *text;
 };
 
@@ -41,7 +41,7 @@ struct vfmig_trace_info {
 
 /* What a line says in the place of a field. */
 struct vfmig_trace_value {
-    enum vfmig_trace_kind kind;
+    enum vfmig_field_kind kind;
     union {
         uint64_t u;
         int64_t i;
@@ -51,19 +51,19 @@ struct vfmig_trace_value {
 
 #define VFMIG_U(value)                                                                             \
     {                                                                                              \
-        .kind = VFMIG_TRACE_U, .u = (uint64_t)(value)                                              \
+        .kind = VFMIG_FIELD_U, .u = (uint64_t)(value)                                              \
     }
 #define VFMIG_I(value)                                                                             \
     {                                                                                              \
-        .kind = VFMIG_TRACE_I, .i = (int64_t)(value)                                               \
+        .kind = VFMIG_FIELD_I, .i = (int64_t)(value)                                               \
     }
 #define VFMIG_S(value)                                                                             \
     {                                                                                              \
-        .kind = VFMIG_TRACE_S, .s = (value)                                                        \
+        .kind = VFMIG_FIELD_S, .s = (value)                                                        \
     }
 #define VFMIG_B(value)                                                                             \
     {                                                                                              \
-        .kind = VFMIG_TRACE_B, .u = (value) ? 1 : 0                                                \
+        .kind = VFMIG_FIELD_B, .u = (value) ? 1 : 0                                                \
     }
 
 /* NULL for a number that is no event. */
@@ -80,7 +80,7 @@ struct vfmig_trace_head {
 };
 
 /* One line without newline into line[VFMIG_TRACE_LINE]. Values are those of the event's fields, in
- * order, and end with one of kind END. -EINVAL when they are not; nothing was written then. */
+ * order, and end with one of kind NONE. -EINVAL when they are not; nothing was written then. */
 int vfmig_trace_format(char *line, const struct vfmig_trace_head *head,
                        enum vfmig_trace_event event, const struct vfmig_trace_value *values);
 

@@ -447,6 +447,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channel
     if (!ret) {
         struct vfmig_migrate_options options = migration->options;
         options.deadline_ns = deadline_ns;
+        options.trace_peer = trace;
         if (channels)
             options.channels = channels;
         forget_source(migration);

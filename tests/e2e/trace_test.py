@@ -3,10 +3,12 @@
 import json
 import pathlib
 import re
+import struct
 import subprocess
 
 import pytest
 
+import stream
 from world import VFMIG, World, assert_guest_lives, heartbeats, migrate, migrate_slowly, wait_until
 
 DOC = pathlib.Path(__file__).resolve().parents[2] / "docs/trace.md"
@@ -26,11 +28,13 @@ def documented():
 EVENTS = documented()
 
 
-def read(path):
-    """The attempts of a file, each a list of lines that are as documented."""
+def read(path, side):
+    """The attempts of one side in a file, each a list of lines that are as documented."""
     attempts = []
     for text in path.read_text().splitlines():
         line = json.loads(text)
+        if line["side"] != side:
+            continue
         assert list(line)[:4] == ["t_ns", "n", "side", "ev"]
         who, fields = EVENTS[line["ev"]]
         assert who in ("both", line["side"]), line
@@ -65,12 +69,17 @@ def test_a_migration_tells_everything_it_does():
         result = migrate(source, world.uri(), "--trace", world.folder / "trace.jsonl")
         assert result.returncode == 0, result.stderr
         assert_guest_lives(dest)
-        [lines] = read(world.folder / "trace.jsonl")
-        begins_and_ends(lines)
-        listening, there = read(world.folder / "dest.jsonl")
+        [lines] = read(world.folder / "trace.jsonl", "source")
+        [sent] = read(world.folder / "trace.jsonl", "destination")
+        listening, there = read(world.folder / "dest.jsonl", "destination")
+    assert sent == there[:len(sent)] # what the destination saw is in the source's file
+    assert lines[-1]["ev"] == sent[-1]["ev"] == "end"
+    begins_and_ends(lines)
+    begins_and_ends(there)
     head = lines[0]
     assert (head["version"], head["side"], head["devices"]) == (1, "source", 2)
     assert [line["id"] for line in lines[1:3]] == ["dma0", "dma1"]
+    assert [line["ev"] for line in listening] == ["trace", "device", "device"]
     assert listening[0]["id"] == "" and there[0]["id"] == head["id"]
     steps = [line["step"] for line in find(lines, "step")]
     assert steps == ["connect", "S1", "S2", "S3", "S4", "S5", "handover", "S6", "end"]
@@ -112,12 +121,64 @@ def test_one_that_is_cancelled_ends_with_the_guest_at_home():
         _, text = process.communicate(timeout=60)
         assert process.returncode == 4, text
         assert_guest_lives(source)
-        [lines] = read(world.folder / "trace.jsonl")
+        [lines] = read(world.folder / "trace.jsonl", "source")
+        [there] = read(world.folder / "trace.jsonl", "destination")
     begins_and_ends(lines)
+    begins_and_ends(there)
     assert find(lines, "failure")[0]["ret"] == -125
     assert [line["step"] for line in find(lines, "step")][-2:] == ["unwind", "end"]
     assert not find(lines, "vcpus-stopping")
     assert find(lines, "state")[-1]["state"] == "cancelled"
+    assert [line["step"] for line in find(there, "step")][-2:] == ["drop", "end"]
+    assert lines[-1]["ev"] == there[-1]["ev"] == "end"
+
+
+def test_a_device_that_fails_at_the_destination_takes_the_guest_back():
+    with World() as world:
+        devices = [world.device("a"), world.device("b", "--fail", "load_end")]
+        source = world.vm("source", devices=[f"{devices[0]},id=dma0"])
+        world.vm("dest", devices=[f"{devices[1]},id=dma0"], incoming=world.uri())
+        result = migrate(source, world.uri(), "--trace", world.folder / "trace.jsonl")
+        assert result.returncode == 1
+        assert_guest_lives(source)
+        [lines] = read(world.folder / "trace.jsonl", "source")
+        [there] = read(world.folder / "trace.jsonl", "destination")
+    begins_and_ends(lines)
+    begins_and_ends(there)
+    assert find(lines, "vcpus-stopped") and find(lines, "vcpus-running")[-1]["ret"] == 0
+    assert find(there, "change-end", want="STOP")[-1]["ret"] < 0
+    assert find(lines, "change-end")[-1]["state"] == "RUNNING"
+    assert find(lines, "state")[-1]["state"] == "failed"
+
+
+LINE = b'{"t_ns":1,"n":0,"side":"destination","ev":"end"}'
+
+
+def test_a_peers_lines_are_looked_at_before_they_are_taken():
+    junk = [b'{"t_ns":1,"n":0,"side":"source","ev":"end"}', b"hello", LINE[:-1], LINE.replace(b"end", b"e\nd"),
+            LINE.replace(b"end", b"\xff"), b'{"t_ns":x,"n":0,"side":"destination","ev":"end"}', b"{" * 900]
+    with World() as world:
+        source = world.vm("source")
+        server = stream.listen(world.folder / "move.sock")
+        process = subprocess.Popen([VFMIG, "migrate", "--qmp", source.path, "--max-bandwidth", "1M", "--quiet",
+                                    "--trace", world.folder / "trace.jsonl", world.uri()],
+                                   stderr=subprocess.PIPE, text=True)
+        channels, _, identity = stream.accept(server)
+        assert b"\ninfo.trace=1\n" in identity
+        channels[0].send("VERDICT", struct.pack("<I", 1))
+        for _ in range(8):
+            ping = channels[0].expect("PING")
+            channels[0].send("PONG", ping + ping)
+        for line in [LINE, *junk, LINE]:
+            channels[0].send("PROGRESS", b"e" + line)
+        for channel in channels:
+            channel.socket.close()
+        _, text = process.communicate(timeout=60)
+        assert process.returncode == 1, text
+        taken = [line for line in (world.folder / "trace.jsonl").read_text().splitlines()
+                 if '"side":"source"' not in line[:60]]
+        server.close()
+    assert taken == 2 * [LINE.decode()]
 
 
 def test_a_refusal_is_in_both():
@@ -126,8 +187,8 @@ def test_a_refusal_is_in_both():
         dest = world.vm("dest", "--trace", world.folder / "dest.jsonl", memory="64M", incoming=world.uri())
         result = migrate(source, world.uri(), "--trace", world.folder / "trace.jsonl")
         assert result.returncode == 1
-        [lines] = read(world.folder / "trace.jsonl")
-        _, there = read(world.folder / "dest.jsonl")
+        [lines] = read(world.folder / "trace.jsonl", "source")
+        _, there = read(world.folder / "dest.jsonl", "destination")
     assert "memory" in find(lines, "failure")[0]["text"]
     assert find(there, "verdict")[0]["accept"] is False
     assert find(there, "verdict")[0]["text"] in find(lines, "failure")[0]["text"]
