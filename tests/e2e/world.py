@@ -203,6 +203,7 @@ def heartbeats(qmp):
 
 def assert_guest_lives(qmp):
     """The guest makes progress, drives its devices, and has found nothing wrong."""
+    wait_until(lambda: len(qmp("x-guest")["cpus"]) == 2, "both vCPUs")
     before = qmp("x-guest")
 
     def progressed():
@@ -214,4 +215,3 @@ def assert_guest_lives(qmp):
     wait_until(progressed, "progress of the guest")
     now = qmp("x-guest")
     assert now["errors"] == 0, now
-    assert len(now["cpus"]) == 2
