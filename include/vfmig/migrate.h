@@ -123,6 +123,7 @@ struct vfmig_vm {
     struct vfmig_target *const *devices; /* connected, in R */
     const char *const *device_ids;       /* the same names in the same order on both sides */
     uint32_t device_count;
+    const uint64_t *device_timeouts_ns;  /* each device's own device_timeout_ns, 0: the options'; or NULL */
     struct vfmig_tracker *const *trackers; /* together they see every writer of memory */
     uint32_t tracker_count;
     bool peer_mappings; /* devices can reach each other's BARs: refused unless all have NDMA (C70) */
@@ -206,6 +207,7 @@ struct vfmig_progress {
     uint32_t device_count;
     uint8_t device_state[VFMIG_PROGRESS_DEVICES]; /* enum vfmig_state, of the first ones */
     uint32_t devices_lost; /* could not be brought back to R, not even by reset */
+    uint32_t devices_reset; /* source: brought back to R by a reset only, and fresh for the guest */
 
     uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC */
     uint64_t memory_bytes;         /* size of the guest's memory */

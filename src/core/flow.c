@@ -196,15 +196,37 @@ static uint64_t limit_of(const struct vfmig_flow *f, const struct row *row)
                                       : 0;
 }
 
-static void arm(struct vfmig_flow *f, const struct row *row, uint64_t now_ns)
+/* A quarter on top: the operation itself has the limit, and its answer is the better one. */
+static uint64_t due_at(uint64_t limit_ns, uint64_t now_ns)
 {
-    uint64_t limit = limit_of(f, row);
-
-    /* A quarter on top: the operation itself has the limit, and its answer is the better one. */
-    f->deadline_ns = limit ? now_ns + limit + limit / 4 : 0;
+    return limit_ns ? now_ns + limit_ns + limit_ns / 4 : 0;
 }
 
-static void begin_data(struct vfmig_flow *f, uint32_t work, struct vfmig_flow_actions *out)
+static void arm_device(struct vfmig_flow *f, uint32_t device, uint64_t now_ns)
+{
+    f->due_ns[device] = due_at(f->limit_ns[device], now_ns);
+}
+
+static bool at_work(const struct vfmig_flow *f, uint32_t device)
+{
+    return vfmig_devset_has(&f->busy, device) || vfmig_devset_has(&f->streaming, device);
+}
+
+/* When TICK is wanted next. */
+static uint64_t earliest_due(const struct vfmig_flow *f)
+{
+    uint64_t earliest = f->works_due_ns;
+
+    if (f->halted || f->ended)
+        return 0;
+    for (uint32_t i = 0; i < f->device_count; i++)
+        if (at_work(f, i) && f->due_ns[i] && (!earliest || f->due_ns[i] < earliest))
+            earliest = f->due_ns[i];
+    return earliest;
+}
+
+static void begin_data(struct vfmig_flow *f, uint32_t work, uint64_t now_ns,
+                       struct vfmig_flow_actions *out)
 {
     struct vfmig_devset now = {0};
 
@@ -217,6 +239,7 @@ static void begin_data(struct vfmig_flow *f, uint32_t work, struct vfmig_flow_ac
         } else {
             add(&now, i);
             add(&f->streaming, i);
+            arm_device(f, i, now_ns);
         }
     }
     if (!empty(&now))
@@ -225,7 +248,8 @@ static void begin_data(struct vfmig_flow *f, uint32_t work, struct vfmig_flow_ac
         f->running &= ~(1u << work);
 }
 
-static void begin_works(struct vfmig_flow *f, uint32_t works, struct vfmig_flow_actions *out)
+static void begin_works(struct vfmig_flow *f, uint32_t works, uint64_t now_ns,
+                        struct vfmig_flow_actions *out)
 {
     for (uint32_t work = 0; work < VFMIG_WORK_COUNT; work++) {
         if (!(works & (1u << work)))
@@ -240,7 +264,7 @@ static void begin_works(struct vfmig_flow *f, uint32_t works, struct vfmig_flow_
             f->parked = 1;
         f->running |= 1u << work;
         if (work == VFMIG_WORK_DATA || work == VFMIG_WORK_LAST_DATA)
-            begin_data(f, work, out);
+            begin_data(f, work, now_ns, out);
         else
             act(out, VFMIG_FLOW_ACT_WORK, work);
     }
@@ -255,7 +279,7 @@ static void enter(struct vfmig_flow *f, uint32_t next, uint64_t now_ns,
     f->row = next;
     act(out, VFMIG_FLOW_ACT_ENTER, next);
     if (next == VFMIG_ROW_S2_ENTER && vfmig_sabotage("log-off-early"))
-        begin_works(f, W(TRACK_STOP), out);
+        begin_works(f, W(TRACK_STOP), now_ns, out);
     if (vfmig_sabotage(row->skip))
         return;
     for (uint32_t i = 0; i < f->device_count; i++) {
@@ -267,11 +291,12 @@ static void enter(struct vfmig_flow *f, uint32_t next, uint64_t now_ns,
         f->tries[i] = 0;
         add(&f->busy, i);
         add(&go, i);
+        arm_device(f, i, now_ns);
     }
     if (!empty(&go))
         act(out, VFMIG_FLOW_ACT_GO, 0)->devices = go;
-    begin_works(f, row->begin, out);
-    arm(f, row, now_ns);
+    begin_works(f, row->begin, now_ns, out);
+    f->works_due_ns = row->finish ? due_at(limit_of(f, row), now_ns) : 0;
 }
 
 static bool row_is_done(const struct vfmig_flow *f)
@@ -289,7 +314,7 @@ static void advance(struct vfmig_flow *f, uint64_t now_ns, struct vfmig_flow_act
     while (!f->halted && !f->ended && f->row < VFMIG_ROW_COUNT && f->row && row_is_done(f)) {
         uint32_t next = rows[f->row].next;
 
-        f->deadline_ns = 0;
+        f->works_due_ns = 0;
         switch (next) {
         case VFMIG_ROW_SENT:
             act(out, VFMIG_FLOW_ACT_SENT, 0);
@@ -323,7 +348,7 @@ static void fail(struct vfmig_flow *f, int err, struct vfmig_flow_actions *out)
 {
     f->halted = 1;
     f->cause = err;
-    f->deadline_ns = 0;
+    f->works_due_ns = 0;
     memset(&f->to_stream, 0, sizeof(f->to_stream));
     if (empty(&f->streaming))
         f->running &= ~(W(DATA) | W(LAST_DATA));
@@ -340,7 +365,8 @@ static bool forward(const struct vfmig_flow *f)
 
 /* --- events --- */
 
-static void start_stream(struct vfmig_flow *f, uint32_t device, struct vfmig_flow_actions *out)
+static void start_stream(struct vfmig_flow *f, uint32_t device, uint64_t now_ns,
+                         struct vfmig_flow_actions *out)
 {
     uint32_t work = f->running & W(LAST_DATA) ? VFMIG_WORK_LAST_DATA : VFMIG_WORK_DATA;
 
@@ -348,14 +374,30 @@ static void start_stream(struct vfmig_flow *f, uint32_t device, struct vfmig_flo
         return;
     del(&f->to_stream, device);
     add(&f->streaming, device);
+    arm_device(f, device, now_ns);
     act_device(out, VFMIG_FLOW_ACT_DATA, work, device);
 }
 
-static void lose(struct vfmig_flow *f, uint32_t device, struct vfmig_flow_actions *out)
+static void lose(struct vfmig_flow *f, uint32_t device, bool answered,
+                 struct vfmig_flow_actions *out)
 {
     add(&f->lost, device);
     del(&f->busy, device);
-    act_device(out, VFMIG_FLOW_ACT_LOST, 0, device);
+    del(&f->streaming, device);
+    act_device(out, VFMIG_FLOW_ACT_LOST, !answered, device);
+}
+
+/* What still hangs is left behind; its data ends with it. */
+static void lose_late(struct vfmig_flow *f, const struct vfmig_devset *late,
+                      struct vfmig_flow_actions *out)
+{
+    if (vfmig_sabotage("unwind-waits-for-all"))
+        return;
+    for (uint32_t i = 0; i < f->device_count; i++)
+        if (vfmig_devset_has(late, i) && at_work(f, i))
+            lose(f, i, /* answered= */ false, out);
+    if (empty(&f->streaming))
+        f->running &= ~(W(DATA) | W(LAST_DATA));
 }
 
 /* The ladder of a device that did not get where it should: again, reset, give up. */
@@ -369,12 +411,12 @@ static void climb(struct vfmig_flow *f, uint32_t device, int err, uint64_t now_n
         step = f->tries[device] = 2;
     if (step <= (vfmig_sabotage("no-reset") ? 1u : 2u)) {
         f->want[device] = step == 1 ? f->want[device] : VFMIG_WANT_RESET;
-        arm(f, row, now_ns);
+        arm_device(f, device, now_ns);
         act_device(out, VFMIG_FLOW_ACT_GO, 0, device);
         return;
     }
     if (row->on_error == ON_ERROR_RESTORE) {
-        lose(f, device, out);
+        lose(f, device, /* answered= */ true, out);
         return;
     }
     del(&f->busy, device);
@@ -398,7 +440,7 @@ static int device_done(struct vfmig_flow *f, const struct vfmig_flow_event *even
     if (event->err == 0 && !reset_ends_it) {
         del(&f->busy, device);
         if (!f->halted)
-            start_stream(f, device, out);
+            start_stream(f, device, now_ns, out);
     } else if (f->halted || on_error == ON_ERROR_NOTE) {
         del(&f->busy, device);
     } else if (on_error == ON_ERROR_FAIL) {
@@ -450,23 +492,27 @@ static int work_done(struct vfmig_flow *f, const struct vfmig_flow_event *event,
 
 static void tick(struct vfmig_flow *f, uint64_t now_ns, struct vfmig_flow_actions *out)
 {
-    if (!f->deadline_ns || now_ns < f->deadline_ns || f->halted)
+    struct vfmig_devset late = {0};
+    bool works_late = f->works_due_ns && now_ns >= f->works_due_ns;
+
+    if (f->halted || f->ended)
         return;
-    f->deadline_ns = 0;
-    for (uint32_t i = f->device_count; i-- > 0;)
-        if (vfmig_devset_has(&f->busy, i) || vfmig_devset_has(&f->streaming, i))
-            f->late = i;
+    for (uint32_t i = 0; i < f->device_count; i++)
+        if (at_work(f, i) && f->due_ns[i] && now_ns >= f->due_ns[i])
+            add(&late, i);
+    if (!works_late && empty(&late))
+        return;
     if (forward(f)) {
+        f->late = late;
         fail(f, -ETIMEDOUT, out);
         return;
     }
-    /* On the way back nothing may hold the others up: what still hangs is left behind. */
-    for (uint32_t i = 0; i < f->device_count; i++) {
-        if (vfmig_devset_has(&f->busy, i) || vfmig_devset_has(&f->streaming, i))
-            lose(f, i, out);
-        del(&f->streaming, i);
+    /* On the way back nothing may hold the others up. */
+    lose_late(f, &late, out);
+    if (works_late) {
+        f->works_due_ns = 0;
+        f->running &= empty(&f->streaming) ? 0 : W(DATA) | W(LAST_DATA);
     }
-    f->running = 0;
 }
 
 static int unwind(struct vfmig_flow *f, uint64_t now_ns, struct vfmig_flow_actions *out)
@@ -482,6 +528,8 @@ static int unwind(struct vfmig_flow *f, uint64_t now_ns, struct vfmig_flow_actio
     memset(&f->to_stream, 0, sizeof(f->to_stream));
     if (empty(&f->streaming))
         f->running &= ~(W(DATA) | W(LAST_DATA));
+    /* They have had their time, and the guest waits. */
+    lose_late(f, &f->late, out);
     enter(f, source ? VFMIG_ROW_U0 : VFMIG_ROW_D0, now_ns, out);
     return 0;
 }
@@ -508,6 +556,12 @@ static int dispatch(struct vfmig_flow *f, const struct vfmig_flow_event *event, 
         return device_done(f, event, now_ns, out);
     case VFMIG_FLOW_EVENT_DATA_DONE:
         return data_done(f, event, out);
+    case VFMIG_FLOW_EVENT_DATA_MOVES:
+        if (event->device >= f->device_count)
+            return -EINVAL;
+        if (vfmig_devset_has(&f->streaming, event->device))
+            arm_device(f, event->device, now_ns);
+        return 0;
     case VFMIG_FLOW_EVENT_WORK_DONE:
         return work_done(f, event, out);
     case VFMIG_FLOW_EVENT_AGAIN:
@@ -548,13 +602,19 @@ int vfmig_flow_init(struct vfmig_flow *f, enum vfmig_flow_role role, uint32_t de
     f->device_count = device_count;
     f->device_timeout_ns = device_timeout_ns;
     f->viommu_timeout_ns = viommu_timeout_ns;
-    f->late = UINT32_MAX;
     f->parked = role == VFMIG_FLOW_DESTINATION;
     for (uint32_t i = 0; i < device_count; i++) {
         f->features[i] = (uint8_t)features[i];
         f->state[i] = VFMIG_STATE_RUNNING;
+        f->limit_ns[i] = device_timeout_ns;
     }
     return 0;
+}
+
+void vfmig_flow_set_limit(struct vfmig_flow *f, uint32_t device, uint64_t limit_ns)
+{
+    if (device < f->device_count)
+        f->limit_ns[device] = limit_ns;
 }
 
 int vfmig_flow_step(struct vfmig_flow *f, const struct vfmig_flow_event *event, uint64_t now_ns,
@@ -564,7 +624,9 @@ int vfmig_flow_step(struct vfmig_flow *f, const struct vfmig_flow_event *event, 
 
     ret_actions->count = 0;
     ret = dispatch(f, event, now_ns, ret_actions);
-    if (ret == 0)
+    if (ret == 0) {
         advance(f, now_ns, ret_actions);
+        f->deadline_ns = earliest_due(f);
+    }
     return ret;
 }

@@ -4,7 +4,11 @@
  * parallel and the row ends when the last one is there (C19).
  *
  * The shell carries actions out in their order and reports each GO with DEVICE_DONE, each DATA with
- * DATA_DONE (per device), each WORK with WORK_DONE. One device is asked one thing at a time. */
+ * DATA_DONE (per device), each WORK with WORK_DONE. One device is asked one thing at a time.
+ *
+ * Each device has a deadline of its own, so that it is known which one is late; for data it runs
+ * from the last DATA_MOVES, which the shell gives before a TICK for every device that it is not
+ * waiting for right then (the peer, or the link, may be what is slow). */
 #ifndef VFMIG_CORE_FLOW_H
 #define VFMIG_CORE_FLOW_H
 
@@ -69,6 +73,7 @@ enum vfmig_flow_event_kind {
     VFMIG_FLOW_EVENT_START,
     VFMIG_FLOW_EVENT_DEVICE_DONE, /* device, err, state: where it really is now */
     VFMIG_FLOW_EVENT_DATA_DONE,   /* device, err */
+    VFMIG_FLOW_EVENT_DATA_MOVES,  /* device: its data is under way and it is not what is waited for */
     VFMIG_FLOW_EVENT_WORK_DONE,   /* work, err */
     VFMIG_FLOW_EVENT_AGAIN,       /* at ASK: another round */
     VFMIG_FLOW_EVENT_GO,          /* at ASK: switch over */
@@ -100,7 +105,7 @@ enum vfmig_flow_action_kind {
     VFMIG_FLOW_ACT_LOADED,
     VFMIG_FLOW_ACT_PREPARED,
     VFMIG_FLOW_ACT_FAILED, /* arg: errno; the machine stands still until UNWIND */
-    VFMIG_FLOW_ACT_LOST,   /* devices: not even a reset brought them back */
+    VFMIG_FLOW_ACT_LOST,   /* devices: not even a reset brought them back; arg 1: never answered */
     VFMIG_FLOW_ACT_ENDED,
 };
 
@@ -119,35 +124,39 @@ struct vfmig_flow_actions {
 /* Flat, no pointers: may be copied and compared. Read it freely. */
 struct vfmig_flow {
     uint64_t device_timeout_ns, viommu_timeout_ns;
-    uint64_t deadline_ns; /* of the row, 0: none */
+    uint64_t deadline_ns; /* the earliest of all, when TICK has something to do; 0: none */
+    uint64_t works_due_ns; /* of the works that the row waits for; 0: none */
     struct vfmig_devset busy;      /* asked for a change, not there yet */
     struct vfmig_devset streaming; /* its data is under way */
     struct vfmig_devset to_stream; /* its data begins when it is there */
     struct vfmig_devset lost;
+    struct vfmig_devset late; /* missed their deadline on the way forward */
     uint32_t role;
     uint32_t row;     /* enum vfmig_row */
     uint32_t running; /* works under way, bits of enum vfmig_work */
     uint32_t device_count;
     int32_t cause; /* errno of the failure that ended the attempt */
-    uint32_t late; /* the device that missed a deadline; UINT32_MAX none */
     uint8_t halted;   /* FAILED was told, UNWIND is awaited */
     uint8_t tracking; /* trackers are on */
     uint8_t parked;   /* vCPUs are parked, or about to be */
     uint8_t ended;
-    uint32_t reserved;
+    uint64_t limit_ns[VFMIG_MAX_DEVICES]; /* each device's own, for one change or one piece of data */
+    uint64_t due_ns[VFMIG_MAX_DEVICES];   /* while busy or streaming; 0: no limit */
     uint8_t features[VFMIG_MAX_DEVICES];
     uint8_t state[VFMIG_MAX_DEVICES];
     uint8_t want[VFMIG_MAX_DEVICES];
     uint8_t tries[VFMIG_MAX_DEVICES];
 };
 _Static_assert(sizeof(struct vfmig_flow) ==
-                   24 + 4 * sizeof(struct vfmig_devset) + 32 + 4 * VFMIG_MAX_DEVICES,
+                   32 + 5 * sizeof(struct vfmig_devset) + 24 + 20 * VFMIG_MAX_DEVICES,
                "no padding");
 
 /* Devices start in R. -EINVAL: too many devices. */
 int vfmig_flow_init(struct vfmig_flow *f, enum vfmig_flow_role role, uint32_t device_count,
                     const uint32_t *features, uint64_t device_timeout_ns,
                     uint64_t viommu_timeout_ns);
+/* This device's own limit, in the place of device_timeout_ns. Before START. */
+void vfmig_flow_set_limit(struct vfmig_flow *f, uint32_t device, uint64_t limit_ns);
 
 /* One step. -EINVAL: the event makes no sense now; nothing changed, no actions. */
 int vfmig_flow_step(struct vfmig_flow *f, const struct vfmig_flow_event *event, uint64_t now_ns,

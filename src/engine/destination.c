@@ -132,15 +132,11 @@ static int judge(struct engine *e, const struct arrival *arrival, struct vfmig_e
 
 static int begin(struct engine *e, struct arrival *arrival, struct vfmig_error *reterr)
 {
-    uint32_t features[VFMIG_MAX_DEVICES];
     int ret = engine_workers_start(e, reterr);
 
     if (ret)
         return ret;
-    for (uint32_t i = 0; i < e->vm.device_count; i++)
-        features[i] = e->vm.devices[i]->info.features;
-    ret = vfmig_flow_init(&e->flow, VFMIG_FLOW_DESTINATION, e->vm.device_count, features,
-                          e->options.device_timeout_ns, e->options.viommu_timeout_ns);
+    ret = engine_flow_init(e);
     if (ret == 0) {
         uint32_t count = arrival->count;
         arrival->count = 0; /* the link's from here on */
@@ -461,8 +457,7 @@ static void on_time(struct engine *e)
 {
     uint64_t now = vfmig_now_ns();
 
-    if (e->flow_active && e->flow.deadline_ns && now >= e->flow.deadline_ns)
-        engine_flow_kind(e, VFMIG_FLOW_EVENT_TICK);
+    engine_tick(e, now);
     if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)
         engine_link_shutdown(e);
     if (engine_due(&e->retry_at_ns, now))

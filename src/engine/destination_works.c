@@ -326,7 +326,9 @@ int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
         bool end = segment->end;
         size_t size = segment->size;
         if (!end) {
+            atomic_store(&dev->call_ns, vfmig_now_ns());
             ret = dev->target->ops->load(dev->target, segment->data, segment->size, reterr);
+            atomic_store(&dev->call_ns, 0);
             dev->bytes += segment->size;
         }
         free(segment);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Runs the two machines of a side: events in, actions carried out. Control thread only. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/sabotage.h"
@@ -62,11 +63,14 @@ static void abort_works(struct engine *e)
     e->shutdown_at_ns = vfmig_now_ns() + ABORT_GRACE_NS;
 }
 
-static void device_lost(struct engine *e, uint32_t device)
+/* One that never answered is dealt with when it does, by the thread that waits for it. */
+static void device_lost(struct engine *e, uint32_t device, bool answered)
 {
     pthread_mutex_lock(&e->status_lock);
     e->progress.devices_lost++;
     pthread_mutex_unlock(&e->status_lock);
+    if (!answered)
+        engine_device_job(&e->devices[device], DEVICE_RECOVER, 0);
     engine_trace(e, DEVICE_LOST, VFMIG_U(device), VFMIG_S(e->devices[device].id));
 }
 
@@ -80,18 +84,27 @@ static void each_device(struct engine *e, const struct vfmig_flow_action *action
         else if (action->kind == VFMIG_FLOW_ACT_DATA)
             engine_device_job(&e->devices[i], DEVICE_DATA, action->arg);
         else
-            device_lost(e, i);
+            device_lost(e, i, /* answered= */ !action->arg);
     }
 }
 
 static void note_timeout(struct engine *e)
 {
     struct vfmig_error error = {0};
-    uint32_t late = e->flow.late;
+    uint32_t first = e->vm.device_count, count = 0;
+    char others[48] = "";
 
-    if (late < e->vm.device_count)
-        vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_DEVICE, e->flow.state[late],
-                        "device %s did not answer in step %s", e->devices[late].id,
+    for (uint32_t i = e->vm.device_count; i-- > 0;) {
+        if (!vfmig_devset_has(&e->flow.late, i))
+            continue;
+        first = i;
+        count++;
+    }
+    if (count > 1)
+        snprintf(others, sizeof(others), " and %u more", count - 1);
+    if (count)
+        vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_DEVICE, e->flow.state[first],
+                        "device %s%s did not answer in step %s", e->devices[first].id, others,
                         vfmig_step_name(vfmig_flow_current(&e->flow)));
     else
         vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_LOCAL, 0, "step %s took too long",
@@ -260,6 +273,37 @@ bool engine_due(uint64_t *at_ns, uint64_t now_ns)
         return false;
     *at_ns = 0;
     return true;
+}
+
+/* Data that waits for the peer or the link is not late: only a device that was asked can be. */
+void engine_tick(struct engine *e, uint64_t now_ns)
+{
+    if (!e->flow_active || !e->flow.deadline_ns || now_ns < e->flow.deadline_ns)
+        return;
+    for (uint32_t i = 0; i < e->vm.device_count; i++) {
+        struct device_worker *dev = &e->devices[i];
+        uint64_t since_ns = atomic_load(&dev->call_ns);
+
+        if (vfmig_devset_has(&e->flow.streaming, i) &&
+            (!since_ns || now_ns < since_ns + dev->timeout_ns))
+            engine_flow(e, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DATA_MOVES,
+                                                      .device = i});
+    }
+    engine_flow_kind(e, VFMIG_FLOW_EVENT_TICK);
+}
+
+int engine_flow_init(struct engine *e)
+{
+    uint32_t features[VFMIG_MAX_DEVICES];
+    int ret;
+
+    for (uint32_t i = 0; i < e->vm.device_count; i++)
+        features[i] = e->vm.devices[i]->info.features;
+    ret = vfmig_flow_init(&e->flow, e->role, e->vm.device_count, features,
+                          e->options.device_timeout_ns, e->options.viommu_timeout_ns);
+    for (uint32_t i = 0; ret == 0 && i < e->vm.device_count; i++)
+        vfmig_flow_set_limit(&e->flow, i, e->devices[i].timeout_ns);
+    return ret;
 }
 
 /* A sign of life, so that the peer's stall limit means what it says. Memory is one, too. */

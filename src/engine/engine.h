@@ -75,7 +75,7 @@ struct engine_ask {
     uint64_t asked, answered; /* numbers; equal when nothing is under way */
 };
 
-enum device_command { DEVICE_NONE = 0, DEVICE_GO, DEVICE_DATA, DEVICE_QUIT };
+enum device_command { DEVICE_NONE = 0, DEVICE_GO, DEVICE_DATA, DEVICE_RECOVER, DEVICE_QUIT };
 
 struct device_job {
     enum device_command command;
@@ -97,10 +97,12 @@ struct device_worker {
     uint32_t index;
     pthread_t thread;
     bool started, made;
+    uint64_t timeout_ns;      /* for one change, one piece of data */
+    _Atomic uint64_t call_ns; /* since when the device has been asked for, or given, data; 0: it is not */
 
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    struct device_job jobs[4]; /* one, but for sabotages of the barrier */
+    struct device_job jobs[4]; /* two at most, but for sabotages of the barrier */
     uint32_t job_count;
 
     /* Source: what was sent. */
@@ -236,6 +238,8 @@ int engine_handover(struct engine *e, enum vfmig_ho_event_kind kind);
 int engine_handover_msg(struct engine *e, const struct vfmig_ho_msg *msg);
 void engine_note(struct engine *e, const struct vfmig_error *error); /* keeps the first failure */
 bool engine_due(uint64_t *at_ns, uint64_t now_ns);
+void engine_tick(struct engine *e, uint64_t now_ns); /* deadlines of the flow */
+int engine_flow_init(struct engine *e); /* of an attempt whose workers have started */
 void engine_beat(struct engine *e, uint64_t now_ns);
 
 /* engine_resolve.c */

@@ -317,8 +317,7 @@ static void on_time(struct engine *e)
 
     check_deadline(e, now);
     check_answer(e, now);
-    if (e->flow_active && e->flow.deadline_ns && now >= e->flow.deadline_ns)
-        engine_flow_kind(e, VFMIG_FLOW_EVENT_TICK);
+    engine_tick(e, now);
     if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)
         engine_link_shutdown(e);
     if (engine_due(&e->retry_at_ns, now) && e->linked)
@@ -349,7 +348,6 @@ static void on_time(struct engine *e)
 static int prepare(struct vfmig_source *source, struct vfmig_error *reterr)
 {
     struct engine *e = &source->e;
-    uint32_t features[VFMIG_MAX_DEVICES];
     int ret = engine_vm_check(&e->vm, reterr);
 
     if (ret == 0)
@@ -363,10 +361,7 @@ static int prepare(struct vfmig_source *source, struct vfmig_error *reterr)
     if (ret)
         return ret;
     vfmig_mover_set_bandwidth(e->mover, e->options.max_bandwidth);
-    for (uint32_t i = 0; i < e->vm.device_count; i++)
-        features[i] = e->vm.devices[i]->info.features;
-    return vfmig_flow_init(&e->flow, VFMIG_FLOW_SOURCE, e->vm.device_count, features,
-                           e->options.device_timeout_ns, e->options.viommu_timeout_ns);
+    return engine_flow_init(e);
 }
 
 static void begin(struct engine *e)

@@ -148,11 +148,14 @@ static ssize_t next_piece(struct device_worker *dev, void *buffer, size_t size,
                           const void **ret_data, struct vfmig_error *reterr)
 {
     struct vfmig_target *t = dev->target;
+    ssize_t got;
 
-    if (t->info.data_in_place)
-        return t->ops->save_in_place(t, ret_data, size, reterr);
+    atomic_store(&dev->call_ns, vfmig_now_ns());
     *ret_data = buffer;
-    return t->ops->save(t, buffer, size, reterr);
+    got = t->info.data_in_place ? t->ops->save_in_place(t, ret_data, size, reterr)
+                                : t->ops->save(t, buffer, size, reterr);
+    atomic_store(&dev->call_ns, 0);
+    return got;
 }
 
 /* buffer may be NULL when the device's data is taken where it lies. */

@@ -39,9 +39,50 @@ static int reset_device(struct device_worker *dev, struct vfmig_error *reterr)
     struct engine *e = dev->engine;
     int ret = dev->target->ops->reset(dev->target, reterr);
 
-    if (ret == 0 && e->role == VFMIG_FLOW_SOURCE && e->vm.ops->device_reset)
+    if (ret || e->role != VFMIG_FLOW_SOURCE)
+        return ret;
+    if (e->vm.ops->device_reset)
         ret = e->vm.ops->device_reset(e->vm.opaque, dev->index, reterr);
+    if (ret == 0) {
+        pthread_mutex_lock(&e->status_lock);
+        e->progress.devices_reset++;
+        pthread_mutex_unlock(&e->status_lock);
+    }
     return ret;
+}
+
+/* A device that says yes and is somewhere else would break whatever relies on its state. */
+static int set_state(struct device_worker *dev, enum vfmig_state state, struct vfmig_error *reterr)
+{
+    int ret = dev->target->ops->set_state(dev->target, state, dev->timeout_ns, reterr);
+
+    if (ret || vfmig_sabotage("believe-state"))
+        return ret;
+    enum vfmig_state real = real_state(dev);
+    if (real == state)
+        return 0;
+    return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_DEVICE, real,
+                           "it was brought to %s and says that it is in %s",
+                           vfmig_state_name(state), vfmig_state_name(real));
+}
+
+/* A device that was given up has answered after all. The guest has been running without it. */
+static void recover(struct device_worker *dev)
+{
+    struct engine *e = dev->engine;
+    int ret = 0;
+
+    if (e->role == VFMIG_FLOW_SOURCE && real_state(dev) != VFMIG_STATE_RUNNING)
+        ret = set_state(dev, VFMIG_STATE_RUNNING, NULL);
+    if (e->role != VFMIG_FLOW_SOURCE || ret)
+        ret = reset_device(dev, NULL);
+    engine_trace(e, "device-back", "\"id\":\"%s\",\"ret\":%d", dev->id, ret);
+    if (ret)
+        return;
+    pthread_mutex_lock(&e->status_lock);
+    if (e->progress.devices_lost)
+        e->progress.devices_lost--;
+    pthread_mutex_unlock(&e->status_lock);
 }
 
 static void change_state(struct device_worker *dev, uint32_t want)
@@ -57,8 +98,7 @@ static void change_state(struct device_worker *dev, uint32_t want)
     if (want == VFMIG_WANT_RESET)
         ret = reset_device(dev, &error);
     else
-        ret = dev->target->ops->set_state(dev->target, (enum vfmig_state)want,
-                                          e->options.device_timeout_ns, &error);
+        ret = set_state(dev, (enum vfmig_state)want, &error);
     uint64_t took = vfmig_now_ns() - begin;
     if (ret == 0)
         event.state = want == VFMIG_WANT_RESET ? VFMIG_STATE_RUNNING : want;
@@ -117,6 +157,8 @@ static void *device_main(void *arg)
             return NULL;
         if (job.command == DEVICE_GO)
             change_state(dev, job.arg);
+        else if (job.command == DEVICE_RECOVER)
+            recover(dev);
         else
             move_data(dev, job.arg);
     }
@@ -230,8 +272,11 @@ static int start_device(struct engine *e, uint32_t i, struct vfmig_error *reterr
                                   .target = e->vm.devices[i],
                                   .id = e->vm.device_ids[i],
                                   .index = i,
+                                  .timeout_ns = e->options.device_timeout_ns,
                                   .tail = &dev->head,
                                   .partial.limit = VFMIG_MAX_DEVICE_SEGMENT};
+    if (e->vm.device_timeouts_ns && e->vm.device_timeouts_ns[i])
+        dev->timeout_ns = e->vm.device_timeouts_ns[i];
     pthread_mutex_init(&dev->lock, NULL);
     pthread_cond_init(&dev->wake, NULL);
     int ret = -pthread_create(&dev->thread, NULL, device_main, dev);

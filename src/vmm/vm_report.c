@@ -167,6 +167,7 @@ static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_p
     add_u64(ours, "epoch", p->epoch);
     json_object_object_add(ours, "devices", devices_json(vmm, p));
     add_u64(ours, "devices-lost", p->devices_lost);
+    add_u64(ours, "devices-reset", p->devices_reset);
     add_u64(ours, "rounds", p->rounds);
     add_u64(ours, "rate-bytes-s", p->rate_bytes);
     add_u64(ours, "dirty-bytes-s", p->dirty_bytes);

@@ -369,6 +369,8 @@ static void run(enum vfmig_flow_role role, uint32_t count, const uint32_t *featu
     w.failures = (uint8_t)failures;
     w.again = 1;
     w.flow.device_timeout_ns = w.flow.viommu_timeout_ns = 0; /* no deadlines here */
+    for (uint32_t i = 0; i < count; i++)
+        vfmig_flow_set_limit(&w.flow, i, 0);
     send_event(&w, VFMIG_FLOW_EVENT_START, 0);
     explore(&w);
     assert_true(ends_good > 0);
@@ -450,8 +452,95 @@ static void a_late_device_is_named(void **state)
     assert_false(f.halted);
     feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_TICK}, 1250);
     assert_true(f.halted && told(VFMIG_FLOW_ACT_FAILED) && told(VFMIG_FLOW_ACT_ABORT));
-    assert_int_equal(f.late, 1);
+    assert_false(vfmig_devset_has(&f.late, 0));
+    assert_true(vfmig_devset_has(&f.late, 1));
     assert_int_equal(f.cause, -ETIMEDOUT);
+}
+
+static struct vfmig_flow_event done(uint32_t device, uint32_t state, int err)
+{
+    return (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DEVICE_DONE,
+                                     .device = device, .state = state, .err = err};
+}
+
+static const struct vfmig_flow_event tick = {.kind = VFMIG_FLOW_EVENT_TICK};
+
+static void each_device_has_its_own_limit(void **state)
+{
+    uint32_t features[3] = {FULL, FULL, FULL};
+    struct vfmig_flow f;
+
+    assert_int_equal(vfmig_flow_init(&f, VFMIG_FLOW_DESTINATION, 3, features, 1000, 1000), 0);
+    vfmig_flow_set_limit(&f, 1, 4000);
+    vfmig_flow_set_limit(&f, 2, 0); /* none */
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_START}, 0);
+    assert_int_equal(f.deadline_ns, 1250);
+    feed(&f, done(0, VFMIG_STATE_RUNNING, 0), 1000);
+    assert_int_equal(f.deadline_ns, 5000);
+    feed(&f, tick, 4999);
+    assert_false(f.halted);
+    feed(&f, tick, 5000);
+    assert_true(f.halted && told(VFMIG_FLOW_ACT_FAILED));
+    assert_true(!vfmig_devset_has(&f.late, 0) && vfmig_devset_has(&f.late, 1));
+    assert_false(vfmig_devset_has(&f.late, 2));
+}
+
+/* Source, two devices, in S2 with their data under way. */
+static void to_data(struct vfmig_flow *f)
+{
+    to_pre_copy(f);
+    feed(f, done(0, VFMIG_STATE_PRE_COPY, 0), 0);
+    feed(f, done(1, VFMIG_STATE_PRE_COPY, 0), 0);
+    assert_true(told(VFMIG_FLOW_ACT_DATA));
+}
+
+static void data_that_moves_is_not_late(void **state)
+{
+    struct vfmig_flow f;
+
+    to_data(&f);
+    assert_int_equal(f.deadline_ns, 1250);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DATA_MOVES, .device = 0}, 1250);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DATA_MOVES, .device = 1}, 1250);
+    feed(&f, tick, 1250);
+    assert_false(f.halted);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DATA_MOVES, .device = 0}, 2500);
+    feed(&f, tick, 2500);
+    assert_true(f.halted);
+    assert_true(!vfmig_devset_has(&f.late, 0) && vfmig_devset_has(&f.late, 1));
+    /* The other one ends its piece; the late one is left behind, and nobody waits for its data. */
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_UNWIND}, 2500);
+    assert_int_equal(f.row, VFMIG_ROW_U0);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DATA_DONE, .device = 0, .err = -ECANCELED},
+         2500);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE,
+                                       .work = VFMIG_WORK_ROUND, .err = -ECANCELED}, 2500);
+    assert_int_equal(f.row, VFMIG_ROW_U_LOG);
+    assert_true(vfmig_devset_has(&f.lost, 1) && !vfmig_devset_has(&f.lost, 0));
+}
+
+/* A second attempt with one device takes none of the time of another. */
+static void a_ladder_does_not_extend_the_others(void **state)
+{
+    struct vfmig_flow f;
+
+    to_pre_copy(&f);
+    feed(&f, done(0, VFMIG_STATE_PRE_COPY, 0), 0);
+    feed(&f, done(1, VFMIG_STATE_PRE_COPY, 0), 0);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_UNWIND}, 0);
+    for (uint32_t i = 0; i < 2; i++)
+        feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DATA_DONE, .device = i}, 0);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE, .work = VFMIG_WORK_ROUND}, 0);
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE,
+                                       .work = VFMIG_WORK_TRACK_STOP}, 0);
+    assert_int_equal(f.row, VFMIG_ROW_U_RUN);
+    feed(&f, done(0, VFMIG_STATE_PRE_COPY, -EIO), 1000);
+    assert_int_equal(f.due_ns[0], 2250);
+    assert_int_equal(f.deadline_ns, 1250);
+    feed(&f, tick, 1250);
+    assert_true(vfmig_devset_has(&f.lost, 1) && !vfmig_devset_has(&f.lost, 0));
+    feed(&f, done(0, VFMIG_STATE_RUNNING, 0), 1300);
+    assert_true(f.ended);
 }
 
 static void a_hanging_device_does_not_hold_the_guest(void **state)
@@ -463,8 +552,9 @@ static void a_hanging_device_does_not_hold_the_guest(void **state)
                                        .device = 0, .state = VFMIG_STATE_PRE_COPY}, 10);
     feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_TICK}, 5000);
     feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_UNWIND}, 5000);
-    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_TICK}, 10000);
-    assert_true(told(VFMIG_FLOW_ACT_LOST));
+    /* It has had its time: nobody waits for it once more. */
+    assert_true(told(VFMIG_FLOW_ACT_LOST) && told(VFMIG_FLOW_ACT_WORK));
+    assert_true(vfmig_devset_has(&f.lost, 1) && !vfmig_devset_has(&f.lost, 0));
     feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_WORK_DONE,
                                        .work = VFMIG_WORK_TRACK_STOP}, 10000);
     feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_DEVICE_DONE,
@@ -520,6 +610,9 @@ int main(void)
         cmocka_unit_test(one_failure_anywhere_unwinds),
         cmocka_unit_test(a_device_that_fails_again_and_again),
         cmocka_unit_test(a_late_device_is_named),
+        cmocka_unit_test(each_device_has_its_own_limit),
+        cmocka_unit_test(data_that_moves_is_not_late),
+        cmocka_unit_test(a_ladder_does_not_extend_the_others),
         cmocka_unit_test(a_hanging_device_does_not_hold_the_guest),
         cmocka_unit_test(senseless_events_change_nothing),
         cmocka_unit_test(names),
