@@ -4,7 +4,7 @@
 
 BUILD ?= build
 SABOTAGE ?=
-T ?= wire state dma
+T ?= wire state dma control
 SECONDS ?= 600
 DEMO_BUILD := $(BUILD)/$(if $(SABOTAGE),sabotage,release)
 

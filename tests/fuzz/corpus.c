@@ -23,6 +23,13 @@ static const char *const reach_names[REACH_COUNT] = {
     "twin sockets", "descriptors",  "frames",
     "loads",        "saves",        "errors",
     "guest writes",
+    "control sessions",
+    "sessions ended",
+    "control replies",
+    "lists",
+    "freezes",
+    "windows",
+    "data in windows",
 };
 
 struct input {

@@ -70,6 +70,10 @@ static inline struct vfmig_device *make_pool_plain(void)
 #define VARIANT_DMA_SLOW   {make_dma_slow, DMA_FORMAT, 1, true, true}
 #define VARIANT_POOL       {make_pool, POOL_FORMAT, 0, false, true}
 #define VARIANT_POOL_PLAIN {make_pool_plain, POOL_FORMAT, 0, false, false}
+#define VARIANT_DMA_CONTROL  {make_dma, DMA_FORMAT, 1, true, true, true}
+#define VARIANT_SLOW_CONTROL {make_dma_slow, DMA_FORMAT, 1, true, true, true}
+#define VARIANT_BULK_CONTROL {make_bulk, BULK_FORMAT, 1, false, true, true}
+#define VARIANT_POOL_CONTROL {make_pool, POOL_FORMAT, 0, false, true, true}
 /* clang-format on */
 
 #define BIT(reach) (1u << (reach))

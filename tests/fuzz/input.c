@@ -44,6 +44,7 @@ uint32_t op_word(const struct op *op, uint32_t at)
 
 struct dice {
     uint64_t state;
+    bool aside; /* what a control client would say */
 };
 
 static uint32_t any(struct dice *dice, uint32_t below)
@@ -185,10 +186,45 @@ static uint32_t any_write(struct dice *dice, uint8_t *out)
     return (uint32_t)sizeof(access) + access.count;
 }
 
+/* docs/control.md, docs/vfio-user-extensions.md */
+static uint32_t any_extension(struct dice *dice, uint16_t feature, uint8_t *out)
+{
+    bool only_get = feature == VFMIG_USER_F_DIRTY_LIST || feature == VFMIG_USER_F_DMA_MAP_LIST ||
+                    feature == VFMIG_USER_F_WINDOW_READ || feature == VFMIG_USER_F_PRECOPY_INFO;
+    bool set = feature == VFMIG_USER_F_WINDOW_WRITE || (!only_get && any(dice, 4));
+    struct vfmig_user_feature head = {any(dice, 8) ? 4096 : (uint32_t)any_number(dice),
+                                      feature | (set == (any(dice, 16) > 0) ? VFMIG_USER_FEATURE_SET
+                                                                            : VFMIG_USER_FEATURE_GET)};
+    uint64_t words[5] = {any(dice, 6) ? any(dice, 2) : any_number(dice)};
+    uint32_t size = sizeof(struct vfmig_user_feature_switch);
+
+    if (feature == VFMIG_USER_F_WINDOW_READ || feature == VFMIG_USER_F_WINDOW_WRITE) {
+        struct vfmig_user_feature_window place = {any(dice, 3) ? 4096 * any(dice, 16) : any_number(dice),
+                                                  (uint32_t)any_size(dice), any(dice, 16) == 0};
+        memcpy(words, &place, sizeof(place));
+        size = sizeof(place);
+    } else if (feature == VFMIG_USER_F_DIRTY_LIST || feature == VFMIG_USER_F_DMA_MAP_LIST) {
+        words[0] = any(dice, 2) ? 0 : any_iova(dice);
+        size = sizeof(struct vfmig_user_feature_list);
+    } else if (feature == VFMIG_USER_F_PENDING) {
+        words[0] = any(dice, 8) ? any(dice, 2) ? POOL_VECTORS : DMA_VECTORS : any_number(dice);
+        words[1] = any(dice, 3) ? any(dice, 16) : any_number(dice);
+        words[2] = any(dice, 8) ? 0 : any_number(dice);
+        size = sizeof(struct vfmig_user_feature_pending);
+    }
+    memcpy(out, &head, sizeof(head));
+    memcpy(out + sizeof(head), words, size);
+    return (uint32_t)sizeof(head) + (set || size == 16 ? size : 0);
+}
+
 static uint32_t any_feature(struct dice *dice, uint8_t *out)
 {
     static const uint8_t features[] = {1, 2, 2, 2, 6, 6, 7, 8, 8, 9};
+    static const uint16_t ours[] = {0xf000, 0xf001, 0xf002, 0xf010, 0xf011,
+                                    0xf012, 0xf013, 0xf014, 0xf015};
     uint32_t feature = any(dice, 12) ? features[any(dice, sizeof(features))] : any(dice, 20);
+    if (any(dice, 2) < dice->aside || any(dice, 20) == 0)
+        return any_extension(dice, ours[any(dice, sizeof(ours) / sizeof(ours[0]))], out);
     uint32_t op = feature == 2                   ? VFMIG_USER_FEATURE_GET << any(dice, 2)
                   : feature == 6 || feature == 7 ? VFMIG_USER_FEATURE_SET
                                                  : VFMIG_USER_FEATURE_GET;
@@ -305,12 +341,15 @@ static uint32_t any_payload(struct dice *dice, uint16_t command, uint8_t *out)
 
 static uint32_t make_send(struct dice *dice, uint8_t *body)
 {
+    static const uint8_t asides[] = {16, 16, 16, 16, 16, 17, 18, 14, 9, 9, 10, 10, 13, 5, 7};
     static const uint8_t usual[] = {2,  2,  3,  4,  5,  6,  7,  8,  8,  9,  9,  10,
                                     10, 10, 10, 10, 13, 14, 14, 16, 16, 16, 17, 18};
     struct vfmig_user_header h = {.id = (uint16_t)any(dice, 9),
                                   .command = usual[any(dice, sizeof(usual))]};
     uint8_t fds = FDS_NONE;
 
+    if (dice->aside)
+        h.command = asides[any(dice, sizeof(asides))];
     if (any(dice, 40) == 0)
         h.command = (uint16_t)(any(dice, 2) ? any(dice, 20) : any(dice, 65536));
     if (any(dice, 5) == 0)
@@ -448,6 +487,20 @@ static uint32_t make_op(struct dice *dice, enum op_kind kind, uint8_t *body)
         body[0] = (uint8_t)(any(dice, 4) ? any(dice, 2) : any(dice, 16));
         body[3] = body[4] = 0;
         return any(dice, 2) ? 1 : 6;
+    case OP_CONTROL:
+        body[0] = (uint8_t)(any(dice, 3) ? any(dice, 4) ? any(dice, 2) : any(dice, 8) : CONTROL_GOES);
+        return 1;
+    case OP_ASIDE: {
+        struct dice other = {dice->state, true};
+        uint32_t size = make_send(&other, body);
+        dice->state = other.state;
+        return size;
+    }
+    case OP_WINDOW:
+        body[2] &= 1;
+        body[3] = body[4] = 0;
+        memset(body + 5, body[5], 600);
+        return 5 + any(dice, 600);
     case OP_KINDS:
         break;
     }
@@ -466,6 +519,11 @@ static enum op_kind any_kind(struct dice *dice, const struct weights *weights)
 }
 
 /* ---- changing -------------------------------------------------------------------------------- */
+
+static bool is_send(const struct op *op)
+{
+    return op->kind == OP_SEND || op->kind == OP_ASIDE;
+}
 
 static struct op *put_op(struct program *p, uint32_t at)
 {
@@ -492,7 +550,7 @@ static void change_body(struct dice *dice, struct op *op, uint8_t *room)
     for (uint32_t n = 1 + any(dice, 3); n > 0; n--) {
         uint32_t width = 1u << any(dice, 4), at = any(dice, size + 1);
         uint64_t value = any(dice, 2) ? any_number(dice) : any_iova(dice);
-        at = any(dice, 4) ? (at & ~(width - 1)) + (op->kind == OP_SEND ? 2 : 0) : at;
+        at = any(dice, 4) ? (at & ~(width - 1)) + (is_send(op) ? 2 : 0) : at;
         if (any(dice, 16) == 0)
             size = any(dice, 2) ? size - any(dice, size + 1) / 4 : size + any(dice, 8);
         else if (at < size && any(dice, 4) == 0)
@@ -524,7 +582,7 @@ static void change(struct program *p, struct dice *dice, const struct weights *w
         p->ops[other] = copy;
     } else if (way == 3) {
         p->choice = (uint8_t)any(dice, 256);
-    } else if (way == 4 && op->kind == OP_SEND && op->size >= 2) {
+    } else if (way == 4 && is_send(op) && op->size >= 2) {
         memcpy(room, op->body, op->size < BODY_MAX ? op->size : BODY_MAX);
         room[any(dice, 2)] = (uint8_t)any(dice, 256);
         op->body = room;

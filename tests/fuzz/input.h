@@ -23,6 +23,9 @@ enum op_kind {
     OP_PAGES,     /* how, first, count, fill: a frame with SRAM pages of the dma device */
     OP_SAVE,      /* how, size u16: reads what the device saves, and keeps it */
     OP_BACK,      /* how, (position u32, value u8)...: loads what was kept, changed there */
+    OP_CONTROL,   /* what: a control client comes, with this text, or goes */
+    OP_ASIDE,     /* how, cut, bytes: as OP_SEND, from the control client */
+    OP_WINDOW,    /* whose, offset u32, bytes: into the shared window, at any time */
     OP_KINDS
 };
 
@@ -35,6 +38,7 @@ enum op_kind {
 enum send_fds { FDS_NONE, FDS_RAM, FDS_EVENT, FDS_SHRINK, FDS_PIPE, FDS_FULL, FDS_MANY, FDS_FILE };
 
 #define RECONNECT_TWIN 0x80u
+#define CONTROL_GOES   0x80u
 
 /* way of OP_ANSWER */
 enum answer_way {

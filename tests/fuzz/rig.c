@@ -76,32 +76,42 @@ static void take(struct rig *rig, struct rig_end *end, struct vfmig_fds *fds)
     end->have -= at;
 }
 
+ssize_t rig_receive(struct rig_end *end, struct vfmig_fds *ret_fds)
+{
+    union {
+        char buf[CMSG_SPACE(2 * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = {end->in + end->have, sizeof(end->in) - end->have};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.buf,
+                         .msg_controllen = sizeof(control.buf)};
+
+    ret_fds->count = 0;
+    ssize_t n = recvmsg(end->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n <= 0)
+        return n < 0 ? -errno : 0;
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    if (c && c->cmsg_type == SCM_RIGHTS) {
+        ret_fds->count = (uint32_t)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(ret_fds->fd, CMSG_DATA(c), ret_fds->count * sizeof(int));
+    }
+    end->have += (size_t)n;
+    return n;
+}
+
 /* Reads all that is there. */
 static void drain(struct rig *rig, struct rig_end *end)
 {
-    union {
-        char buf[CMSG_SPACE(sizeof(int))];
-        struct cmsghdr align;
-    } control;
+    struct vfmig_fds fds;
+    ssize_t n;
 
-    while (end->fd >= 0) {
-        struct iovec iov = {end->in + end->have, sizeof(end->in) - end->have};
-        struct msghdr msg = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = control.buf,
-                             .msg_controllen = sizeof(control.buf)};
-        struct vfmig_fds fds = {0};
-        ssize_t n = recvmsg(end->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-        if (n < 0 && errno == EAGAIN)
-            return;
+    while (end->fd >= 0 && (n = rig_receive(end, &fds)) != -EAGAIN) {
         if (n <= 0) {
             rig->closed = true;
             return;
         }
-        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-        if (c && c->cmsg_type == SCM_RIGHTS)
-            memcpy(&fds.fd[fds.count++], CMSG_DATA(c), sizeof(int));
-        end->have += (size_t)n;
         take(rig, end, &fds);
         vfmig_fds_close(&fds);
     }
@@ -113,6 +123,7 @@ static void drain_both(void *user)
 
     drain(rig, &rig->main);
     drain(rig, &rig->twin);
+    control_read(rig);
 }
 
 /* ---- the server ------------------------------------------------------------------------------ */
@@ -203,7 +214,8 @@ void rig_command(struct rig *rig, uint16_t command, uint32_t flags, const void *
 
     rig->next_id |= 0x8000;
     memcpy(buf, &h, sizeof(h));
-    memcpy(buf + sizeof(h), payload, size);
+    if (size)
+        memcpy(buf + sizeof(h), payload, size);
     rig_send(rig, false, buf, h.size, NULL, 0);
 }
 
@@ -234,7 +246,7 @@ static const char *const texts[8] = {
     "{\"capabilities\":{\"max_data_xfer_size\":5000}}",
     "{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":3,"
     "\"twin_socket\":{\"supported\":true}}}",
-    "{}",
+    "{\"capabilities\":{\"max_msg_fds\":8,\"vfmig\":{\"window\":131072}}}",
     "{\"capabilities\":{\"max_msg_fds\":1,\"max_data_xfer_size\":67108864,\"migration\":{}}}",
     "{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":70000,\"write_multiple\":true,"
     "\"twin_socket\":{\"supported\":true,\"fd_index\":0}}}",
@@ -404,6 +416,7 @@ static void check_irqs(struct rig *rig)
 static void finish(struct rig *rig)
 {
     end_part(rig);
+    control_settle(rig);
     settle(rig);
     world_advance(GATE_NS);
     settle(rig);
@@ -412,6 +425,12 @@ static void finish(struct rig *rig)
     world_advance(DRAIN_NS / 2);
     settle(rig);
     CHECK(rig->closed || !rig->must_close, "the server goes on after a broken message");
+    const struct control *c = &rig->control;
+    bool served = c->end.fd >= 0 && c->negotiated && !c->closed;
+    CHECK(!served || !c->must_close, "the control client is served after a broken message");
+    CHECK(!served || c->request_count == 0, "command %u of the control client has no reply",
+          c->requests[0].command);
+    control_leave(rig);
     if (rig->closed || !rig->negotiated || rig->garbled)
         return;
     CHECK(rig->request_count == 0, "command %u with id %u has no reply", rig->requests[0].command,
@@ -471,11 +490,12 @@ void rig_run(const struct program *program, const struct variant variants[4],
     memcpy(ram, rig.expected, RAM_SIZE);
     CHECK(ftruncate(shrink_fd, 0) == 0 && ftruncate(shrink_fd, RAM_SIZE) == 0, "no file");
     rig.variant = &variants[CHOICE_DEVICE(program->choice)];
-    rig.main.fd = rig.twin.fd = -1;
+    rig.main.fd = rig.twin.fd = rig.control.end.fd = rig.control.window = rig.window = -1;
     rig.want = UINT32_MAX;
     rig.next_id = 0x8000;
     world_begin(drain_both, &rig);
     rig.dev = rig.variant->make();
+    control_begin(&rig);
     if (program->choice & CHOICE_NO_VERSION) {
         attach(&rig);
     } else {

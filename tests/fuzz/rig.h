@@ -28,6 +28,7 @@ struct variant {
     uint32_t version;
     bool is_ring;  /* the dma device: its ring is set up */
     bool quiesces; /* has NDMA */
+    bool control;  /* listens for a control client */
 };
 
 /* What a run reached; a harness that has gone blind shows in it. */
@@ -48,6 +49,13 @@ enum reach {
     REACH_SAVES,
     REACH_ERRORS,
     REACH_GUEST_WRITES,
+    REACH_SESSIONS,
+    REACH_ENDED,
+    REACH_ASIDE,
+    REACH_LISTS,
+    REACH_FROZEN,
+    REACH_WINDOWS,
+    REACH_WINDOW_DATA,
     REACH_COUNT
 };
 
@@ -57,6 +65,7 @@ struct request {
     uint32_t size;
     uint8_t *payload;
     uint64_t turn; /* among all that were sent */
+    bool loose;    /* another one like it is open: which is answered is not to be seen */
 };
 
 /* A DMA message without answer so far. */
@@ -80,10 +89,24 @@ struct rig_end {
     uint8_t in[2 * MESSAGE_MAX];
 };
 
+/* The control client: what it is owed. The owner's session is modelled; of this one only that every
+ * command has one reply of its form, and that nobody is let go without a reason. */
+struct control {
+    struct rig_end end;
+    bool closed, negotiated, may_close, must_close;
+    uint8_t part[MESSAGE_MAX];
+    size_t part_have;
+    struct request requests[REQUESTS_MAX];
+    uint32_t request_count;
+    int window; /* memory shared with the server, -1: none */
+};
+
 struct rig {
     const struct variant *variant;
     struct vfmig_device *dev;
     struct rig_end main, twin;
+    struct control control;
+    int window;  /* the owner's */
     bool closed; /* by the server */
     bool negotiated;
     bool may_close;  /* the client has given a reason */
@@ -133,6 +156,13 @@ void rig_run(const struct program *program, const struct variant variants[4],
 void ops_do(struct rig *rig, const struct op *op);
 void ops_state(struct rig *rig, uint32_t value, uint8_t how);
 
+/* rig_control.c */
+void control_begin(struct rig *rig); /* the device listens */
+void control_do(struct rig *rig, const struct op *op);
+void control_read(struct rig *rig); /* all that is there */
+void control_settle(struct rig *rig);
+void control_leave(struct rig *rig);
+
 /* rig.c, for rig_ops.c: to the server and back. */
 void rig_send(struct rig *rig, bool twin, const void *data, size_t size, const int *fds,
               unsigned count);
@@ -142,6 +172,8 @@ void rig_command(struct rig *rig, uint16_t command, uint32_t flags, const void *
  * negative error, or -EAGAIN when none came. */
 int rig_call(struct rig *rig, uint16_t command, const void *payload, uint32_t size, int fd);
 void rig_pump(struct rig *rig);
+/* Once, behind what end has: bytes, 0 at the end, or a negative errno; *ret_fds is the caller's. */
+ssize_t rig_receive(struct rig_end *end, struct vfmig_fds *ret_fds);
 void rig_connect(struct rig *rig, uint8_t text);
 void rig_disconnect(struct rig *rig);
 int rig_ram(void);    /* guest memory */
@@ -152,6 +184,12 @@ void model_sent(struct rig *rig, const void *data, size_t size, unsigned fds);
 void model_reply(struct rig *rig, struct vfmig_user_msg *msg);
 void model_command(struct rig *rig, const struct vfmig_user_msg *msg, bool twin);
 void model_forget(struct rig *rig);
+/* A new one in the list. */
+void model_ask(struct rig *rig, struct request *requests, uint32_t *count,
+               const struct vfmig_user_header *h, const uint8_t *payload);
+bool model_fits(const struct request *request, const struct vfmig_user_msg *msg);
+/* The memory that came with a reply to VERSION: *window becomes its descriptor. */
+void model_window(const struct vfmig_user_caps *caps, struct vfmig_user_msg *msg, int *window);
 void model_check_memory(struct rig *rig, const uint8_t *ram);
 
 #endif

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "rig.h"
 #include "world.h"
@@ -19,6 +20,9 @@ void model_forget(struct rig *rig)
         free(rig->requests[i].payload);
     rig->request_count = rig->ask_count = rig->region_count = 0;
     rig->part_have = 0;
+    if (rig->window >= 0)
+        close(rig->window);
+    rig->window = -1;
     rig->max_data = VFMIG_MAX_DATA_XFER;
     rig->closed = rig->negotiated = rig->may_close = rig->must_close = rig->blurred = rig->garbled =
         rig->twin_gone = false;
@@ -59,6 +63,22 @@ static bool may_change_state(uint16_t command, const uint8_t *payload, uint32_t 
            (command == VFMIG_USER_REGION_WRITE && access.region == VFMIG_REGION_MIGRATION);
 }
 
+void model_ask(struct rig *rig, struct request *requests, uint32_t *count,
+               const struct vfmig_user_header *h, const uint8_t *payload)
+{
+    uint32_t size = h->size - (uint32_t)sizeof(*h);
+    struct request *request = &requests[*count];
+
+    CHECK(*count < REQUESTS_MAX, "too many commands for the model");
+    rig->over |= *count + 8 >= REQUESTS_MAX;
+    *request = (struct request){h->id, h->command, size, malloc(size + 1u), rig->next_turn++};
+    memcpy(request->payload, payload, size);
+    for (uint32_t i = 0; i < *count; i++)
+        if (requests[i].id == h->id && requests[i].command == h->command)
+            requests[i].loose = request->loose = true;
+    ++*count;
+}
+
 static void command_sent(struct rig *rig, const struct vfmig_user_header *h, const uint8_t *payload)
 {
     uint32_t size = h->size - (uint32_t)sizeof(*h);
@@ -72,16 +92,12 @@ static void command_sent(struct rig *rig, const struct vfmig_user_header *h, con
         may_be_mapped(rig, h->command, payload, size);
         return;
     }
-    CHECK(rig->request_count < REQUESTS_MAX, "too many commands for the model");
-    rig->over |= rig->request_count + 8 >= REQUESTS_MAX;
     for (uint32_t i = 0; i < rig->request_count; i++)
         if (memory && rig->requests[i].id == h->id && rig->requests[i].command == h->command) {
             rig->blurred = true; /* which of both is answered is not to be seen */
             may_be_mapped(rig, h->command, payload, size);
         }
-    struct request *request = &rig->requests[rig->request_count++];
-    *request = (struct request){h->id, h->command, size, malloc(size + 1u), rig->next_turn++};
-    memcpy(request->payload, payload, size);
+    model_ask(rig, rig->requests, &rig->request_count, h, payload);
 }
 
 /* fds: descriptors that went with the first byte. Unless they went with exactly one message, which
@@ -182,6 +198,14 @@ void model_check_memory(struct rig *rig, const uint8_t *ram)
 
 /* ---- from the server ------------------------------------------------------------------------- */
 
+void model_window(const struct vfmig_user_caps *caps, struct vfmig_user_msg *msg, int *window)
+{
+    CHECK(caps->window_fd_index < msg->fds.count && caps->windows, "a window without memory");
+    *window = vfmig_fds_take(&msg->fds, caps->window_fd_index);
+    CHECK(lseek(*window, 0, SEEK_END) == (off_t)caps->window * caps->windows, "another size");
+    CHECK(ftruncate(*window, 0) < 0 && ftruncate(*window, (off_t)1 << 40) < 0, "not sealed");
+}
+
 static void agreed(struct rig *rig, const struct request *request, struct vfmig_user_msg *msg)
 {
     struct vfmig_user_caps theirs, ours;
@@ -195,8 +219,14 @@ static void agreed(struct rig *rig, const struct request *request, struct vfmig_
     CHECK(theirs.max_data_xfer_size == RIG_MAX_DATA, "another limit than that of the device");
     CHECK(!rig->negotiated, "agreed twice");
     rig->negotiated = true;
-    if (msg->fds.count) {
-        CHECK(theirs.twin_socket && ours.twin_socket && rig->twin.fd < 0, "a socket not asked for");
+    if (theirs.window) {
+        CHECK(ours.window >= theirs.window, "a window not asked for");
+        model_window(&theirs, msg, &rig->window);
+        rig->reach[REACH_WINDOWS]++;
+    }
+    CHECK(!theirs.twin_socket || msg->fds.count, "no twin socket");
+    if (theirs.twin_socket) {
+        CHECK(ours.twin_socket && rig->twin.fd < 0, "a socket not asked for");
         rig->twin.fd = vfmig_fds_take(&msg->fds, 0);
         rig->reach[REACH_TWIN]++;
     }
@@ -232,7 +262,7 @@ static bool is_whole(const struct request *request)
 }
 
 /* True when it may be the answer to this request. */
-static bool fits(const struct request *request, const struct vfmig_user_msg *msg)
+bool model_fits(const struct request *request, const struct vfmig_user_msg *msg)
 {
     if (request->id != msg->header.id || request->command != msg->header.command)
         return false;
@@ -240,7 +270,7 @@ static bool fits(const struct request *request, const struct vfmig_user_msg *msg
         return msg->size == 0 && msg->header.error > 0 && msg->header.error < 4096;
     if (!is_whole(request))
         return false;
-    return vfmig_user_check_reply(msg, request->command, request->payload, request->size, NULL) ==
+    return request->loose || vfmig_user_check_reply(msg, request->command, request->payload, request->size, NULL) ==
            0;
 }
 
@@ -250,7 +280,7 @@ void model_reply(struct rig *rig, struct vfmig_user_msg *msg)
 
     /* Of several with one id a refusal is that of a malformed one, which nothing else can answer. */
     for (uint32_t i = 0; i < rig->request_count; i++)
-        if (fits(&rig->requests[i], msg) &&
+        if (model_fits(&rig->requests[i], msg) &&
             (at == rig->request_count || (is_whole(&rig->requests[at]) && !is_whole(&rig->requests[i]))))
             at = i;
     CHECK(at < rig->request_count,

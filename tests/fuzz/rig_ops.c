@@ -411,6 +411,11 @@ void ops_do(struct rig *rig, const struct op *op)
     case OP_BACK:
         do_back(rig, op);
         break;
+    case OP_CONTROL:
+    case OP_ASIDE:
+    case OP_WINDOW:
+        control_do(rig, op);
+        break;
     case OP_KINDS:
         break;
     }
