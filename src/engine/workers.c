@@ -76,7 +76,7 @@ static void recover(struct device_worker *dev)
         ret = set_state(dev, VFMIG_STATE_RUNNING, NULL);
     if (e->role != VFMIG_FLOW_SOURCE || ret)
         ret = reset_device(dev, NULL);
-    engine_trace(e, "device-back", "\"id\":\"%s\",\"ret\":%d", dev->id, ret);
+    engine_trace(e, DEVICE_BACK, VFMIG_U(dev->index), VFMIG_S(dev->id), VFMIG_I(ret));
     if (ret)
         return;
     pthread_mutex_lock(&e->status_lock);
