@@ -158,7 +158,7 @@ static void sent(struct rig *rig, const struct vfmig_user_header *h, const uint8
 {
     struct control *c = &rig->control;
 
-    if ((h->flags & VFMIG_USER_TYPE_MASK) == VFMIG_USER_TYPE_CMD && !(h->flags & VFMIG_USER_NO_REPLY))
+    if ((h->flags & VFMIG_USER_TYPE_MASK) != VFMIG_USER_TYPE_REPLY && !(h->flags & VFMIG_USER_NO_REPLY))
         model_ask(rig, c->requests, &c->request_count, h, payload);
 }
 
