@@ -156,6 +156,8 @@ static void prepare(const struct driver *d, uint32_t slot, struct dma_descriptor
     uint64_t seed = next_random(d->dma) | 1;
     uint32_t kind = (uint32_t)(seed >> 32) % 8;
     d->dma->slot_seed[slot] = seed;
+    if (guest_p2p_prepare(d->env, d->index, slot, seed, source_gpa(d, slot), desc))
+        return;
     desc->length = d->params->dma_bytes;
     if (kind < 4) {
         desc->op = DMA_OP_COPY;
@@ -232,6 +234,9 @@ static bool result_is_right(const struct driver *d, uint32_t slot, const struct 
 {
     struct guest_dma *dma = d->dma;
     uint64_t words = desc->length / 8, at = words;
+    bool right = false;
+    if (guest_p2p_complete(d->env, d->index, slot, source_gpa(d, slot), &right))
+        return right;
     if (desc->op == DMA_OP_COPY)
         at = compare_words(d, desc->dst, desc->length, dma->slot_seed[slot], COPY_STRIDE);
     else if (desc->op == DMA_OP_FILL)
@@ -324,6 +329,7 @@ static void check_device(const struct driver *d, uint64_t elapsed_tsc)
         fail(d, GUEST_ERROR_SRAM, i, dma->kept[i], word, dma->generation);
     guest_bump(&d->score->sram_checks, 1);
     keep_word(d, i);
+    guest_p2p_look(d->env, d->index);
     if (i == 0) {
         uint64_t scratch = guest_read64(d->env, d->vcpu, reg(d, DMA_REG_SCRATCH));
         if (scratch != (SCRATCH_SALT | d->index))

@@ -49,6 +49,9 @@ enum guest_irq_wait { GUEST_IRQ_IDLE = 0, GUEST_IRQ_QUEUED, GUEST_IRQ_DUE };
 #define GUEST_SRAM_BYTES   512u   /* SRAM of one ring slot, from offset 0 */
 #define GUEST_SRAM_WORDS   0x8000u /* words kept by MMIO, from here */
 #define GUEST_SRAM_KEPT    8u
+#define GUEST_SRAM_PEER    0xc000u /* blocks that the peer writes, from here */
+#define GUEST_PEER_BLOCKS  16u
+#define GUEST_PEER_BYTES   512u
 
 /* What a device turned out to be, the first word of its driver's state. */
 enum guest_driver { GUEST_DRIVER_UNKNOWN = 0, GUEST_DRIVER_DMA, GUEST_DRIVER_BULK };
@@ -62,6 +65,21 @@ struct guest_bulk {
     uint64_t order; /* generator */
     uint64_t check_tsc;
     uint64_t written, digest; /* the first one of the round */
+};
+
+enum guest_p2p_op { GUEST_P2P_NONE = 0, GUEST_P2P_READ, GUEST_P2P_WRITE, GUEST_P2P_OWN };
+
+/* Peer to peer DMA of one dma device. A tag says who wrote a block, and its how manieth write it is. */
+struct guest_p2p {
+    uint64_t sequence; /* writes queued; the peer's driver reads it */
+    uint64_t step;     /* a block is read (even) and then written (odd) */
+    uint64_t looks;
+    uint64_t queued[GUEST_PEER_BLOCKS]; /* tag last queued for the peer's block */
+    uint64_t done[GUEST_PEER_BLOCKS];   /* tag of the last completed write */
+    uint64_t seen[GUEST_PEER_BLOCKS];   /* tag last found in the own block */
+    uint64_t tag[GUEST_RING_ENTRIES];   /* of the descriptor: written, or to be found */
+    uint8_t op[GUEST_RING_ENTRIES];     /* enum guest_p2p_op */
+    uint8_t block[GUEST_RING_ENTRIES];
 };
 
 /* Driver state of one dma device, at guest_device_params.heap_gpa; then come the ring (one page),
@@ -86,6 +104,7 @@ struct guest_dma {
     struct {
         uint64_t seed, stride; /* word i is seed + i * stride */
     } target[GUEST_DMA_TARGETS];
+    struct guest_p2p p2p;
 };
 
 #define GUEST_DMA_STATE_BYTES 8192u
@@ -107,6 +126,15 @@ static inline uint64_t guest_dma_heap_bytes(uint32_t dma_bytes)
 void guest_step(const struct guest_env *env, uint32_t vcpu);
 /* Work on the devices of this vCPU; elapsed_tsc since the last call. */
 void guest_device_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed_tsc);
+/* Peer to peer DMA of device index (p2p.c). prepare: whether desc is one of those now; its buffer is
+ * the slot's source. complete: whether a descriptor that ended well was one, *ret_right whether its
+ * result is right. look: at the peer by MMIO. */
+struct dma_descriptor;
+bool guest_p2p_prepare(const struct guest_env *env, uint32_t index, uint32_t slot, uint64_t random,
+                       uint64_t buffer_gpa, struct dma_descriptor *desc);
+bool guest_p2p_complete(const struct guest_env *env, uint32_t index, uint32_t slot,
+                        uint64_t buffer_gpa, bool *ret_right);
+void guest_p2p_look(const struct guest_env *env, uint32_t index);
 /* The same on one bulk device. */
 void guest_bulk_step(const struct guest_env *env, uint32_t vcpu, uint32_t index,
                      uint64_t elapsed_tsc);

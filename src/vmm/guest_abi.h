@@ -33,7 +33,7 @@
 #define GUEST_VECTOR_DEVICE 0x40u /* + 4 * device + MSI-X vector */
 
 #define GUEST_PARAMS_MAGIC   0x5453455547474d56ull
-#define GUEST_ABI_VERSION    1u
+#define GUEST_ABI_VERSION    2u
 #define GUEST_RATE_UNLIMITED 0xffffffffu
 #define GUEST_TIMER_OFF      0xffffffffu
 
@@ -53,6 +53,9 @@ struct guest_device_params {
     uint64_t heap_gpa; /* driver state, ring and buffers */
     uint32_t vcpu;     /* who drives it and takes its interrupts */
     uint32_t first_vector;
+    uint64_t peer_bar_gpa; /* BAR of the dma device that this one reaches by peer to peer DMA; 0: none */
+    uint32_t writer;       /* the device that reaches this one, plus one; 0: none */
+    uint32_t reserved;
 };
 
 /* One page at GUEST_PARAMS, written before the start and never again. */
@@ -98,6 +101,7 @@ enum guest_error_code {
     GUEST_ERROR_IRQ_TWICE, /* an interrupt with nothing outstanding, or before its completion */
     GUEST_ERROR_PARAMS,
     GUEST_ERROR_FAULT,     /* an exception: the vCPU is dead */
+    GUEST_ERROR_P2P,       /* a device's memory is not as its peer wrote it: lost, doubled, late */
     GUEST_ERROR_COUNT
 };
 
@@ -131,6 +135,9 @@ struct guest_device_score {
     uint64_t irqs_asked[GUEST_VECTORS];
     uint64_t digest;    /* of a bulk device's state, ... */
     uint64_t digest_at; /* ... after so many writes to it; UINT64_MAX while these two change */
+    uint64_t p2p_done;    /* writes to the peer's memory that are complete */
+    uint64_t p2p_checked; /* blocks of the peer's memory read back by DMA, as written */
+    uint64_t p2p_looks;   /* blocks seen otherwise: by MMIO at the peer, in the own memory */
 };
 
 /* At GUEST_SCOREBOARD, two pages. */

@@ -29,6 +29,10 @@ static int check_guest(const struct vfmig_guest_config *guest, struct vfmig_erro
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                "%u descriptors in flight, %u at most", guest->dma_in_flight,
                                IN_FLIGHT_MAX);
+    for (uint32_t i = 0; i < guest->device_count; i++)
+        if (guest->device_peer[i] > guest->device_count || guest->device_peer[i] == i + 1)
+            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                                   "device %u has no such peer: %u", i, guest->device_peer[i]);
     if (guest->idle > GUEST_IDLE_READ)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "no such way to idle: %u",
                                guest->idle);
@@ -71,6 +75,10 @@ static int lay_out(struct vfmig_machine *m, const struct vfmig_guest_config *gue
         p->devices[i].vcpu = i % p->vcpu_count;
         p->devices[i].first_vector = GUEST_VECTOR_DEVICE + i * GUEST_VECTORS;
         next += guest_dma_heap_bytes(p->dma_bytes);
+        if (guest->device_peer[i]) {
+            p->devices[i].peer_bar_gpa = guest->device_bar[guest->device_peer[i] - 1];
+            p->devices[guest->device_peer[i] - 1].writer = i + 1;
+        }
     }
     uint64_t bytes = guest->working_set_bytes ? guest->working_set_bytes : size / 2;
     p->working_pages = bytes / 4096;

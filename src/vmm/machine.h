@@ -55,6 +55,8 @@ struct vfmig_guest_config {
     uint32_t irq_timeout_ms;    /* an interrupt this late is lost; default 5000 */
     uint32_t device_count;
     uint64_t device_bar[GUEST_MAX_DEVICES]; /* GPA of each dma device's BAR */
+    uint32_t device_peer[GUEST_MAX_DEVICES]; /* the dma device, by its place in device_bar plus one,
+                                              * that this one reaches by peer to peer DMA; 0: none */
 };
 
 const char *vfmig_accel_name(enum vfmig_accel accel);

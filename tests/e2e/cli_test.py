@@ -55,11 +55,11 @@ COMMANDS = ("device", "vm", "migrate", "status", "resolve")
 def test_help_of_a_command_matches_its_man_page(command):
     result = run(command, "--help")
     assert result.returncode == 0 and result.stderr == ""
-    helped = set(re.findall(r"^  --([a-z-]+)", result.stdout, re.M))
+    helped = set(re.findall(r"^  --([a-z0-9-]+)", result.stdout, re.M))
     page = (MAN / f"vfmig-{command}.1").read_text()
     documented = set()
     for line in re.findall(r"^\.TP\n(\.BI? .*)$", page, re.M):
-        documented |= set(re.findall(r"--([a-z-]+)", line.replace("\\-", "-")))
+        documented |= set(re.findall(r"--([a-z0-9-]+)", line.replace("\\-", "-")))
     assert helped == documented
 
 
