@@ -96,8 +96,9 @@ struct vfmig_vm_ops {
     int (*device_reset)(void *opaque, uint32_t device, struct vfmig_error *reterr);
 
     /* Appends lines "key=value\n": what both sides must have in common (vCPU count, CPUID, TSC
-     * kHz ...). A key that starts with "info." is shown and not compared. Memory and devices are
-     * the engine's. */
+     * kHz ...). A key that starts with "info." is shown and not compared; one that starts with
+     * "need." must be the same there, and the destination may have more of them. Memory and devices
+     * are the engine's. */
     int (*identity)(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr);
 
     /* NULL: nothing known. Any thread of the engine, any time; must be quick and touch no device
@@ -126,9 +127,15 @@ struct vfmig_vm {
     const uint64_t *device_timeouts_ns;  /* each device's own device_timeout_ns, 0: the options'; or NULL */
     struct vfmig_tracker *const *trackers; /* together they see every writer of memory */
     uint32_t tracker_count;
-    bool peer_mappings; /* devices can reach each other's BARs: refused unless all have NDMA (C70) */
-    bool page_faults;   /* DMA may wait for the guest to page in: the same (C63) */
+    /* Devices can reach each other's BARs by DMA: refused unless all that peer_devices names have
+     * NDMA (C70). Looked at when an attempt starts. */
+    bool peer_mappings;
+    bool page_faults; /* DMA may wait for the guest to page in: refused unless all have it (C63) */
+    const uint8_t *peer_devices; /* VFMIG_PEER_* of each device; NULL: each reaches all others */
 };
+
+#define VFMIG_PEER_REACHES 0x1u /* BARs of others are mapped for the device */
+#define VFMIG_PEER_REACHED 0x2u /* its BARs are mapped for others */
 
 enum vfmig_on_deadline {
     VFMIG_ON_DEADLINE_FAIL = 0, /* unwind, the guest runs on */

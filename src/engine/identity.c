@@ -84,9 +84,14 @@ static int shown(int size)
     return size < MAX_SHOWN ? size : MAX_SHOWN;
 }
 
+static bool begins(const struct line *line, const char *with)
+{
+    return line->key_size >= 5 && memcmp(line->key, with, 5) == 0;
+}
+
 static bool is_info(const struct line *line)
 {
-    return line->key_size >= 5 && memcmp(line->key, "info.", 5) == 0;
+    return begins(line, "info.");
 }
 
 int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_error *reterr)
@@ -109,12 +114,27 @@ int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_e
                                    line.value, shown(other.value_size), other.value);
     }
     for (const char *at = ours; next_line(&at, &line);)
-        if (!is_info(&line) && !find_line(theirs, &line, &other))
+        if (!is_info(&line) && !begins(&line, "need.") && !find_line(theirs, &line, &other))
             return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
                                    "%.*s is %.*s at the destination and missing at the source",
                                    shown(line.key_size), line.key, shown(line.value_size),
                                    line.value);
     return 0;
+}
+
+/* What peer to peer mappings a device without N has, in a sentence; NULL: none. One that reaches
+ * others would write to stopped ones, and the RFC wants none that is reached either (C57, C70). */
+static const char *peer_trouble(const struct vfmig_vm *vm, uint32_t device)
+{
+    uint8_t flags = VFMIG_PEER_REACHES | VFMIG_PEER_REACHED;
+
+    if (!vm->peer_mappings || vm->device_count < 2)
+        return NULL;
+    if (vm->peer_devices)
+        flags = vm->peer_devices[device];
+    return flags & VFMIG_PEER_REACHED   ? "others can reach it by peer to peer DMA"
+           : flags & VFMIG_PEER_REACHES ? "it can reach others by peer to peer DMA"
+                                        : NULL;
 }
 
 int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr)
@@ -127,10 +147,10 @@ int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr)
         if (!(info->features & VFMIG_FEATURE_STOP_COPY))
             return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
                                    "device %s cannot migrate", vm->device_ids[i]);
-        if (!quiet && vm->peer_mappings && vm->device_count > 1)
+        const char *trouble = quiet ? NULL : peer_trouble(vm, i);
+        if (trouble)
             return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
-                                   "device %s has no NDMA, and others can reach it by peer to peer DMA",
-                                   vm->device_ids[i]);
+                                   "device %s has no NDMA, and %s", vm->device_ids[i], trouble);
         if (!quiet && vm->page_faults)
             return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
                                    "device %s has no NDMA, and its DMA may wait for the guest",
