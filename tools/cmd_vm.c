@@ -13,6 +13,7 @@
 
 static struct tool_list devices;
 static const char *accel = "auto";
+static const char *p2p = "auto";
 static const char *name = "guest";
 static const char *qmp_path, *incoming, *journal, *trace;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
@@ -28,6 +29,9 @@ static const struct tool_option options[] = {
     {"cpus", TOOL_NUMBER, &cpus, "N", "vCPUs", .min = 1, .max = GUEST_MAX_VCPUS},
     {"device", TOOL_LIST, &devices, "DEVICE",
      "vfio-user:PATH[,dialect=feature|region][,id=NAME]; may be repeated"},
+    {"p2p", TOOL_CHOICE, &p2p, NULL,
+     "peer to peer DMA: auto is among devices that have NDMA, on among all, which then may be "
+     "refused a migration", .choices = "auto|on|off"},
     {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket that speaks QMP"},
     {"incoming", TOOL_TEXT, &incoming, "URI", "wait for a guest at tcp:HOST:PORT or unix:PATH"},
     {"journal", TOOL_TEXT, &journal, "DIR", "directory of the handover journal"},
@@ -145,6 +149,7 @@ int cmd_vm(int argc, char **argv)
                       .seed = seed},
         };
         vfmig_accel_parse(accel, &config.accel);
+        vmm_p2p_parse(p2p, &config.p2p);
         code = run(&config);
     }
     for (unsigned i = 0; i < devices.count; i++)

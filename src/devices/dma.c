@@ -397,6 +397,7 @@ int vfmig_dma_device_new(const struct vfmig_device_knobs *knobs, struct vfmig_de
     config.pci_vendor = DMA_PCI_VENDOR;
     config.pci_device = DMA_PCI_DEVICE;
     config.bars[DMA_BAR].size = DMA_BAR_SIZE;
+    config.bars[DMA_BAR].prefetchable = true; /* no read has a side effect */
     config.msix_vectors = DMA_VECTORS;
     config.msix_bar = DMA_BAR;
     config.msix_table = DMA_MSIX_TABLE;

@@ -28,7 +28,7 @@
 #define DMA_CTRL_ENABLE  1u
 #define DMA_MSIX_TABLE   0x8000u  /* in the BAR: 16 bytes a vector */
 #define DMA_MSIX_PBA     0x9000u
-#define DMA_SRAM         0x10000u /* 64 KiB of internal state, rw at 1, 2, 4, 8 bytes */
+#define DMA_SRAM         0x10000u /* 64 KiB of internal state, rw at any size */
 #define DMA_SRAM_SIZE    0x10000u
 #define DMA_MAX_LENGTH   (1u << 20) /* bytes of one descriptor */
 

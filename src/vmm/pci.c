@@ -21,6 +21,7 @@
 #define BAR_IO            0x1u
 #define BAR_TYPE_64       0x4u
 #define BAR_TYPE_MASK     0x6u
+#define BAR_PREFETCHABLE  0x8u
 #define CAP_MSIX          0x11u
 #define CAP_MAX           48u /* capabilities that fit in 192 bytes: ends a list that loops */
 #define MSIX_CONTROL      2u
@@ -90,6 +91,7 @@ static int find_msix(struct vfmig_pci *pci, const uint8_t *config, struct vfmig_
             return refuse(pci, reterr, "its MSI-X pending bits are not inside one of its BARs");
         pci->pba_bar = pba & MSIX_BIR_MASK;
         pci->pba_offset = pba & ~MSIX_BIR_MASK;
+        pci->table_entries = vectors;
         pci->vectors = vectors < VFMIG_PCI_MAX_VECTORS ? vectors : VFMIG_PCI_MAX_VECTORS;
         if (pci->vectors > pci->target->info.irq_count[VFMIG_PCI_IRQ_MSIX])
             return refuse(pci, reterr, "it has more MSI-X vectors than interrupts");
@@ -103,7 +105,8 @@ static int place_bars(struct vfmig_pci *pci, const uint8_t *config, uint64_t *wi
 {
     for (unsigned i = 0; i < VFMIG_PCI_BARS; i++) {
         uint64_t size = pci->target->info.region_size[i];
-        if (!size || (dword_at(config, CONFIG_BAR0 + 4 * i) & BAR_IO))
+        uint32_t bar = dword_at(config, CONFIG_BAR0 + 4 * i);
+        if (!size || (bar & BAR_IO))
             continue;
         uint64_t room = VFMIG_PCI_WINDOW_STEP;
         while (room < size && room <= VFMIG_PCI_WINDOW_END)
@@ -111,7 +114,8 @@ static int place_bars(struct vfmig_pci *pci, const uint8_t *config, uint64_t *wi
         uint64_t gpa = (*window + room - 1) & ~(room - 1);
         if (room < size || gpa + room > VFMIG_PCI_WINDOW_END)
             return refuse(pci, reterr, "no room for its BARs");
-        pci->bars[i] = (struct vfmig_pci_bar){.gpa = gpa, .size = size};
+        pci->bars[i] = (struct vfmig_pci_bar){
+            .gpa = gpa, .size = size, .prefetchable = bar & BAR_PREFETCHABLE};
         *window = gpa + room;
     }
     return 0;
@@ -267,6 +271,41 @@ void vfmig_pci_access(struct vfmig_pci *pci, const struct vfmig_pci_bar *bar, ui
     bool is_table = table_write(pci, index, offset, data, size);
     if (ops->region_write(pci->target, index, offset, data, size, !is_table, NULL))
         pci->failures++;
+}
+
+/* The largest naturally aligned piece, 8 bytes at most. */
+static uint32_t bus_piece(uint64_t offset, uint32_t size)
+{
+    uint32_t piece = 8;
+
+    while (piece > size || offset % piece)
+        piece /= 2;
+    return piece;
+}
+
+int vfmig_pci_forward(struct vfmig_pci *pci, const struct vfmig_pci_bar *bar, uint64_t gpa,
+                      bool is_write, void *data, uint32_t size)
+{
+    const struct vfmig_target_ops *ops = pci->target->ops;
+    uint32_t index = (uint32_t)(bar - pci->bars);
+    uint64_t offset = gpa - bar->gpa;
+    char *bytes = data;
+
+    (*(is_write ? &pci->peer_writes : &pci->peer_reads))++;
+    while (size) {
+        uint32_t piece = bar->prefetchable ? size : bus_piece(offset, size);
+        int ret = is_write ? ops->region_write(pci->target, index, offset, bytes, piece,
+                                               /* posted= */ true, NULL)
+                           : ops->region_read(pci->target, index, offset, bytes, piece, NULL);
+        if (ret) {
+            pci->peer_failures++;
+            return -EIO;
+        }
+        offset += piece;
+        bytes += piece;
+        size -= piece;
+    }
+    return 0;
 }
 
 uint32_t vfmig_pci_pending(struct vfmig_pci *pci)

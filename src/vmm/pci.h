@@ -30,6 +30,7 @@
 struct vfmig_pci_bar {
     uint64_t gpa;
     uint64_t size; /* 0: the BAR does not exist */
+    bool prefetchable; /* reads have no side effects, writes may be merged (PCI 3.0, 6.2.5.1) */
 };
 
 struct vfmig_pci_msix_entry {
@@ -46,6 +47,7 @@ struct vfmig_pci {
     struct vfmig_pci_bar bars[VFMIG_PCI_BARS];
 
     uint32_t vectors; /* MSI-X vectors in use, 0 without MSI-X */
+    uint32_t table_entries; /* that its MSI-X table has */
     uint8_t msix_cap; /* offset in configuration space */
     uint8_t table_bar;
     uint32_t table_offset;
@@ -57,6 +59,7 @@ struct vfmig_pci {
     bool saved;
 
     atomic_uint_fast64_t reads, writes, failures; /* accesses by the guest */
+    atomic_uint_fast64_t peer_reads, peer_writes, peer_failures; /* DMA of other devices */
 };
 
 /* Reads the configuration space and places the BARs at or after *window, which moves on. The
@@ -75,6 +78,12 @@ const struct vfmig_pci_bar *vfmig_pci_find(const struct vfmig_pci *pci, uint64_t
 
 /* An access of the guest to bar, from any vCPU's thread. A read that fails gives all ones. */
 void vfmig_pci_access(struct vfmig_pci *pci, const struct vfmig_pci_bar *bar, uint64_t gpa,
+                      bool is_write, void *data, uint32_t size);
+
+/* DMA of another device to bar: whole where the BAR is prefetchable, else in naturally aligned pieces
+ * of 1, 2, 4 and 8 bytes, as the CPU's accesses are. Writes are posted. -EIO when the device does not
+ * answer. Any thread but those that serve this device. */
+int vfmig_pci_forward(struct vfmig_pci *pci, const struct vfmig_pci_bar *bar, uint64_t gpa,
                       bool is_write, void *data, uint32_t size);
 
 /* Interrupts that the device has raised and not delivered, by its pending bits; 0 if it cannot be

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/sabotage.h"
+#include "devices/dma_regs.h"
 #include "dirty/trackers.h"
 #include "target/user.h"
 
@@ -92,7 +93,9 @@ static void unmap_memory(struct vfmig_vmm *vmm)
 static struct vfmig_pci *find_bar(struct vfmig_vmm *vmm, uint64_t gpa, uint32_t size,
                                   const struct vfmig_pci_bar **ret_bar)
 {
-    for (uint32_t i = 0; i < vmm->device_count; i++) {
+    uint32_t count = __atomic_load_n(&vmm->device_count, __ATOMIC_ACQUIRE);
+
+    for (uint32_t i = 0; i < count; i++) {
         *ret_bar = vfmig_pci_find(&vmm->pci[i], gpa, size);
         if (*ret_bar)
             return &vmm->pci[i];
@@ -119,34 +122,26 @@ static void on_own_write(void *opaque, uint64_t gpa, uint64_t size)
     vfmig_own_mark(vmm->own, gpa, size);
 }
 
-/* Peer to peer: in pieces as a bus would make them. */
-static int on_peer_dma(void *opaque, uint32_t device, uint64_t gpa, bool is_write, void *data,
-                       uint32_t size)
-{
-    struct vfmig_vmm *vmm = opaque;
-
-    (void)device;
-    for (uint32_t done = 0; done < size;) {
-        const struct vfmig_pci_bar *bar;
-        uint64_t at = gpa + done;
-        uint32_t piece = 8;
-        while (piece > size - done || at % piece)
-            piece /= 2;
-        struct vfmig_pci *pci = find_bar(vmm, at, piece, &bar);
-        if (!pci)
-            return -EFAULT;
-        vfmig_pci_access(pci, bar, at, is_write, (char *)data + done, piece);
-        done += piece;
-    }
-    return 0;
-}
-
 /* --- devices --- */
 
-static int attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_config *config,
-                         uint64_t *window, struct vfmig_error *reterr)
+/* Every device reaches all of RAM by descriptor. */
+static int map_ram(struct vfmig_vmm *vmm, struct vfmig_target *target, struct vfmig_error *reterr)
+{
+    int ret = 0;
+
+    for (uint32_t i = 0; !ret && i < vmm->memory.block_count; i++) {
+        const struct vfmig_ram_block *block = &vmm->blocks[i];
+        ret = target->ops->dma_map(target, block->gpa, block->size, block->fd, block->fd_offset, 3,
+                                   reterr);
+    }
+    return ret;
+}
+
+int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_config *config,
+                      struct vfmig_error *reterr)
 {
     struct vfmig_target *target;
+    uint64_t window = vmm->window;
     uint32_t index = vmm->device_count;
     char id[64];
 
@@ -164,53 +159,36 @@ static int attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_co
     int ret = vfmig_user_open(config->path, &options, &target, reterr);
     if (ret)
         return ret;
-    ret = vfmig_pci_init(&vmm->pci[index], index, name, target, window, reterr);
-    if (ret)
+    ret = vfmig_pci_init(&vmm->pci[index], index, name, target, &window, reterr);
+    if (ret) {
         target->ops->close(target);
-    else
-        vmm->device_count++;
-    return ret;
-}
-
-/* Every device reaches all of RAM by descriptor, and its peers' BARs by message, so that a peer
- * can count, refuse and log what comes (design section 4, BARs and P2P). The peers only if each
- * device can be told to leave them alone: without N the mappings are absent (C57). */
-static int map_for_device(struct vfmig_vmm *vmm, struct vfmig_pci *pci, struct vfmig_error *reterr)
-{
-    int ret = 0;
-
-    for (uint32_t i = 0; !ret && i < vmm->memory.block_count; i++) {
-        const struct vfmig_ram_block *block = &vmm->blocks[i];
-        ret = pci->target->ops->dma_map(pci->target, block->gpa, block->size, block->fd,
-                                        block->fd_offset, 3, reterr);
+        return ret;
     }
-    for (uint32_t i = 0; vmm->peer_mappings && i < vmm->device_count; i++) {
-        for (unsigned bar = 0; !ret && bar < VFMIG_PCI_BARS; bar++) {
-            const struct vfmig_pci_bar *peer = &vmm->pci[i].bars[bar];
-            if (&vmm->pci[i] != pci && peer->size)
-                ret = pci->target->ops->dma_map(pci->target, peer->gpa, peer->size, -1, 0, 3, reterr);
-        }
+    ret = map_ram(vmm, target, reterr);
+    if (!ret)
+        ret = vfmig_pci_start(&vmm->pci[index], vmm->machine, reterr);
+    vmm->peers.serves[index] = vfmig_user_has_twin(target);
+    if (!ret)
+        ret = vmm_peers_add(&vmm->peers, index + 1, reterr);
+    if (ret) {
+        vfmig_pci_done(&vmm->pci[index]);
+        return ret;
     }
-    return ret;
+    vmm->window = window;
+    __atomic_store_n(&vmm->device_count, index + 1, __ATOMIC_RELEASE);
+    return 0;
 }
 
 static int attach_devices(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
                           struct vfmig_error *reterr)
 {
-    uint64_t window = VFMIG_PCI_WINDOW;
     int ret = 0;
 
+    vmm->window = VFMIG_PCI_WINDOW;
+    vmm_peers_init(&vmm->peers, vmm->pci, config->p2p);
     for (uint32_t i = 0; !ret && i < config->device_count; i++)
-        ret = attach_device(vmm, &config->devices[i], &window, reterr);
-    vmm->peer_mappings = vmm->device_count > 1;
-    for (uint32_t i = 0; i < vmm->device_count; i++)
-        if (!(vmm->pci[i].target->info.features & VFMIG_FEATURE_NDMA) &&
-            !vfmig_sabotage("peers-without-ndma"))
-            vmm->peer_mappings = false;
-    for (uint32_t i = 0; !ret && i < vmm->device_count; i++)
-        ret = map_for_device(vmm, &vmm->pci[i], reterr);
-    for (uint32_t i = 0; !ret && i < vmm->device_count; i++)
-        ret = vfmig_pci_start(&vmm->pci[i], vmm->machine, reterr);
+        ret = vmm_attach_device(vmm, &config->devices[i], reterr);
+    vmm->first_plugged = vmm->device_count;
     return ret;
 }
 
@@ -288,15 +266,38 @@ static int create_machine(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *
     return vfmig_machine_create(&machine, &vmm->machine, reterr);
 }
 
+/* Each dma device of those that reach one another drives the next one's memory, the last the first's:
+ * two are a pair. The guest is told of no other mapping. */
+static void choose_peers(const struct vfmig_vmm *vmm, const uint32_t *places,
+                         struct vfmig_guest_config *guest)
+{
+    const uint8_t both = VFMIG_PEER_REACHES | VFMIG_PEER_REACHED;
+    uint32_t ring[GUEST_MAX_DEVICES], count = 0;
+
+    for (uint32_t i = 0; i < guest->device_count; i++) {
+        const struct vfmig_target_info *info = &vmm->pci[places[i]].target->info;
+        if (info->pci_vendor == DMA_PCI_VENDOR && info->pci_device == DMA_PCI_DEVICE &&
+            vmm->peers.flags[places[i]] == both)
+            ring[count++] = i;
+    }
+    for (uint32_t i = 0; count > 1 && i < count; i++)
+        guest->device_peer[ring[i]] = ring[(i + 1) % count] + 1;
+}
+
 static int load_guest(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
                       struct vfmig_error *reterr)
 {
     struct vfmig_guest_config guest = config->guest;
 
+    uint32_t places[GUEST_MAX_DEVICES]; /* among all devices of those that the guest drives */
     guest.device_count = 0;
-    for (uint32_t i = 0; i < vmm->device_count; i++)
-        if (vmm->pci[i].bars[0].size)
-            guest.device_bar[guest.device_count++] = vmm->pci[i].bars[0].gpa;
+    for (uint32_t i = 0; i < vmm->device_count; i++) {
+        if (!vmm->pci[i].bars[0].size)
+            continue;
+        places[guest.device_count] = i;
+        guest.device_bar[guest.device_count++] = vmm->pci[i].bars[0].gpa;
+    }
+    choose_peers(vmm, places, &guest);
     return vfmig_machine_load_guest(vmm->machine, &guest, reterr);
 }
 
@@ -326,7 +327,7 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
     if (!ret)
         ret = vfmig_tracker_own_new(&vmm->own, reterr);
     vmm->dma = (struct vmm_dma_space){
-        .memory = vmm->memory, .own = vmm->own, .beside = on_peer_dma, .opaque = vmm};
+        .memory = vmm->memory, .own = vmm->own, .beside = vmm_peers_access, .opaque = &vmm->peers};
     if (!ret)
         ret = create_machine(vmm, config, reterr);
     if (!ret)
@@ -360,6 +361,7 @@ void vfmig_vmm_free(struct vfmig_vmm *vmm)
     vfmig_machine_free(vmm->machine);
     for (uint32_t i = 0; i < vmm->device_count; i++)
         vfmig_pci_done(&vmm->pci[i]);
+    vmm_peers_done(&vmm->peers);
     if (vmm->own)
         vmm->own->ops->free(vmm->own);
     unmap_memory(vmm);

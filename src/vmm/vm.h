@@ -9,6 +9,7 @@
 #include "target/target.h"
 #include "vfmig/error.h"
 #include "vmm/machine.h"
+#include "vmm/peers.h"
 
 struct vfmig_vmm;
 
@@ -30,6 +31,7 @@ struct vfmig_vmm_config {
     const char *journal_dir; /* NULL: none, and then no migration */
     const char *trace_path;  /* NULL: none. The trace of every migration */
     uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */
+    enum vmm_p2p p2p;        /* peer to peer DMA between devices */
     bool paused;             /* wait for `cont` */
     bool discard_released; /* a fresh guest is wanted although the last one moved away */
     struct vfmig_guest_config guest; /* device windows are filled in by the VMM */

@@ -174,7 +174,16 @@ static int on_identity(void *opaque, struct vfmig_buffer *out, struct vfmig_erro
 {
     struct vfmig_vmm *vmm = opaque;
 
-    if (vfmig_buffer_printf(out, "info.name=%s\n", vmm->name))
+    int ret = vfmig_buffer_printf(out, "info.name=%s\n", vmm->name);
+    /* What the guest's devices reach here they must reach there. */
+    for (uint32_t i = 0; !ret && i < vmm->device_count; i++) {
+        const char *id = vmm->pci[i].id;
+        if (vmm->peers.flags[i] & VFMIG_PEER_REACHES)
+            ret = vfmig_buffer_printf(out, "need.p2p.%s.reaches-peers=yes\n", id);
+        if (!ret && (vmm->peers.flags[i] & VFMIG_PEER_REACHED))
+            ret = vfmig_buffer_printf(out, "need.p2p.%s.reached-by-peers=yes\n", id);
+    }
+    if (ret)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory");
     return vfmig_machine_identity(vmm->machine, out, reterr);
 }
@@ -227,6 +236,28 @@ static const struct vfmig_vm_ops vm_ops = {
 
 /* --- set-up --- */
 
+/* Puts device i into the set that migrates; our own tracker stays the last one. */
+static int add_device(struct vfmig_vmm *vmm, uint32_t i, struct vfmig_error *reterr)
+{
+    struct vmm_migration *migration = &vmm->migration;
+    struct vfmig_pci *pci = &vmm->pci[i];
+
+    if (pci->target->info.dma_log) {
+        struct vfmig_tracker *tracker;
+        int ret = vfmig_tracker_device_new(pci->target, NULL, 0, &tracker, reterr);
+        if (ret)
+            return ret;
+        migration->trackers[migration->owned_trackers++] = tracker;
+        migration->trackers[migration->owned_trackers] = vmm->own;
+        migration->vm.tracker_count++;
+        migration->tracked[i] = true;
+    }
+    migration->devices[i] = pci->target;
+    migration->device_ids[i] = pci->id;
+    migration->vm.device_count = i + 1;
+    return 0;
+}
+
 /* Who writes guest memory: the vCPUs, this process, and each device. A guest with a device that
  * cannot log runs and can arrive; it cannot leave, which check_logs() says. */
 static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
@@ -243,18 +274,36 @@ static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     if (ret)
         return ret;
     ++*count;
-    for (uint32_t i = 0; i < vmm->device_count; i++) {
-        if (!vmm->pci[i].target->info.dma_log)
-            continue;
-        ret = vfmig_tracker_device_new(vmm->pci[i].target, NULL, 0, &migration->trackers[*count], reterr);
-        if (ret)
-            return ret;
-        ++*count;
-        migration->tracked[i] = true;
-    }
     migration->trackers[*count] = vmm->own;
     migration->vm.tracker_count = *count + 1;
-    return 0;
+    for (uint32_t i = 0; !ret && i < vmm->device_count; i++)
+        ret = add_device(vmm, i, reterr);
+    return ret;
+}
+
+int vmm_migration_device_added(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    return add_device(vmm, vmm->device_count - 1, reterr);
+}
+
+void vmm_migration_device_removed(struct vfmig_vmm *vmm)
+{
+    struct vmm_migration *migration = &vmm->migration;
+    uint32_t last = --migration->vm.device_count;
+
+    if (!migration->tracked[last])
+        return;
+    migration->tracked[last] = false;
+    struct vfmig_tracker *tracker = migration->trackers[--migration->owned_trackers];
+    tracker->ops->free(tracker);
+    migration->trackers[migration->owned_trackers] = vmm->own;
+    migration->vm.tracker_count--;
+}
+
+void vmm_migration_note_peers(struct vfmig_vmm *vmm)
+{
+    vmm->migration.vm.peer_mappings = vmm->peers.any;
+    vmm->migration.vm.peer_devices = vmm->peers.flags;
 }
 
 static void emit_status(struct vfmig_vmm *vmm, enum vfmig_migrate_state state)
@@ -302,10 +351,6 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
     struct vmm_migration *migration = &vmm->migration;
 
     pthread_mutex_init(&migration->lock, NULL);
-    for (uint32_t i = 0; i < vmm->device_count; i++) {
-        migration->devices[i] = vmm->pci[i].target;
-        migration->device_ids[i] = vmm->pci[i].id;
-    }
     migration->options.channels = config->channels;
     if (config->qmp_path) {
         if (strlen(config->qmp_path) >= sizeof(migration->control_path))
@@ -327,10 +372,9 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
         .memory = vmm->memory,
         .devices = migration->devices,
         .device_ids = migration->device_ids,
-        .device_count = vmm->device_count,
         .trackers = migration->trackers,
-        .peer_mappings = vmm->peer_mappings,
     };
+    vmm_migration_note_peers(vmm);
     int ret = make_trackers(vmm, reterr);
     return ret || !config->incoming ? ret : listen_for_guest(vmm, config->incoming, reterr);
 }
@@ -397,15 +441,13 @@ static void forget_source(struct vmm_migration *migration)
     migration->source = NULL;
 }
 
-static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+int vmm_migration_check_idle(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
     struct vfmig_progress progress;
     const char *why = NULL;
 
     if (vmm->migration.ending)
         why = "the VMM is about to end";
-    else if (!vmm->migration.options.journal_dir)
-        why = "the VMM has no journal; start it with --journal DIR";
     pthread_mutex_lock(&vmm->lock);
     if (vmm->run_state == VMM_POSTMIGRATE)
         why = "the guest was migrated away already";
@@ -422,6 +464,14 @@ static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
             why = "the outcome of the last migration is open; see vfmig status";
     }
     return why ? vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0, "%s", why) : 0;
+}
+
+static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    if (!vmm->migration.ending && !vmm->migration.options.journal_dir)
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
+                               "the VMM has no journal; start it with --journal DIR");
+    return vmm_migration_check_idle(vmm, reterr);
 }
 
 /* Nobody else sees what a device writes into memory: without its log, pages would be lost. */

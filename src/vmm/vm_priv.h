@@ -10,6 +10,7 @@
 #include "vfmig/migrate.h"
 #include "vmm/dma.h"
 #include "vmm/pci.h"
+#include "vmm/peers.h"
 #include "vmm/qmp.h"
 #include "vmm/vm.h"
 #include "vmm/vm_trace.h"
@@ -56,9 +57,11 @@ struct vfmig_vmm {
     struct vfmig_machine *machine;
     struct vfmig_pci pci[GUEST_MAX_DEVICES];
     uint32_t device_count;
+    uint32_t first_plugged; /* devices from here on came while the VMM ran */
     struct vmm_dma_space dma;
     struct vmm_dma_device dma_devices[GUEST_MAX_DEVICES];
-    bool peer_mappings;        /* devices can reach each other's BARs */
+    uint64_t window;           /* where the next BAR goes */
+    struct vmm_peers peers;    /* who reaches whose BARs */
     struct vfmig_tracker *own; /* what this process itself writes to guest memory */
     struct vfmig_qmp *_Atomic qmp; /* starts last, when others already emit events */
     int quit_fd;
@@ -77,6 +80,10 @@ const char *vmm_run_state_name(enum vmm_run_state state);
 int vmm_stop(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
 int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
 
+/* Connects one more device, the last of all, and maps for it and its peers what there is to map. */
+int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_config *config,
+                      struct vfmig_error *reterr);
+
 void vmm_emit(struct vfmig_vmm *vmm, const char *event, struct json_object *data);
 
 /* Trackers and callbacks; listens when the configuration says incoming. */
@@ -94,6 +101,22 @@ uint16_t vmm_migration_port(struct vfmig_vmm *vmm);
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
                         uint64_t deadline_ns, bool trace, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
+
+/* With the migration's lock held. 0 when no migration is under way or open. */
+int vmm_migration_check_idle(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
+/* The VMM's last device is one of those that migrate, or no longer. */
+int vmm_migration_device_added(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
+void vmm_migration_device_removed(struct vfmig_vmm *vmm);
+/* Who reaches whom has changed. */
+void vmm_migration_note_peers(struct vfmig_vmm *vmm);
+
+/* vm_devices.c: device_add, device_del, x-query-peers */
+int vmm_qmp_device_add(void *opaque, struct json_object *args, struct json_object **ret_result,
+                       struct vfmig_error *reterr);
+int vmm_qmp_device_del(void *opaque, struct json_object *args, struct json_object **ret_result,
+                       struct vfmig_error *reterr);
+int vmm_qmp_query_peers(void *opaque, struct json_object *args, struct json_object **ret_result,
+                        struct vfmig_error *reterr);
 /* An operator's decision for the side that this VMM is of a migration. */
 int vmm_migration_resolve(struct vfmig_vmm *vmm, bool source,
                           const struct vfmig_resolve_request *request, struct vfmig_error *reterr);
