@@ -16,6 +16,7 @@
 #define VFMIG_MAX_OPEN_DMA       256u         /* a device's DMAs by message that are open at once */
 #define VFMIG_MAX_LATE_DMA       256u         /* a device's DMAs by message that the client answers late */
 #define VFMIG_MAX_LATE_DMA_BYTES (16u << 20)  /* their data */
+#define VFMIG_MAX_IOMMU_MAPPINGS 8192u        /* of all domains of a vIOMMU */
 #define VFMIG_MAX_REGIONS        16u          /* regions of one device */
 #define VFMIG_MAX_IRQS           2048u        /* vectors of one interrupt index */
 #define VFMIG_MAX_JSON           4096u        /* bytes of a vfio-user VERSION text */

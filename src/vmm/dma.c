@@ -61,22 +61,24 @@ static int on_read(void *opaque, uint64_t iova, void *data, uint32_t size)
 {
     struct vmm_dma_device *d = opaque;
 
-    return vmm_dma_access(d->space, d->index, iova, /* is_write= */ false, data, size);
+    return d->iommu ? vmm_dma_translated(d, iova, /* is_write= */ false, data, size)
+                    : vmm_dma_access(d->space, d->index, iova, /* is_write= */ false, data, size);
 }
 
 static int on_write(void *opaque, uint64_t iova, const void *data, uint32_t size)
 {
     struct vmm_dma_device *d = opaque;
+    void *bytes = (void *)(uintptr_t)data;
 
-    return vmm_dma_access(d->space, d->index, iova, /* is_write= */ true, (void *)(uintptr_t)data,
-                          size);
+    return d->iommu ? vmm_dma_translated(d, iova, /* is_write= */ true, bytes, size)
+                    : vmm_dma_access(d->space, d->index, iova, /* is_write= */ true, bytes, size);
 }
 
 static const void *in_place(void *opaque, uint64_t iova, uint32_t size)
 {
     struct vmm_dma_device *d = opaque;
     uint64_t left;
-    const char *host = ram_at(d->space, iova, &left);
+    const char *host = d->iommu ? NULL : ram_at(d->space, iova, &left);
 
     return host && size <= left ? host : NULL;
 }
