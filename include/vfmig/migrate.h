@@ -59,6 +59,7 @@ struct vfmig_vm_sample {
     uint64_t guest_progress;     /* grows while the guest runs */
     uint64_t dma_in_flight;      /* DMAs that devices have begun and not finished */
     uint64_t interrupts_latched; /* raised by quiet devices and not delivered */
+    uint64_t page_faults_open;   /* DMAs that wait for the guest to answer a page request */
 };
 
 /* Callbacks return 0 or a negative errno with *reterr filled. */
@@ -232,6 +233,7 @@ struct vfmig_progress {
     uint64_t device_bytes;         /* device data */
     uint64_t working_set_pages;    /* distinct pages that the trackers saw dirty */
     uint64_t dma_in_flight;        /* when N was asked for */
+    uint64_t page_faults_open;     /* the same */
     uint64_t interrupts_latched;   /* while everything was quiet */
     uint64_t final_log_pages;      /* found by the snapshot with everything quiet */
 

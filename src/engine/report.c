@@ -61,8 +61,10 @@ void engine_enter_step(struct engine *e, enum vfmig_step step)
         next->at_start = now;
         next->vcpus_ran = vcpus_run_in(step);
         progress->step = step;
-        if (step == VFMIG_STEP_S3)
+        if (step == VFMIG_STEP_S3) {
             progress->dma_in_flight = now.dma_in_flight;
+            progress->page_faults_open = now.page_faults_open;
+        }
         if (now.interrupts_latched > progress->interrupts_latched)
             progress->interrupts_latched = now.interrupts_latched;
     }
@@ -70,7 +72,7 @@ void engine_enter_step(struct engine *e, enum vfmig_step step)
     if (entered)
         engine_trace(e, STEP, VFMIG_S(vfmig_step_name(step)), VFMIG_B(vcpus_run_in(step)),
                      VFMIG_U(now.guest_progress), VFMIG_U(now.dma_in_flight),
-                     VFMIG_U(now.interrupts_latched));
+                     VFMIG_U(now.interrupts_latched), VFMIG_U(now.page_faults_open));
 }
 
 void engine_state(struct engine *e, enum vfmig_migrate_state state)

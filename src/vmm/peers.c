@@ -133,7 +133,8 @@ static void unmap_peer(struct vmm_peers *peers, uint32_t device, uint32_t peer)
 {
     if (!atomic_load(&peers->mapped[device][peer]))
         return;
-    unmap_windows(peers->pci[device].target, &peers->pci[peer], UINT32_MAX);
+    if (!peers->translated[device])
+        unmap_windows(peers->pci[device].target, &peers->pci[peer], UINT32_MAX);
     atomic_store(&peers->mapped[device][peer], false);
 }
 
@@ -148,7 +149,7 @@ static int map_peer(struct vmm_peers *peers, uint32_t device, uint32_t peer,
     if (!may_reach(peers, device, peer))
         return 0;
     atomic_store(&peers->mapped[device][peer], true); /* it may use a window before it answers */
-    for (unsigned bar = 0; !ret && bar < VFMIG_PCI_BARS; bar++) {
+    for (unsigned bar = 0; !ret && !peers->translated[device] && bar < VFMIG_PCI_BARS; bar++) {
         unsigned count = vmm_peers_windows(&peers->pci[peer], bar, windows);
         for (unsigned i = 0; !ret && i < count; i++, done += !ret)
             ret = target->ops->dma_map(target, windows[i].gpa, windows[i].size, -1, 0, PROT_ALL,

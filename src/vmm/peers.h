@@ -38,6 +38,7 @@ struct vmm_peers {
     /* What follows changes by one thread at a time: the one that adds and removes devices. */
     atomic_uint count;
     bool serves[GUEST_MAX_DEVICES];   /* DMA by message is served at any time (a twin socket) */
+    bool translated[GUEST_MAX_DEVICES]; /* behind the vIOMMU: the guest maps the windows, or not */
     uint8_t flags[GUEST_MAX_DEVICES]; /* VFMIG_PEER_*, for the engine */
     bool any;
     atomic_bool mapped[GUEST_MAX_DEVICES][GUEST_MAX_DEVICES]; /* [who reaches][whom] */

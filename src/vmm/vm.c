@@ -107,10 +107,13 @@ static struct vfmig_pci *find_bar(struct vfmig_vmm *vmm, uint64_t gpa, uint32_t 
 static void on_mmio(void *opaque, uint32_t vcpu, uint64_t gpa, bool is_write, void *data,
                     uint32_t size)
 {
+    struct vfmig_vmm *vmm = opaque;
     const struct vfmig_pci_bar *bar;
-    struct vfmig_pci *pci = find_bar(opaque, gpa, size, &bar);
+    struct vfmig_pci *pci = find_bar(vmm, gpa, size, &bar);
 
-    if (pci)
+    if (vmm->iommu && gpa >= IOMMU_GPA && gpa < IOMMU_GPA + IOMMU_BYTES)
+        vmm_iommu_mmio(vmm->iommu, (uint32_t)(gpa - IOMMU_GPA), is_write, data, size);
+    else if (pci)
         vfmig_pci_access(pci, bar, gpa, is_write, data, size);
     else if (!is_write)
         memset(data, 0xff, size);
@@ -151,7 +154,8 @@ int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_confi
         if (!strcmp(vmm->pci[i].id, name))
             return vfmig_error_set(reterr, -EEXIST, VFMIG_ORIGIN_LOCAL, 0,
                                    "two devices have the id %s", name);
-    vmm->dma_devices[index] = (struct vmm_dma_device){.space = &vmm->dma, .index = index};
+    vmm->dma_devices[index] = (struct vmm_dma_device){
+        .space = &vmm->dma, .index = index, .iommu = config->iommu ? vmm->iommu : NULL};
     const struct vfmig_user_options options = {
         .dialect = config->dialect,
         .dma = vmm_dma_callbacks(&vmm->dma_devices[index]),
@@ -164,13 +168,16 @@ int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_confi
         target->ops->close(target);
         return ret;
     }
-    ret = map_ram(vmm, target, reterr);
+    bool translated = vmm->dma_devices[index].iommu != NULL;
+    ret = translated ? vmm_viommu_attach(vmm, index, reterr) : map_ram(vmm, target, reterr);
     if (!ret)
         ret = vfmig_pci_start(&vmm->pci[index], vmm->machine, reterr);
     vmm->peers.serves[index] = vfmig_user_has_twin(target);
+    vmm->peers.translated[index] = translated;
     if (!ret)
         ret = vmm_peers_add(&vmm->peers, index + 1, reterr);
     if (ret) {
+        vmm_dma_detach(&vmm->dma_devices[index]);
         vfmig_pci_done(&vmm->pci[index]);
         return ret;
     }
@@ -182,7 +189,7 @@ int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_confi
 static int attach_devices(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
                           struct vfmig_error *reterr)
 {
-    int ret = 0;
+    int ret = vmm_viommu_setup(vmm, config, reterr);
 
     vmm->window = VFMIG_PCI_WINDOW;
     vmm_peers_init(&vmm->peers, vmm->pci, config->p2p);
@@ -359,9 +366,11 @@ void vfmig_vmm_free(struct vfmig_vmm *vmm)
     vfmig_qmp_stop(vmm->qmp);
     vmm_migration_forget(vmm);
     vfmig_machine_free(vmm->machine);
+    vmm_viommu_end(vmm);
     for (uint32_t i = 0; i < vmm->device_count; i++)
         vfmig_pci_done(&vmm->pci[i]);
     vmm_peers_done(&vmm->peers);
+    vmm_iommu_free(vmm->iommu);
     if (vmm->own)
         vmm->own->ops->free(vmm->own);
     unmap_memory(vmm);

@@ -17,6 +17,7 @@ struct vfmig_vmm_device_config {
     const char *id;   /* NULL: "dev" and a number; both sides of a migration use the same */
     const char *path; /* of the vfio-user socket */
     enum vfmig_dialect dialect;
+    bool iommu; /* behind the vIOMMU: its DMA may wait for page requests; needs NDMA (C63) */
 };
 
 struct vfmig_vmm_config {
@@ -30,6 +31,7 @@ struct vfmig_vmm_config {
     const char *incoming;    /* where a migration comes in, "tcp:HOST:PORT" or "unix:PATH" */
     const char *journal_dir; /* NULL: none, and then no migration */
     const char *trace_path;  /* NULL: none. The trace of every migration */
+    uint64_t viommu_timeout_ns; /* for the guest's last responses to page requests; 0: 10 s */
     uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */
     enum vmm_p2p p2p;        /* peer to peer DMA between devices */
     bool paused;             /* wait for `cont` */

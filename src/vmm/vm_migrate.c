@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bounds.h"
 #include "base/crc32c.h"
 #include "dirty/trackers.h"
 #include "target/user.h"
@@ -33,6 +34,8 @@ static int on_vcpus_stop(void *opaque, struct vfmig_error *reterr)
         }
     }
     pthread_mutex_unlock(&vmm->lock);
+    if (!ret && vmm->iommu)
+        vmm_iommu_pause(vmm->iommu);
     return ret;
 }
 
@@ -42,6 +45,8 @@ static int on_vcpus_start(void *opaque, struct vfmig_error *reterr)
     struct vfmig_vmm *vmm = opaque;
     int ret = 0;
 
+    if (vmm->iommu)
+        vmm_iommu_resume(vmm->iommu);
     pthread_mutex_lock(&vmm->lock);
     if (vmm->run_state == VMM_FINISH_MIGRATE || vmm->run_state == VMM_INMIGRATE) {
         if (vmm->run_wanted)
@@ -56,15 +61,16 @@ static int on_vcpus_start(void *opaque, struct vfmig_error *reterr)
     return ret;
 }
 
-/* In front of the machine's own blob. board_crc is a witness that memory and vCPUs are of the same
- * moment: the guest writes its scoreboard all the time. */
+/* In front of the vIOMMU's state and the machine's own blob. board_crc is a witness that memory and
+ * vCPUs are of the same moment: the guest writes its scoreboard all the time. */
 struct saved_vmm {
     uint32_t version;
     uint32_t run_wanted;
     uint32_t board_crc;
+    uint32_t iommu_size;
 } __attribute__((packed));
 
-#define SAVED_VERSION 2u
+#define SAVED_VERSION 3u
 
 static uint32_t board_crc(struct vfmig_vmm *vmm)
 {
@@ -74,20 +80,34 @@ static uint32_t board_crc(struct vfmig_vmm *vmm)
 static int on_state_save(void *opaque, struct vfmig_buffer *out, struct vfmig_error *reterr)
 {
     struct vfmig_vmm *vmm = opaque;
-    struct saved_vmm saved = {.version = htole32(SAVED_VERSION),
-                              .run_wanted = htole32(vmm->run_wanted),
-                              .board_crc = htole32(board_crc(vmm))};
+    struct vfmig_buffer iommu = {.limit = VFMIG_MAX_VMSTATE};
     uint32_t unread;
 
     /* Devices are !R: whatever they signalled is on its way to the vCPUs, and must arrive before
      * their state is read. */
     int ret = vfmig_machine_flush_irqs(vmm->machine, &unread, reterr);
-    if (ret)
-        return ret;
-    ret = vfmig_buffer_append(out, &saved, sizeof(saved));
-    if (ret)
-        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for the vCPUs' state");
-    return vfmig_machine_save(vmm->machine, out, reterr);
+    if (!ret && vmm->iommu)
+        ret = vmm_iommu_save(vmm->iommu, &iommu, reterr);
+    const struct saved_vmm saved = {.version = htole32(SAVED_VERSION),
+                                    .run_wanted = htole32(vmm->run_wanted),
+                                    .board_crc = htole32(board_crc(vmm)),
+                                    .iommu_size = htole32((uint32_t)iommu.size)};
+    if (!ret && (vfmig_buffer_append(out, &saved, sizeof(saved)) ||
+                 (iommu.size && vfmig_buffer_append(out, iommu.data, iommu.size))))
+        ret = vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
+                              "no memory for the vCPUs' state");
+    vfmig_buffer_free(&iommu);
+    return ret ? ret : vfmig_machine_save(vmm->machine, out, reterr);
+}
+
+static int load_iommu(struct vfmig_vmm *vmm, const void *data, size_t size,
+                      struct vfmig_error *reterr)
+{
+    if (vmm->iommu)
+        return vmm_iommu_load(vmm->iommu, data, size, reterr);
+    return size ? vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
+                                  "there is the state of a vIOMMU, and no vIOMMU")
+                : 0;
 }
 
 static int on_state_load(void *opaque, const void *data, size_t size, struct vfmig_error *reterr)
@@ -98,6 +118,8 @@ static int on_state_load(void *opaque, const void *data, size_t size, struct vfm
     if (size < sizeof(saved))
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0, "the VMM's state is cut short");
     memcpy(&saved, data, sizeof(saved));
+    const char *at = (const char *)data + sizeof(saved);
+    size_t left = size - sizeof(saved), iommu_size = le32toh(saved.iommu_size);
     if (le32toh(saved.version) != SAVED_VERSION)
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
                                "the VMM's state has version %u, only %u is known",
@@ -105,8 +127,11 @@ static int on_state_load(void *opaque, const void *data, size_t size, struct vfm
     if (le32toh(saved.board_crc) != board_crc(vmm))
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
                                "guest memory is not as it was when the vCPUs stopped");
-    int ret = vfmig_machine_load(vmm->machine, (const char *)data + sizeof(saved),
-                                 size - sizeof(saved), reterr);
+    if (iommu_size > left)
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0, "the VMM's state is cut short");
+    int ret = load_iommu(vmm, at, iommu_size, reterr);
+    if (!ret)
+        ret = vfmig_machine_load(vmm->machine, at + iommu_size, left - iommu_size, reterr);
     if (!ret)
         vmm->run_wanted = le32toh(saved.run_wanted) != 0;
     return ret;
@@ -185,6 +210,8 @@ static int on_identity(void *opaque, struct vfmig_buffer *out, struct vfmig_erro
     }
     if (ret)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory");
+    if (vmm->iommu && vmm_iommu_identity(vmm->iommu, out))
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory");
     return vfmig_machine_identity(vmm->machine, out, reterr);
 }
 
@@ -194,6 +221,8 @@ static void on_sample(void *opaque, struct vfmig_vm_sample *ret_sample)
     const struct guest_scoreboard *board = vfmig_machine_scoreboard(vmm->machine);
 
     *ret_sample = (struct vfmig_vm_sample){.interrupts_latched = vmm->migration.latched};
+    if (vmm->iommu)
+        ret_sample->page_faults_open = vmm_iommu_faults(vmm->iommu);
     if (vmm->run_state == VMM_INMIGRATE)
         return; /* what memory says by then is the source's */
     for (uint32_t i = 0; i < GUEST_MAX_VCPUS; i++)
@@ -223,6 +252,7 @@ static const struct vfmig_vm_ops vm_ops = {
     .version = VFMIG_VM_OPS_VERSION,
     .vcpus_stop = on_vcpus_stop,
     .vcpus_start = on_vcpus_start,
+    .viommu_idle = vmm_viommu_idle,
     .state_save = on_state_save,
     .state_load = on_state_load,
     .external_save = on_external_save,
@@ -242,7 +272,7 @@ static int add_device(struct vfmig_vmm *vmm, uint32_t i, struct vfmig_error *ret
     struct vmm_migration *migration = &vmm->migration;
     struct vfmig_pci *pci = &vmm->pci[i];
 
-    if (pci->target->info.dma_log) {
+    if (pci->target->info.dma_log && !vmm->dma_devices[i].iommu) {
         struct vfmig_tracker *tracker;
         int ret = vfmig_tracker_device_new(pci->target, NULL, 0, &tracker, reterr);
         if (ret)
@@ -258,8 +288,9 @@ static int add_device(struct vfmig_vmm *vmm, uint32_t i, struct vfmig_error *ret
     return 0;
 }
 
-/* Who writes guest memory: the vCPUs, this process, and each device. A guest with a device that
- * cannot log runs and can arrive; it cannot leave, which check_logs() says. */
+/* Who writes guest memory: the vCPUs, this process, and each device; one behind the vIOMMU does not
+ * itself, this process does it for it. A guest with a device
+ * that cannot log runs and can arrive; it cannot leave, which check_logs() says. */
 static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
@@ -352,6 +383,7 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
 
     pthread_mutex_init(&migration->lock, NULL);
     migration->options.channels = config->channels;
+    migration->options.viommu_timeout_ns = config->viommu_timeout_ns;
     if (config->qmp_path) {
         if (strlen(config->qmp_path) >= sizeof(migration->control_path))
             return vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0,
@@ -478,7 +510,9 @@ static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 static int check_logs(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
     for (uint32_t i = 0; i < vmm->device_count; i++)
-        if (!vmm->migration.tracked[i] || !vmm->pci[i].target->info.dma_log)
+        if (vmm->dma_devices[i].iommu)
+            continue;
+        else if (!vmm->migration.tracked[i] || !vmm->pci[i].target->info.dma_log)
             return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
                                    "device %s cannot log its DMA, so the guest cannot be moved",
                                    vmm->pci[i].id);
@@ -494,6 +528,8 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channel
     int ret = check_startable(vmm, reterr);
     if (!ret)
         ret = check_logs(vmm, reterr);
+    if (!ret)
+        ret = vmm_viommu_check(vmm, reterr);
     if (!ret) {
         struct vfmig_migrate_options options = migration->options;
         options.deadline_ns = deadline_ns;

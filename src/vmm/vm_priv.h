@@ -60,6 +60,7 @@ struct vfmig_vmm {
     uint32_t first_plugged; /* devices from here on came while the VMM ran */
     struct vmm_dma_space dma;
     struct vmm_dma_device dma_devices[GUEST_MAX_DEVICES];
+    struct vmm_iommu *iommu;   /* NULL: no device is behind one */
     uint64_t window;           /* where the next BAR goes */
     struct vmm_peers peers;    /* who reaches whose BARs */
     struct vfmig_tracker *own; /* what this process itself writes to guest memory */
@@ -128,6 +129,16 @@ struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_
 
 /* QEMU's MigrationStatus that comes nearest. */
 const char *vmm_migration_word(enum vfmig_migrate_state state);
+
+/* The vIOMMU: before devices are attached; for each device behind it, whose target is open; before
+ * a migration starts, because a dialect may change what a device can; before targets are closed. */
+int vmm_viommu_setup(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
+                     struct vfmig_error *reterr);
+int vmm_viommu_attach(struct vfmig_vmm *vmm, uint32_t index, struct vfmig_error *reterr);
+int vmm_viommu_check(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
+void vmm_viommu_end(struct vfmig_vmm *vmm);
+/* The engine's callback. */
+int vmm_viommu_idle(void *opaque, uint64_t timeout_ns, struct vfmig_error *reterr);
 
 extern const struct vfmig_qmp_command vmm_qmp_commands[];
 

@@ -73,6 +73,7 @@ static struct json_object *sample_json(const struct vfmig_vm_sample *sample)
     add_u64(object, "guest-progress", sample->guest_progress);
     add_u64(object, "dma-in-flight", sample->dma_in_flight);
     add_u64(object, "interrupts-latched", sample->interrupts_latched);
+    add_u64(object, "page-faults-open", sample->page_faults_open);
     return object;
 }
 
@@ -184,6 +185,7 @@ static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_p
     add_u64(ours, "working-set-pages", p->working_set_pages);
     add_u64(ours, "dma-in-flight", p->dma_in_flight);
     add_u64(ours, "interrupts-latched", p->interrupts_latched);
+    add_u64(ours, "page-faults-open", p->page_faults_open);
     add_u64(ours, "final-log-pages", p->final_log_pages);
     json_object_object_add(ours, "clock-offset-ns", json_object_new_int64(p->clock_offset_ns));
     add_u64(ours, "clock-error-ns", p->clock_error_ns);
