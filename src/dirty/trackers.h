@@ -38,6 +38,32 @@ int vfmig_tracker_kvm_probe(int vm_fd, bool *ret_manual_protect);
 int vfmig_tracker_kvm_new(int vm_fd, const uint32_t *slots, uint32_t slot_count,
                           struct vfmig_tracker **ret_tracker, struct vfmig_error *reterr);
 
+/* --- kvm-ring: the same by a ring for each vCPU ------------------------------------------------
+ * Entries of the largest ring that fd (/dev/kvm or a VM) offers; 0: none. */
+uint32_t vfmig_tracker_kvm_ring_probe(int fd);
+
+/* Before the first vCPU and the first slot: this VM logs by rings, and no more by a bitmap.
+ * *ret_backup: KVM keeps a bitmap beside them, for writes that come without a vCPU. */
+int vfmig_tracker_kvm_ring_enable(int vm_fd, uint32_t entries, bool *ret_backup,
+                                  struct vfmig_error *reterr);
+
+struct vfmig_kvm_ring_config {
+    int vm_fd;
+    const int *vcpu_fds; /* of every vCPU */
+    uint32_t vcpu_count;
+    uint32_t entries; /* as enabled */
+    bool backup;
+    const uint32_t *slots; /* as for kvm; slot_count 0: slot i is block i */
+    uint32_t slot_count;
+};
+
+/* Descriptors stay the caller's. Each vCPU's thread calls vfmig_tracker_kvm_ring_full() when its
+ * KVM_RUN ends with KVM_EXIT_DIRTY_RING_FULL, and goes on. */
+int vfmig_tracker_kvm_ring_new(const struct vfmig_kvm_ring_config *config,
+                               struct vfmig_tracker **ret_tracker, struct vfmig_error *reterr);
+void vfmig_tracker_kvm_ring_full(void *tracker, uint32_t vcpu); /* any thread */
+uint64_t vfmig_tracker_kvm_ring_full_count(struct vfmig_tracker *tracker);
+
 /* --- own: every write of the VMM itself -------------------------------------------------------- */
 int vfmig_tracker_own_new(struct vfmig_tracker **ret_tracker, struct vfmig_error *reterr);
 

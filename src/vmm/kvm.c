@@ -11,6 +11,8 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
+#include "dirty/trackers.h"
+
 #define KICK_SIGNAL (SIGRTMIN + 1)
 #define TSS_ADDRESS 0xfffbd000u /* three pages nobody uses, for hosts that need them */
 #define MAP_ADDRESS 0xfffbc000u
@@ -75,6 +77,8 @@ static int make_vm(struct vfmig_machine *m, struct vfmig_error *reterr)
     if (k->vm_fd < 0)
         return kvm_fail(reterr, "cannot create a VM");
     int ret = check_kernel(k, reterr);
+    if (ret == 0 && m->config.dirty_ring)
+        ret = vfmig_tracker_kvm_ring_enable(k->vm_fd, m->config.dirty_ring, &k->ring_backup, reterr);
     if (ret < 0)
         return ret;
     uint64_t map = MAP_ADDRESS;
@@ -227,6 +231,19 @@ static int kvm_create(struct vfmig_machine *m, struct vfmig_error *reterr)
     return ret;
 }
 
+/* The guest has not gone on since, so nothing is lost: whoever logs empties the ring. */
+static bool empty_ring(struct vfmig_machine *m, uint32_t vcpu)
+{
+    struct kvm_machine *k = kvm_of(m);
+    void (*full)(void *opaque, uint32_t vcpu) = k->ring_full;
+
+    if (full)
+        full(k->ring_opaque, vcpu);
+    else
+        machine_vcpu_died(m, vcpu, "its dirty ring is full and nobody reads it");
+    return full;
+}
+
 /* True when the vCPU may go on. */
 static bool handle_exit(struct vfmig_machine *m, uint32_t vcpu)
 {
@@ -240,6 +257,8 @@ static bool handle_exit(struct vfmig_machine *m, uint32_t vcpu)
         return !m->vcpus[vcpu].dead;
     case KVM_EXIT_INTR:
         return true;
+    case KVM_EXIT_DIRTY_RING_FULL:
+        return empty_ring(m, vcpu);
     case KVM_EXIT_FAIL_ENTRY:
         machine_vcpu_died(m, vcpu, "KVM cannot enter it, reason %#llx",
                           (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
@@ -316,6 +335,18 @@ int vfmig_machine_vcpu_fd(const struct vfmig_machine *m, uint32_t vcpu)
 {
     bool mine = m->ops == &machine_kvm_ops && vcpu < m->config.vcpu_count;
     return mine ? ((struct kvm_machine *)m->accel)->vcpus[vcpu].fd : -1;
+}
+
+void vfmig_machine_on_ring_full(struct vfmig_machine *m, void (*full)(void *opaque, uint32_t vcpu),
+                                void *opaque, bool *ret_backup)
+{
+    if (m->ops != &machine_kvm_ops)
+        return;
+    struct kvm_machine *k = kvm_of(m);
+    k->ring_opaque = opaque;
+    k->ring_full = full;
+    if (ret_backup)
+        *ret_backup = k->ring_backup;
 }
 
 const struct machine_ops machine_kvm_ops = {

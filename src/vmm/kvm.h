@@ -34,6 +34,9 @@ struct kvm_machine {
     uint64_t tsc_khz;
     bool vector_256; /* the guest may use YMM */
     bool tsc_offset; /* false: the guest's TSC is the host's, whatever offset is set */
+    bool ring_backup; /* beside the dirty rings there is a bitmap */
+    void (*_Atomic ring_full)(void *opaque, uint32_t vcpu);
+    void *ring_opaque;
     sigset_t run_mask;
     struct kvm_cpuid_table cpuid; /* of vCPU 0 */
     struct kvm_msr_list_full msrs; /* the readable ones */

@@ -38,6 +38,8 @@ struct vfmig_machine_config {
      * read and cleared before it); NULL when nobody cares. Not called by load_guest. */
     void (*own_write)(void *opaque, uint64_t gpa, uint64_t size);
     void *opaque;
+    /* kvm: entries of a dirty ring for each vCPU, a power of two; 0: KVM logs by its bitmap. */
+    uint32_t dirty_ring;
 };
 
 /* What the reference guest does; copied into its parameter page. Zero means the default given. */
@@ -116,6 +118,11 @@ int vfmig_machine_ioeventfd(struct vfmig_machine *m, uint64_t gpa, uint32_t size
  * indices of the memory blocks. */
 int vfmig_machine_vm_fd(const struct vfmig_machine *m);
 int vfmig_machine_vcpu_fd(const struct vfmig_machine *m, uint32_t vcpu);
+
+/* full is called in a vCPU's thread when its dirty ring is full, until that is set to NULL: before
+ * full's owner goes away the vCPUs are stopped. *ret_backup: KVM has a bitmap beside the rings. */
+void vfmig_machine_on_ring_full(struct vfmig_machine *m, void (*full)(void *opaque, uint32_t vcpu),
+                                void *opaque, bool *ret_backup);
 
 /* The guest's own report, in guest memory, changing while it runs. Any thread. */
 const struct guest_scoreboard *vfmig_machine_scoreboard(const struct vfmig_machine *m);
