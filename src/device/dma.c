@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/guard.h"
 #include "base/sabotage.h"
 #include "device/internal.h"
 
@@ -65,7 +66,7 @@ static int map_file(const struct vfmig_user_dma_map *req, int fd, struct dma_reg
                        fd, (off_t)(req->offset - skip));
     if (region->map == MAP_FAILED)
         return -errno;
-    guard_arm();
+    vfmig_guard_arm();
     madvise(region->map, region->map_size, MADV_DONTFORK);
     region->host = (uint8_t *)region->map + skip;
     return 0;
@@ -245,7 +246,7 @@ static int copy_piece(struct vfmig_device *dev, const struct dma_region *region,
                       uint64_t iova, uint8_t *buf, uint64_t size)
 {
     uint8_t *host = region->host + (iova - region->iova);
-    int r = write ? guard_copy(host, buf, size) : guard_copy(buf, host, size);
+    int r = write ? vfmig_guard_copy(host, buf, size) : vfmig_guard_copy(buf, host, size);
 
     /* After the bytes: who takes the bit before it reads them must not miss them. A copy that
      * failed in the middle may have written too. */

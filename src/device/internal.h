@@ -481,11 +481,6 @@ bool message_touches(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 /* Marks in the log what messages under way write there. */
 void message_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size);
 
-/* guard.c: -EFAULT instead of SIGBUS when the file behind a mapping is gone. Armed with every
- * mapping. */
-void guard_arm(void);
-int guard_copy(void *to, const void *from, size_t size);
-
 /* log.c */
 void log_init(struct dma_log *log);
 void log_done(struct dma_log *log);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A client's file may shrink under a mapping; the copy that meets the hole ends with -EFAULT and
+/* A peer's file may shrink under a mapping; the copy that meets the hole ends with -EFAULT and
  * nothing else happens. Faults outside such a copy go to whoever handled SIGBUS before. */
+#include "base/guard.h"
+
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
-
-#include "device/internal.h"
 
 static __thread sigjmp_buf *guard;
 static struct sigaction before;
@@ -26,7 +28,7 @@ static void on_sigbus(int sig, siginfo_t *info, void *context)
     }
 }
 
-void guard_arm(void)
+void vfmig_guard_arm(void)
 {
     struct sigaction act = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER}, now;
 
@@ -40,7 +42,7 @@ void guard_arm(void)
     pthread_mutex_unlock(&lock);
 }
 
-int guard_copy(void *to, const void *from, size_t size)
+int vfmig_guard_copy(void *to, const void *from, size_t size)
 {
     sigjmp_buf here;
 
