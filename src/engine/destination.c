@@ -118,7 +118,7 @@ static int judge(struct engine *e, const struct arrival *arrival, struct vfmig_e
     if (!idle(e))
         return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
                                "another migration is under way or done");
-    ret = engine_vm_check(&e->vm, reterr);
+    ret = engine_vm_check_incoming(&e->vm, reterr);
     if (ret == 0)
         ret = engine_identity(&e->vm, &ours, reterr);
     if (ret == 0 && vfmig_buffer_append(&ours, NULL, 1))

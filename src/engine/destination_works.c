@@ -111,9 +111,12 @@ static int keep_piece(struct engine *e, struct device_worker *dev, const uint8_t
                                "unfinished segments of all devices are larger than %u bytes",
                                VFMIG_MAX_UNFINISHED);
     int ret = 0;
-    /* All of it at once: what is never written takes up nothing, and growing would hold it twice. */
+    /* At once what most have: what is never written takes up nothing, and growing would hold it
+     * twice. */
     if (!dev->partial.size)
-        ret = vfmig_buffer_reserve(&dev->partial, VFMIG_MAX_DEVICE_SEGMENT);
+        ret = vfmig_buffer_reserve(&dev->partial, VFMIG_MAX_DEVICE_STREAM);
+    else if (dev->partial.size + size > VFMIG_MAX_DEVICE_STREAM)
+        ret = vfmig_buffer_reserve(&dev->partial, VFMIG_MAX_DEVICE_SEGMENT - dev->partial.size);
     if (ret == 0)
         ret = vfmig_buffer_append(&dev->partial, data, size);
     return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,

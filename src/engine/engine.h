@@ -195,6 +195,7 @@ struct engine {
     struct vfmig_buffer inbox[4]; /* by kind of VMSTATE */
     bool inbox_full[4];
     size_t queued_bytes, unfinished_bytes; /* of all devices' data: waits to be loaded; in pieces */
+    size_t unsent_bytes; /* source: of segments of several pieces that are being sent */
     uint64_t final_round;
     struct engine_report report;
     char peer_reason[232];
@@ -284,6 +285,8 @@ int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct 
 int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_error *reterr);
 /* What no migration can do anything about: C63, C70, devices that cannot migrate. */
 int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr);
+/* The same and, for a side where the guest is to arrive, that nothing stands against loading. */
+int engine_vm_check_incoming(const struct vfmig_vm *vm, struct vfmig_error *reterr);
 
 /* engine_trace.c */
 /* engine_trace(e, ROW, VFMIG_S(name), ...): a line of the trace, fields as in tables/trace.def. */

@@ -158,3 +158,13 @@ int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr)
     }
     return 0;
 }
+
+int engine_vm_check_incoming(const struct vfmig_vm *vm, struct vfmig_error *reterr)
+{
+    for (uint32_t i = 0; i < vm->device_count; i++)
+        if (vm->devices[i]->info.halt == VFMIG_HALT_NEVER && !vfmig_sabotage("halt-unchecked"))
+            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                                   "device %s cannot be halted once its state is loaded: whether it "
+                                   "is any good would be found out too late", vm->device_ids[i]);
+    return engine_vm_check(vm, reterr);
+}

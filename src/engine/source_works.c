@@ -122,6 +122,11 @@ int source_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
 
 /* --- device data --- */
 
+static int given_up(struct vfmig_error *reterr)
+{
+    return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the migration was given up");
+}
+
 static uint64_t estimate(struct device_worker *dev)
 {
     uint64_t left = 0;
@@ -158,6 +163,38 @@ static ssize_t next_piece(struct device_worker *dev, void *buffer, size_t size,
     return got;
 }
 
+/* Pieces of several devices' segments mix on a channel, and the destination keeps each until it is
+ * whole: large ones wait here for each other. */
+static bool wait_for_room(struct engine *e, size_t size)
+{
+    pthread_mutex_lock(&e->inbox_lock);
+    while (size > VFMIG_MAX_UNSENT - e->unsent_bytes && !atomic_load(&e->abort))
+        pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
+    bool room = !atomic_load(&e->abort);
+    if (room)
+        e->unsent_bytes += size;
+    pthread_mutex_unlock(&e->inbox_lock);
+    return room;
+}
+
+static int send_segment(struct device_worker *dev, struct vfmig_channel *channel, const void *data,
+                        size_t size, struct vfmig_error *reterr)
+{
+    struct engine *e = dev->engine;
+    size_t large = size > VFMIG_MAX_DEVICE_PIECE ? size : 0;
+
+    if (large && !wait_for_room(e, large))
+        return given_up(reterr);
+    int ret = vfmig_channel_send_segment(channel, dev->index, dev->segments, data, size, reterr);
+    if (large) {
+        pthread_mutex_lock(&e->inbox_lock);
+        e->unsent_bytes -= large;
+        pthread_cond_broadcast(&e->inbox_wake);
+        pthread_mutex_unlock(&e->inbox_lock);
+    }
+    return ret;
+}
+
 /* buffer may be NULL when the device's data is taken where it lies. */
 static int stream_out(struct engine *e, struct device_worker *dev, bool final, void *buffer,
                       size_t size, uint64_t *ret_bytes, struct vfmig_error *reterr)
@@ -173,8 +210,7 @@ static int stream_out(struct engine *e, struct device_worker *dev, bool final, v
             return (int)got;
         if (got == 0)
             return final ? send_end(e, dev, channel, reterr) : 0;
-        int ret = vfmig_channel_send_segment(channel, dev->index, dev->segments, data,
-                                             (size_t)got, reterr);
+        int ret = send_segment(dev, channel, data, (size_t)got, reterr);
         if (ret)
             return ret;
         dev->segments++;
@@ -184,7 +220,7 @@ static int stream_out(struct engine *e, struct device_worker *dev, bool final, v
         if (!final && atomic_load(&e->round_over) && *ret_bytes >= expected)
             return 0;
     }
-    return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the migration was given up");
+    return given_up(reterr);
 }
 
 int source_do_data(struct engine *e, struct device_worker *dev, bool final,
@@ -196,8 +232,10 @@ int source_do_data(struct engine *e, struct device_worker *dev, bool final,
 
     if (size < MIN_SAVE_BUFFER)
         size = MIN_SAVE_BUFFER;
-    if (size > VFMIG_MAX_DEVICE_SEGMENT)
-        size = VFMIG_MAX_DEVICE_SEGMENT;
+    size_t most = dev->target->info.dialect == VFMIG_DIALECT_REGION ? VFMIG_MAX_DEVICE_SEGMENT
+                                                                    : VFMIG_MAX_DEVICE_STREAM;
+    if (size > most)
+        size = most;
     void *buffer = dev->target->info.data_in_place ? NULL : malloc(size);
     if (!buffer && !dev->target->info.data_in_place)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for its data");

@@ -28,6 +28,14 @@ enum vfmig_quiet {
     VFMIG_QUIET_ALL,      /* all DMA stops (v1 cap 6, ours) */
 };
 
+/* What became of the try to halt a fresh device after loading (Z to {}), without which nothing that
+ * was loaded is looked at before the guest is handed over. */
+enum vfmig_halt {
+    VFMIG_HALT_UNKNOWN = 0, /* not tried, or it can */
+    VFMIG_HALT_NEVER,       /* the device refuses */
+    VFMIG_HALT_LATE,        /* it does, and migrates all the same, as its user wishes */
+};
+
 /* What the device is and can do; constant after connecting. */
 struct vfmig_target_info {
     char name[64];             /* for messages: socket path or device */
@@ -43,6 +51,7 @@ struct vfmig_target_info {
     uint64_t log_page_size;    /* page size of its log, bytes */
     uint64_t max_data_xfer;    /* bytes of device data that come at once */
     bool data_in_place;        /* save_in_place can be used */
+    enum vfmig_halt halt;
 };
 
 struct vfmig_iova_range {

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/sabotage.h"
 #include "target/user_private.h"
 
 #define DEFAULT_TIMEOUT_NS UINT64_C(5000000000)
@@ -100,6 +101,11 @@ int user_region_access(struct user *u, uint32_t region, uint64_t offset, void *r
         int r = user_call_until(u, &call, deadline_ns, reterr);
         if (r < 0)
             return r;
+        /* A driver is known to say so where it means a failure. */
+        if (write_from && reply.count != step && !vfmig_sabotage("write-count-ignored"))
+            return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_PEER, 0,
+                                   "%s: a write to region %u took %u of %u bytes", u->base.info.name,
+                                   region, reply.count, step);
         at += step;
     }
     return 0;
@@ -124,9 +130,11 @@ int user_region_read(struct vfmig_target *t, uint32_t region, uint64_t offset, v
     struct user *u = (struct user *)t;
     int r = check_region(u, region, offset, size, reterr);
 
-    return r < 0 ? r
-                 : user_region_access(u, region, offset, data, NULL, size,
-                                      vfmig_deadline_ns(u->opt.timeout_ns), reterr);
+    if (r < 0)
+        return r;
+    r = user_region_access(u, region, offset, data, NULL, size, vfmig_deadline_ns(u->opt.timeout_ns),
+                           reterr);
+    return r == -EINVAL && user_kept_config(u, region, offset, data, size) ? 0 : r;
 }
 
 int user_region_write(struct vfmig_target *t, uint32_t region, uint64_t offset, const void *data,
@@ -171,8 +179,11 @@ int user_dma_map(struct vfmig_target *t, uint64_t iova, uint64_t size, int fd, u
         .request_size = sizeof(map),
         .fds = &fds,
     };
+    int r = user_call((struct user *)t, &call, reterr);
 
-    return user_call((struct user *)t, &call, reterr);
+    if (r == 0)
+        user_note_map((struct user *)t, iova, size, fd < 0);
+    return r;
 }
 
 /* The answer comes when no access is in flight any more, which may take as long as a reset. */
@@ -188,7 +199,10 @@ int user_dma_unmap(struct vfmig_target *t, uint64_t iova, uint64_t size, struct 
         .reply_room = sizeof(un),
     };
 
-    return user_call_until(u, &call, vfmig_deadline_ns(u->opt.reset_ns), reterr);
+    int r = user_call_until(u, &call, vfmig_deadline_ns(u->opt.reset_ns), reterr);
+    if (r == 0)
+        user_note_unmap(u, iova, size);
+    return r;
 }
 
 /* ---- interrupts ---- */
@@ -215,18 +229,12 @@ static int set_irqs(struct user *u, uint32_t flags, uint32_t index, uint32_t sta
 
 /* A message says either "these vectors, these eventfds" or "these vectors, none": a mix goes in
  * runs, and each run in as many messages as the server takes descriptors. */
-int user_set_irqs(struct vfmig_target *t, uint32_t index, uint32_t start, uint32_t count,
-                  const int *fds, struct vfmig_error *reterr)
+int user_send_irqs(struct user *u, uint32_t index, uint32_t start, uint32_t count, const int *fds,
+                   struct vfmig_error *reterr)
 {
-    struct user *u = (struct user *)t;
-    const struct vfmig_target_info *info = &t->info;
+    const struct vfmig_target_info *info = &u->base.info;
     int r = 0;
 
-    if (index >= VFMIG_IRQ_COUNT || start > info->irq_count[index] ||
-        count > info->irq_count[index] - start)
-        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
-                               "%s has no vectors %u to %u of interrupt index %u", info->name,
-                               start, start + count, index);
     if (!fds && start == 0 && count == info->irq_count[index])
         return count ? set_irqs(u, VFMIG_USER_IRQ_DATA_NONE, index, 0, 0, NULL, reterr) : 0;
     for (uint32_t at = 0; r == 0 && at < count;) {
@@ -248,14 +256,32 @@ int user_set_irqs(struct vfmig_target *t, uint32_t index, uint32_t start, uint32
     return r;
 }
 
+int user_set_irqs(struct vfmig_target *t, uint32_t index, uint32_t start, uint32_t count,
+                  const int *fds, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    const struct vfmig_target_info *info = &t->info;
+
+    if (index >= VFMIG_IRQ_COUNT || start > info->irq_count[index] ||
+        count > info->irq_count[index] - start)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "%s has no vectors %u to %u of interrupt index %u", info->name,
+                               start, start + count, index);
+    int r = user_send_irqs(u, index, start, count, fds, reterr);
+    if (r == -EINVAL && user_may_defer(u))
+        return user_defer_irqs(u, index, start, count, fds, reterr);
+    return r;
+}
+
 /* ---- reset ---- */
 
-static int send_reset(struct user *u, struct vfmig_error *reterr)
+int user_send_reset(struct user *u, struct vfmig_error *reterr)
 {
     struct vfmig_call call = {.command = VFMIG_USER_RESET};
 
     u->pending = 0;
-    u->unacknowledged = u->ended = false;
+    u->unacknowledged = u->ended = u->doubtful = false;
+    u->halfway = u->held = u->saved_before = u->saved = false;
     u->asked = VFMIG_STATE_RUNNING;
     return user_call_until(u, &call, vfmig_deadline_ns(u->opt.reset_ns), reterr);
 }
@@ -268,11 +294,11 @@ int user_reset(struct vfmig_target *t, struct vfmig_error *reterr)
     enum vfmig_state state;
     struct vfmig_error err = {.code = 0};
     (void)user_settle(u, NULL); /* of no interest any more */
-    int r = send_reset(u, &err);
+    int r = user_send_reset(u, &err);
 
     if (r == -EINVAL && t->info.features &&
         t->ops->set_state(t, VFMIG_STATE_RUNNING, u->opt.reset_ns, NULL) == 0)
-        r = send_reset(u, &err);
+        r = user_send_reset(u, &err);
     if (r < 0) {
         if (reterr)
             *reterr = err;
@@ -288,8 +314,8 @@ int user_reset(struct vfmig_target *t, struct vfmig_error *reterr)
 
 /* ---- logs ---- */
 
-int user_log_report(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
-                    uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr)
+int user_report_range(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
+                      uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr)
 {
     /* The bitmap of a piece and its head fit one message of any server (LVU: argsz of 1 MiB). */
     uint64_t most_bytes = u->max_data > 4096 ? (u->max_data - 64) & ~UINT64_C(7) : 4032;
@@ -339,6 +365,7 @@ void user_close(struct vfmig_target *t)
         munmap(u->window, (size_t)u->window_size);
     if (u->shared)
         munmap(u->shared, (size_t)u->shared_size * u->shared_count);
+    user_quirks_done(u);
     free(u->dma_buffer);
     free(u);
 }
@@ -378,10 +405,12 @@ static void fill_options(struct user *u, const struct vfmig_user_options *opt)
 }
 
 /* libvfio-user keeps the migration state of a client that is gone, and in STOP refuses to
- * describe itself: a device that is not running is set running first. */
+ * describe itself: a device that is not running is set running first. What half a stream was loaded
+ * into does not go there by itself. */
 static int wake(struct user *u, struct vfmig_error *reterr)
 {
     struct vfmig_user_feature_state state = {.device_state = VFMIG_STATE_RUNNING};
+    const struct vfmig_user_feature_state running = state;
     uint64_t deadline_ns = vfmig_deadline_ns(u->opt.reset_ns);
     struct vfmig_error err = {.code = 0};
     uint32_t size = 0;
@@ -390,10 +419,15 @@ static int wake(struct user *u, struct vfmig_error *reterr)
 
     if (r == 0 && size == sizeof(state) && state.device_state != VFMIG_STATE_RUNNING) {
         if (state.device_state == VFMIG_STATE_ERROR)
-            return send_reset(u, reterr);
-        state.device_state = VFMIG_STATE_RUNNING;
-        return user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_DEVICE_STATE, &state,
-                            sizeof(state), sizeof(state), NULL, deadline_ns, reterr);
+            return user_send_reset(u, reterr);
+        for (unsigned tries = 0; tries < 2; tries++) {
+            state = running;
+            r = user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_DEVICE_STATE, &state,
+                             sizeof(state), sizeof(state), NULL, deadline_ns, reterr);
+            if (r == 0 || tries == 1 || user_send_reset(u, NULL) < 0)
+                break;
+        }
+        return r;
     }
     if (r == 0 || user_refused(u, &err))
         return 0;
@@ -413,6 +447,8 @@ int vfmig_user_open(const char *path, const struct vfmig_user_options *opt,
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a target");
     fill_options(u, opt);
     pthread_mutex_init(&u->late.lock, NULL);
+    pthread_mutex_init(&u->maps_lock, NULL);
+    pthread_mutex_init(&u->deferred_lock, NULL);
     u->asked = VFMIG_STATE_RUNNING;
     snprintf(u->base.info.name, sizeof(u->base.info.name), "%s", path);
     u->dma_buffer = malloc(u->max_data);
@@ -431,6 +467,8 @@ int vfmig_user_open(const char *path, const struct vfmig_user_options *opt,
         r = user_describe(u, reterr);
     if (r == 0)
         r = user_choose_dialect(u, reterr);
+    if (r == 0 && u->opt.incoming)
+        r = user_try_halt(u, reterr);
     if (r < 0) {
         user_close(&u->base);
         return r;

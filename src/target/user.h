@@ -54,6 +54,10 @@ struct vfmig_user_options {
     uint32_t max_data_xfer; /* bytes offered for one message; 0: VFMIG_MAX_DATA_XFER */
     bool no_twin;           /* DMA by message over the main socket */
     bool no_window;         /* device data by message only */
+    bool incoming;          /* state will be loaded into it, and it is fresh: what is needed for that
+                               is tried out, which leaves it reset or as it was */
+    bool late_load;         /* with incoming: a device that cannot be halted once its state is loaded
+                               may migrate, though a bad state is only found out when it must run */
     uint32_t window;        /* bytes asked for in one shared window of the feature dialect; the
                                server may give less or none; 0: 16 MiB, most 64 MiB */
 };

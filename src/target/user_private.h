@@ -14,6 +14,9 @@
  * libvfio-user). The whole message stays below one chunk of a unix socket. */
 #define USER_CAREFUL_BYTES 32768u
 
+#define USER_CONFIG_BYTES 4096u /* of config space that are kept for a time when it is refused */
+#define USER_MAX_DEFERRED 8u    /* set_irqs calls that wait for another state */
+
 /* Place of the registers in the v1 migration region. */
 #define USER_REG(field) offsetof(struct vfmig_user_mig_region, field)
 
@@ -36,6 +39,14 @@ struct user_late {
     struct user_serving *serving; /* what the callback under way is for; its thread only */
 };
 
+/* A DMA mapping, as the server was told. */
+struct user_map {
+    uint64_t iova, size;
+    bool by_message; /* no descriptor */
+};
+
+struct user_irqs;
+
 struct user {
     struct vfmig_target base;
     struct vfmig_user_options opt; /* timeouts filled in */
@@ -54,6 +65,7 @@ struct user {
     uint32_t max_fds;
     uint64_t region_flags[16];
     uint64_t region_pgsize; /* page size of DIRTY_PAGES */
+    bool ours;           /* the server is this project's */
     bool log_region;     /* VERSION has the migration capability: DIRTY_PAGES may work */
 
     /* Region dialect; index 0 is a BAR, so 0 means none. */
@@ -62,6 +74,13 @@ struct user {
     bool mig_ndma;
     uint8_t *window;     /* mapping of part of the migration region, or NULL */
     uint64_t window_offset, window_size;
+    void *copy;          /* a portion that is not mapped, for save_in_place; copy_size bytes */
+    uint64_t copy_size;
+    bool sealed;         /* the mapping cannot lose its pages */
+    bool halfway;        /* a change out of R failed: it may have stopped all the same */
+    bool held;           /* Z stands for {} (options.late_load) */
+    bool saved_before;   /* an earlier session had data, and no reset came after it */
+    bool saved;          /* this session has had some */
     bool unacknowledged; /* a portion is in use where it lies */
     uint64_t pending;    /* what the acknowledging read of pending_bytes said; 0: ask again */
 
@@ -70,9 +89,21 @@ struct user {
     uint32_t shared_size, shared_count;
     uint32_t turn;       /* which of them is next */
     bool data_size;      /* the server counts what is left to save: one of ours */
-    bool ended;          /* S: the last read was short, so the stream is over */
+    bool ended;          /* S: the last read was short, or empty, so the stream is over */
+    bool doubtful;       /* S: the last read was short, which need not be the end */
     struct vfmig_ticket *loading; /* MIG_DATA_WRITE whose reply is not looked at yet */
-    enum vfmig_state asked; /* by the last successful set_state */
+    _Atomic(enum vfmig_state) asked; /* by the last successful set_state */
+
+    /* For servers of other makes (user_quirks.c). */
+    uint8_t config[USER_CONFIG_BYTES];
+    uint32_t config_size; /* 0: none kept */
+    struct user_irqs *deferred[USER_MAX_DEFERRED];
+    uint32_t deferred_count;
+    pthread_mutex_t deferred_lock;
+    pthread_mutex_t maps_lock;
+    struct user_map *maps;
+    uint32_t map_count;
+    bool maps_unknown; /* there were too many */
 };
 
 extern const struct vfmig_target_ops user_feature_ops, user_region_ops;
@@ -93,6 +124,23 @@ int user_settle(struct user *u, struct vfmig_error *reterr);
 int user_feature(struct user *u, uint32_t flags, void *data, uint32_t size, uint32_t room,
                  uint32_t *ret_size, uint64_t deadline_ns, struct vfmig_error *reterr);
 
+/* Config space is read before a change to S, in case the server refuses to tell it there; true: data
+ * was answered from that. */
+void user_keep_config(struct user *u);
+bool user_kept_config(const struct user *u, uint32_t region, uint64_t offset, void *data,
+                      uint32_t size);
+
+/* Interrupts that the server refuses now, because it is stopped, are attached by user_catch_up once it
+ * is in another state. Descriptors are duplicated. */
+bool user_may_defer(const struct user *u);
+int user_defer_irqs(struct user *u, uint32_t index, uint32_t start, uint32_t count, const int *fds,
+                    struct vfmig_error *reterr);
+int user_catch_up(struct user *u, struct vfmig_error *reterr);
+
+void user_note_map(struct user *u, uint64_t iova, uint64_t size, bool by_message);
+void user_note_unmap(struct user *u, uint64_t iova, uint64_t size);
+void user_quirks_done(struct user *u);
+
 /* The common operations of both dialects. */
 int user_reset(struct vfmig_target *t, struct vfmig_error *reterr);
 int user_dma_map(struct vfmig_target *t, uint64_t iova, uint64_t size, int fd, uint64_t fd_offset,
@@ -107,6 +155,11 @@ int user_set_irqs(struct vfmig_target *t, uint32_t index, uint32_t start, uint32
                   const int *fds, struct vfmig_error *reterr);
 void user_close(struct vfmig_target *t);
 
+/* Just the commands. */
+int user_send_irqs(struct user *u, uint32_t index, uint32_t start, uint32_t count, const int *fds,
+                   struct vfmig_error *reterr);
+int user_send_reset(struct user *u, struct vfmig_error *reterr);
+
 /* Region access with a deadline of its own. */
 int user_region_access(struct user *u, uint32_t region, uint64_t offset, void *read_to,
                        const void *write_from, uint32_t size, uint64_t deadline_ns,
@@ -117,6 +170,9 @@ int user_region_access(struct user *u, uint32_t region, uint64_t offset, void *r
 int user_negotiate(struct user *u, struct vfmig_error *reterr);
 int user_describe(struct user *u, struct vfmig_error *reterr);
 int user_choose_dialect(struct user *u, struct vfmig_error *reterr);
+
+/* Region dialect, a fresh device: can it go from Z to {}? Fills info.halt. */
+int user_try_halt(struct user *u, struct vfmig_error *reterr);
 
 /* Serves a command that came over the main socket (a vfmig_conn_serve; user_dma.c), and the twin
  * socket's thread, which takes fd. */
@@ -145,6 +201,9 @@ static inline uint64_t user_bitmap_bytes(uint64_t size, uint64_t page_size)
  * piece into words. */
 typedef int (*user_report_fn)(struct user *u, uint64_t iova, uint64_t size, uint64_t page_size,
                               uint64_t *words, uint32_t bytes, struct vfmig_error *reterr);
+int user_report_range(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
+                      uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr);
+/* The same, from servers of other makes mapping by mapping. */
 int user_log_report(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
                     uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr);
 

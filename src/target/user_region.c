@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/guard.h"
 #include "base/sabotage.h"
 #include "core/state.h"
 #include "target/user_private.h"
@@ -19,6 +20,13 @@ static int read_reg(struct user *u, uint64_t offset, void *value, uint32_t size,
                     uint64_t deadline_ns, struct vfmig_error *reterr)
 {
     return user_region_access(u, u->mig_index, offset, value, NULL, size, deadline_ns, reterr);
+}
+
+static int read_pending(struct user *u, struct vfmig_error *reterr)
+{
+    u->unacknowledged = false;
+    return read_reg(u, USER_REG(pending_bytes), &u->pending, sizeof(u->pending), deadline(u),
+                    reterr);
 }
 
 static int nonsense(const struct user *u, const char *what, uint64_t value,
@@ -46,6 +54,66 @@ static int get_state(struct vfmig_target *t, enum vfmig_state *ret_state,
 
     if (r == 0 && vfmig_state_from_bits(bits & state_mask(u), ret_state) < 0)
         return nonsense(u, "device_state", bits, reterr);
+    if (r == 0 && u->held && *ret_state == VFMIG_STATE_RESUMING)
+        *ret_state = VFMIG_STATE_STOP;
+    return r;
+}
+
+/* Reserved bits are kept. */
+static int write_state(struct user *u, uint32_t bits, uint64_t deadline_ns,
+                       struct vfmig_error *reterr)
+{
+    uint32_t value;
+    int r = read_reg(u, USER_REG(device_state), &value, sizeof(value), deadline_ns, reterr);
+
+    if (r < 0)
+        return r;
+    value = (value & ~state_mask(u)) | bits;
+    return user_region_access(u, u->mig_index, USER_REG(device_state), NULL, &value, sizeof(value),
+                              deadline_ns, reterr);
+}
+
+/* Moves that servers of other makes do not make in one step, or not at all (docs/foreign.md). */
+static int foreign_state(struct user *u, enum vfmig_state state, uint32_t bits,
+                         uint64_t deadline_ns, struct vfmig_error *reterr)
+{
+    struct vfmig_error err = {.code = 0};
+    enum vfmig_state from = u->asked;
+
+    if (state == VFMIG_STATE_STOP && from == VFMIG_STATE_RESUMING &&
+        u->base.info.halt == VFMIG_HALT_LATE) {
+        u->held = true;
+        return 0;
+    }
+    if (state == VFMIG_STATE_STOP_COPY)
+        user_keep_config(u);
+    /* One that was stopped, or was about to be, may go on from {} only. */
+    if (state == VFMIG_STATE_RUNNING && (from == VFMIG_STATE_STOP_COPY || u->halfway) &&
+        !vfmig_sabotage("back-directly"))
+        (void)write_state(u, 0, deadline_ns, NULL);
+    int r = write_state(u, bits, deadline_ns, &err);
+    /* {} to Z is not in the uAPI's drawing, R to Z is; and a device that cannot even go back to R can
+     * be reset, since nothing is in it yet. */
+    if (r == -EINVAL && state == VFMIG_STATE_RESUMING && from == VFMIG_STATE_STOP &&
+        (write_state(u, VFMIG_V1_RUNNING, deadline_ns, NULL) == 0 ||
+         user_send_reset(u, NULL) == 0))
+        r = write_state(u, bits, deadline_ns, &err);
+    u->halfway = r < 0 && !(bits & VFMIG_V1_RUNNING);
+    if (r == 0)
+        u->held = false;
+    else if (reterr)
+        *reterr = err;
+    return r;
+}
+
+/* What became of the session. */
+static int leave_session(struct user *u, struct vfmig_error *reterr)
+{
+    /* A portion that is open is taken already: some would give it again after the change. */
+    int r = u->unacknowledged && !vfmig_sabotage("portion-left-open") ? read_pending(u, reterr) : 0;
+
+    u->pending = 0;
+    u->unacknowledged = false;
     return r;
 }
 
@@ -54,25 +122,52 @@ static int set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t ti
 {
     struct user *u = (struct user *)t;
     uint64_t deadline_ns = vfmig_deadline_ns(timeout_ns);
-    uint32_t bits, value;
+    uint32_t bits;
 
     if (vfmig_state_to_bits(state, &bits) < 0 ||
         vfmig_state_check_bits(t->info.features, bits) < 0)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, state,
                                "%s has no state %s to go to", t->info.name, vfmig_state_name(state));
-    int r = read_reg(u, USER_REG(device_state), &value, sizeof(value), deadline_ns, reterr);
+    int r = leave_session(u, reterr);
     if (r < 0)
         return r;
-    value = (value & ~state_mask(u)) | bits;
-    u->pending = 0;
-    u->unacknowledged = false;
-    r = user_region_access(u, u->mig_index, USER_REG(device_state), NULL, &value, sizeof(value),
-                           deadline_ns, reterr);
-    if (r == 0)
+    r = u->ours ? write_state(u, bits, deadline_ns, reterr)
+                : foreign_state(u, state, bits, deadline_ns, reterr);
+    if (r == 0) {
+        if (!(bits & VFMIG_V1_SAVING)) {
+            u->saved_before |= u->saved;
+            u->saved = false;
+        }
         u->asked = state;
-    else if (reterr)
+        return user_catch_up(u, reterr);
+    }
+    if (reterr)
         reterr->state = state;
     return r;
+}
+
+/* Nothing else tells whether a server makes this move, and without it nothing of what was loaded is
+ * looked at before the guest is handed over. A device that goes to ERROR instead, because it was
+ * given no data, does make it. */
+int user_try_halt(struct user *u, struct vfmig_error *reterr)
+{
+    struct vfmig_target_info *info = &u->base.info;
+    uint64_t deadline_ns = vfmig_deadline_ns(u->opt.reset_ns);
+    uint32_t bits = 0;
+
+    if (info->dialect != VFMIG_DIALECT_REGION || u->ours)
+        return 0;
+    if (write_state(u, VFMIG_V1_RESUMING, deadline_ns, NULL) == 0) {
+        int halted = write_state(u, 0, deadline_ns, NULL);
+        int r = read_reg(u, USER_REG(device_state), &bits, sizeof(bits), deadline_ns, reterr);
+        if (r < 0)
+            return r;
+        if (halted < 0 && (bits & VFMIG_V1_MASK) == VFMIG_V1_RESUMING)
+            info->halt = u->opt.late_load ? VFMIG_HALT_LATE : VFMIG_HALT_NEVER;
+    }
+    if (write_state(u, VFMIG_V1_RUNNING, deadline_ns, NULL) == 0)
+        return 0;
+    return user_reset(&u->base, reterr);
 }
 
 /* ---- the window ---- */
@@ -95,18 +190,11 @@ static int window_access(struct user *u, uint64_t offset, void *read_to, const v
     if (!at)
         return user_region_access(u, u->mig_index, offset, read_to, write_from, size, deadline(u),
                                   reterr);
-    if (read_to)
-        memcpy(read_to, at, size);
-    else if (write_from)
-        memcpy(at, write_from, size);
-    return 0;
-}
-
-static int read_pending(struct user *u, struct vfmig_error *reterr)
-{
-    u->unacknowledged = false;
-    return read_reg(u, USER_REG(pending_bytes), &u->pending, sizeof(u->pending), deadline(u),
-                    reterr);
+    int r = read_to ? vfmig_guard_copy(read_to, at, size) : vfmig_guard_copy(at, write_from, size);
+    return r == 0 ? 0
+                  : vfmig_error_set(reterr, r, VFMIG_ORIGIN_PEER, 0,
+                                    "%s: its window went away while it was in use",
+                                    u->base.info.name);
 }
 
 /* Opens a portion of at most room bytes. */
@@ -159,38 +247,64 @@ static ssize_t next_portion(struct user *u, uint64_t *ret_offset, size_t room,
     return 0;
 }
 
+/* The same. One driver had no data at all for whoever saved a second time, and went on as if that
+ * were its state: what had data once and has none now is not believed. */
+static ssize_t take_portion(struct user *u, uint64_t *ret_offset, size_t room,
+                            struct vfmig_error *reterr)
+{
+    ssize_t n = next_portion(u, ret_offset, room, reterr);
+
+    u->saved |= n > 0;
+    if (n != 0 || u->asked != VFMIG_STATE_STOP_COPY || u->saved || !u->saved_before ||
+        vfmig_sabotage("empty-is-believed"))
+        return n;
+    return vfmig_error_set(reterr, -ENODATA, VFMIG_ORIGIN_DEVICE, 0,
+                           "%s says nothing where it has saved before: it must be reset first",
+                           u->base.info.name);
+}
+
 /* One portion. Reading pending_bytes after it says that it was taken, and serves as the beginning
  * of the next one. */
 static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
     uint64_t offset = 0;
-    ssize_t n = next_portion(u, &offset, size, reterr);
+    ssize_t n = take_portion(u, &offset, size, reterr);
 
     if (n <= 0)
         return n;
     int r = window_access(u, offset, buf, NULL, (uint32_t)n, reterr);
-    if (r == 0)
+    if (r == 0 && vfmig_sabotage("trust-pending-bytes"))
+        u->pending = u->pending > (uint64_t)n ? u->pending - (uint64_t)n : 0;
+    else if (r == 0)
         r = read_pending(u, reterr);
     return r < 0 ? r : n;
 }
 
 /* The portion is acknowledged when the next one is asked for. What lies outside the mapping is
- * fetched into the mapping's place for it. */
+ * fetched. */
 static ssize_t save_in_place(struct vfmig_target *t, const void **ret_data, size_t size,
                              struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
     uint64_t offset = 0;
-    ssize_t n = next_portion(u, &offset, size, reterr);
+    ssize_t n = take_portion(u, &offset, size, reterr);
 
     if (n <= 0)
         return n;
     *ret_data = mapped(u, offset, (uint64_t)n);
-    if (!*ret_data)
-        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
-                               "%s: a portion outside of what is mapped", t->info.name);
-    return n;
+    if (*ret_data)
+        return n;
+    if (u->copy_size < (uint64_t)n) {
+        free(u->copy);
+        u->copy = malloc((size_t)n);
+        u->copy_size = u->copy ? (uint64_t)n : 0;
+    }
+    int r = u->copy ? window_access(u, offset, u->copy, NULL, (uint32_t)n, reterr)
+                    : vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
+                                      "no memory for a portion");
+    *ret_data = u->copy;
+    return r < 0 ? r : n;
 }
 
 /* Portions are kept whole unless the window here is smaller than where they came from. */

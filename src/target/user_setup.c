@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/guard.h"
+#include "base/sabotage.h"
 #include "core/state.h"
 #include "target/user_private.h"
 
@@ -159,9 +161,17 @@ static void map_window(struct user *u, const void *info, uint32_t size, int fd)
         best_size > (uint64_t)VFMIG_MAX_DATA_XFER_CAP * VFMIG_MAX_WINDOWS ||
         __builtin_add_overflow(head->offset, best, &file) || file % page || file > INT64_MAX)
         return;
+    struct stat st;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (fstat(fd, &st) < 0 || st.st_size < 0 || (uint64_t)st.st_size < file ||
+        (uint64_t)st.st_size - file < best_size)
+        return;
     void *map = mmap(NULL, (size_t)best_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)file);
     if (map == MAP_FAILED)
         return;
+    vfmig_guard_arm();
+    /* Sealed pages stay. Others may go at any time: they are copied with care, once. */
+    u->sealed = seals >= 0 && (seals & F_SEAL_SHRINK);
     u->window = map;
     u->window_offset = best;
     u->window_size = best_size;
@@ -350,7 +360,8 @@ static int ask_migration(struct user *u, uint32_t *ret_flags, struct vfmig_error
  * dialects on one device, feature 9 over vfio-user, or region capability 6. */
 static void settle_ours(struct user *u, uint32_t flags)
 {
-    if ((flags && u->mig_index) || u->data_size || u->mig_ndma)
+    u->ours = (flags && u->mig_index) || u->data_size || u->mig_ndma;
+    if (u->ours || vfmig_sabotage("large-requests"))
         u->max_write = u->max_data;
 }
 
@@ -370,7 +381,7 @@ static int choose_feature(struct user *u, uint32_t flags, struct vfmig_error *re
     info->max_data_xfer = u->shared_size > u->max_data ? u->shared_size : u->max_data;
     info->data_in_place = u->shared != NULL;
     info->quiet = !(flags & VFMIG_FEATURE_NDMA) ? VFMIG_QUIET_NONE
-                  : u->mig_ndma                 ? VFMIG_QUIET_ALL
+                  : u->mig_ndma || vfmig_sabotage("p2p-is-all") ? VFMIG_QUIET_ALL
                                                 : VFMIG_QUIET_P2P;
     u->base.ops = &user_feature_ops;
     return 0;
@@ -389,7 +400,7 @@ static int choose_region(struct user *u)
     info->dma_log = u->log_region;
     info->log_page_size = u->region_pgsize;
     info->max_data_xfer = u->max_data > room ? u->max_data : room; /* a portion comes whole */
-    info->data_in_place = u->window != NULL;
+    info->data_in_place = u->window && u->sealed;
     u->base.ops = &user_region_ops;
     return 0;
 }
@@ -428,7 +439,7 @@ int vfmig_user_set_dialect(struct vfmig_target *target, enum vfmig_dialect diale
 
     u->opt.dialect = dialect;
     u->pending = 0;
-    u->unacknowledged = u->ended = false;
+    u->unacknowledged = u->ended = u->doubtful = false;
     int ret = user_choose_dialect(u, reterr);
     if (ret)
         u->opt.dialect = before;
