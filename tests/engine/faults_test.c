@@ -315,7 +315,7 @@ static void mismatches_are_named_on_both_sides(void **state)
 
 static void what_needs_ndma_is_refused_without(void **state)
 {
-    static const uint32_t mixed[] = {FULL, PLAIN};
+    static const uint32_t mixed[] = {FULL, PLAIN}, both[] = {FULL, FULL};
     struct vfmig_progress progress;
 
     rig_open(&rig, 2, mixed, false);
@@ -328,6 +328,20 @@ static void what_needs_ndma_is_refused_without(void **state)
 
     rig_open(&rig, 2, mixed, false);
     rig.side[RIG_SOURCE].vm.page_faults = true;
+    rig_start(&rig);
+    assert_int_equal(settle(), VFMIG_MIGRATE_FAILED);
+    rig_close(&rig);
+
+    rig_open(&rig, 2, both, false); /* N stops peer to peer DMA alone: that will do for the peers */
+    rig.side[RIG_SOURCE].vm.peer_mappings = true;
+    rig.side[RIG_SOURCE].devices[1].base.info.quiet = VFMIG_QUIET_P2P;
+    rig_start(&rig);
+    assert_int_equal(settle(), VFMIG_MIGRATE_COMPLETED);
+    rig_close(&rig);
+
+    rig_open(&rig, 2, both, false); /* ... and not for page faults */
+    rig.side[RIG_SOURCE].vm.page_faults = true;
+    rig.side[RIG_SOURCE].devices[1].base.info.quiet = VFMIG_QUIET_P2P;
     rig_start(&rig);
     assert_int_equal(settle(), VFMIG_MIGRATE_FAILED);
     rig_close(&rig);
