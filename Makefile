@@ -58,6 +58,7 @@ docs: $(BUILD)/check/build.ninja
 	ninja -C $(BUILD)/check tests/core/handover_test
 	python3 scripts/doc_table.py docs/handover.md $(BUILD)/check/tests/core/handover_test --table
 	python3 tests/clauses/clauses.py write .
+	python3 tests/foreign/quirks.py write .
 
 lint: | deps
 	python3 tests/tidy/tidy.py .

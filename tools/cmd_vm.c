@@ -28,7 +28,7 @@ static const struct tool_option options[] = {
      .max = UINT64_C(1) << 40},
     {"cpus", TOOL_NUMBER, &cpus, "N", "vCPUs", .min = 1, .max = GUEST_MAX_VCPUS},
     {"device", TOOL_LIST, &devices, "DEVICE",
-     "vfio-user:PATH[,dialect=feature|region][,id=NAME]; may be repeated"},
+     "vfio-user:PATH[,dialect=feature|region][,late-load][,id=NAME]; may be repeated"},
     {"p2p", TOOL_CHOICE, &p2p, NULL,
      "peer to peer DMA: auto is among devices that have NDMA, on among all, which then may be "
      "refused a migration", .choices = "auto|on|off"},
@@ -66,7 +66,7 @@ static void on_signal(int number)
     vfmig_vmm_quit(vmm);
 }
 
-/* "vfio-user:PATH[,dialect=D][,id=NAME]"; text is cut into its parts. */
+/* "vfio-user:PATH[,dialect=D][,late-load][,id=NAME]"; text is cut into its parts. */
 static int parse_device(char *text, struct vfmig_vmm_device_config *ret_device)
 {
     static const char scheme[] = "vfio-user:";
@@ -80,12 +80,14 @@ static int parse_device(char *text, struct vfmig_vmm_device_config *ret_device)
             ret_device->dialect = VFMIG_DIALECT_FEATURE;
         else if (!strcmp(part, "dialect=region"))
             ret_device->dialect = VFMIG_DIALECT_REGION;
+        else if (!strcmp(part, "late-load"))
+            ret_device->late_load = true;
         else if (!strncmp(part, "id=", 3) && part[3])
             ret_device->id = part + 3;
         else
             return tool_fail(&usage, TOOL_USAGE,
-                             "--device: '%s' is neither dialect=feature, dialect=region nor id=NAME",
-                             part);
+                             "--device: '%s' is neither dialect=feature, dialect=region, late-load "
+                             "nor id=NAME", part);
     }
     return -1;
 }

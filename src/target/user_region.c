@@ -190,6 +190,8 @@ static int window_access(struct user *u, uint64_t offset, void *read_to, const v
     if (!at)
         return user_region_access(u, u->mig_index, offset, read_to, write_from, size, deadline(u),
                                   reterr);
+    if (vfmig_sabotage("window-unguarded"))
+        memcpy(read_to ? read_to : at, read_to ? at : write_from, size);
     int r = read_to ? vfmig_guard_copy(read_to, at, size) : vfmig_guard_copy(at, write_from, size);
     return r == 0 ? 0
                   : vfmig_error_set(reterr, r, VFMIG_ORIGIN_PEER, 0,
@@ -274,10 +276,12 @@ static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig
     if (n <= 0)
         return n;
     int r = window_access(u, offset, buf, NULL, (uint32_t)n, reterr);
-    if (r == 0 && vfmig_sabotage("trust-pending-bytes"))
+    if (r == 0 && vfmig_sabotage("trust-pending-bytes")) {
         u->pending = u->pending > (uint64_t)n ? u->pending - (uint64_t)n : 0;
-    else if (r == 0)
+        u->unacknowledged = false;
+    } else if (r == 0) {
         r = read_pending(u, reterr);
+    }
     return r < 0 ? r : n;
 }
 

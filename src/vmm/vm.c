@@ -159,6 +159,8 @@ int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_confi
     const struct vfmig_user_options options = {
         .dialect = config->dialect,
         .dma = vmm_dma_callbacks(&vmm->dma_devices[index]),
+        .incoming = vmm->run_state == VMM_INMIGRATE,
+        .late_load = config->late_load,
     };
     int ret = vfmig_user_open(config->path, &options, &target, reterr);
     if (ret)

@@ -17,6 +17,7 @@ struct vfmig_vmm_device_config {
     const char *id;   /* NULL: "dev" and a number; both sides of a migration use the same */
     const char *path; /* of the vfio-user socket */
     enum vfmig_dialect dialect;
+    bool late_load; /* struct vfmig_user_options */
     bool iommu; /* behind the vIOMMU: its DMA may wait for page requests; needs NDMA (C63) */
 };
 

@@ -37,6 +37,7 @@ static struct {
     bool split_maps; /* each block as two mappings */
     bool message;    /* the second block without a descriptor: DMA by message */
     bool late_load;
+    bool direct;     /* no engine: pre-copy is left with a portion in use */
     unsigned timeout_ms;
 } opt = {.attempts = 1};
 
@@ -402,6 +403,31 @@ static void run(void)
     vfmig_destination_free(destination);
 }
 
+/* One portion in pre-copy, which is not acknowledged, and then all in S, into a file. */
+static void take_directly(struct vfmig_target *t)
+{
+    char path[160];
+    struct vfmig_error error = {0};
+    const size_t room = (size_t)t->info.max_data_xfer;
+    unsigned portions = 0;
+    ssize_t n = 0;
+
+    snprintf(path, sizeof(path), "%s/stream", opt.dir);
+    FILE *file = fopen(path, "we");
+    if (!file || !t->info.data_in_place || t->ops->set_state(t, VFMIG_STATE_PRE_COPY, WAIT_NS, &error))
+        die("pre-copy", &error);
+    do {
+        const void *data;
+        n = t->ops->save_in_place(t, &data, room, &error);
+        if (n < 0 || (n > 0 && fwrite(data, 1, (size_t)n, file) != (size_t)n))
+            die("portion", &error);
+        if (portions++ == 0 && t->ops->set_state(t, VFMIG_STATE_STOP_COPY, WAIT_NS, &error))
+            die("S", &error);
+    } while (n > 0);
+    fclose(file);
+    printf("{\"portions\": %u}\n", portions);
+}
+
 int main(int argc, char **argv)
 {
     opt.timeout_ms = 5000;
@@ -416,6 +442,8 @@ int main(int argc, char **argv)
             opt.message = true;
         else if (!strcmp(argv[i], "--late-load"))
             opt.late_load = true;
+        else if (!strcmp(argv[i], "--direct"))
+            opt.direct = true;
         else if (!strcmp(argv[i], "--twice"))
             opt.attempts = 2;
         else if (!strcmp(argv[i], "--impatient"))
@@ -433,7 +461,10 @@ int main(int argc, char **argv)
     }
     open_side(0);
     open_side(1);
-    run();
+    if (opt.direct)
+        take_directly(sides[0].target);
+    else
+        run();
     close_side(&sides[0]);
     close_side(&sides[1]);
     return 0;

@@ -26,7 +26,6 @@ from wire import (COMMAND, CONFIG, DIRTY_PAGES, DMA_MAP, DMA_UNMAP, DMA_WRITE, E
 PAGE = 4096
 SPARED = 8           # pages at the end of a mapping that are the guest's own
 CHUNK = 36 << 10     # what a unix socket holds in one piece
-BAR0_BYTES = 4096
 PATIENCE = 60        # seconds; only ends a test that has failed already
 
 
@@ -64,6 +63,7 @@ class Device:
     answers_once = False        # silent to the first change of state
     einval_only = False         # every error is EINVAL
     # memory
+    dma_from = 0                # bytes at the begin of a mapping that it leaves alone
     no_dma = False              # maps are accepted and ignored
     overlap_einval = False      # instead of EEXIST; the same map again is fine
     report_region_start = False # reports begin at a mapped region and stay in it
@@ -71,6 +71,8 @@ class Device:
     # state
     size = 200_000              # bytes of device state
     blank = False               # no state at all
+    bar_bytes = 4096            # BAR 0 is memory, and state
+    bar_id = 0                  # its first word at power on
     stop_refuses_setup = False  # in STOP and STOP_COPY
     reset_stale = 0             # reads of the state after a reset that still tell the old one
     reset_leaves_state = False
@@ -86,6 +88,7 @@ class Device:
         self.fail = {arc: list(how) for arc, how in self.fail.items()}
         noise = random.Random(1)
         self.content = noise.randbytes(0 if self.blank else self.size) if source else b""
+        self.bar = self.fresh_bar()
         self.seq = self.seq_at_run = 0
         self.loaded_seq = None
         self.source = source
@@ -216,7 +219,7 @@ class Device:
         return struct.pack("=IIII", 16, 3, self.regions, 5)
 
     def region_size(self, index):
-        return {0: BAR0_BYTES, CONFIG: 256}.get(index, 0)
+        return {0: self.bar_bytes, CONFIG: 256}.get(index, 0)
 
     def region_caps(self, index):
         """Capabilities as (id, body), flags, descriptor."""
@@ -280,7 +283,8 @@ class Device:
             return
         for one in self.maps:
             self.seq += 1
-            page = self.seq * 7919 % (one.size // PAGE - SPARED)
+            first = self.dma_from // PAGE
+            page = first + self.seq * 7919 % (one.size // PAGE - SPARED - first)
             self.store(one, page * PAGE + self.seq * 16 % PAGE, struct.pack("=QQ", 0xD0D0D0D0, self.seq))
 
     def store(self, one, offset, data):
@@ -337,13 +341,17 @@ class Device:
 
     def stream(self):
         """All that a migration carries: the content, and the DMA's place."""
-        return b"" if self.blank else self.content + struct.pack("=Q", self.seq)
+        return b"" if self.blank else self.content + self.bar + struct.pack("=Q", self.seq)
+
+    def fresh_bar(self):
+        return bytearray(struct.pack("=I", self.bar_id) + bytes(self.bar_bytes - 4))
 
     def take_stream(self, data):
         """At the destination. -EINVAL when it is not whole."""
-        if len(data) != self.size + 8:
+        if len(data) != self.size + self.bar_bytes + 8:
             raise Refuse(errno.EINVAL)
-        self.content, self.seq = data[:-8], struct.unpack("=Q", data[-8:])[0]
+        self.content, self.bar = data[:self.size], bytearray(data[self.size:-8])
+        self.seq = struct.unpack("=Q", data[-8:])[0]
         self.loaded_seq = self.seq
 
     def fails(self, arc):
@@ -363,6 +371,7 @@ class Device:
             raise Refuse(errno.EINVAL)
         self.command = 0
         self.forget_data()
+        self.bar = self.fresh_bar()
         if not self.reset_leaves_state:
             self.unspoken = self.reset_stale
             self.reset_state()
@@ -381,6 +390,8 @@ class Device:
             config = bytearray(256)
             config[:4], config[4:6] = b"\x34\x12\x78\x56", struct.pack("=H", self.command)
             return payload[:16] + bytes(config[offset:offset + count])
+        if index == 0:
+            return payload[:16] + bytes(self.bar[offset:offset + count])
         return payload[:16] + self.read_register(index, offset, count)
 
     def region_write(self, payload, fds):
@@ -390,6 +401,9 @@ class Device:
         if index == CONFIG:
             if offset == 4:
                 self.command = struct.unpack_from("=H", payload, 16)[0]
+            return payload[:16]
+        if index == 0:
+            self.bar[offset:offset + count] = payload[16:]
             return payload[:16]
         took = self.write_register(index, offset, payload[16:])
         return payload[:12] + struct.pack("=I", count if took is None else took)

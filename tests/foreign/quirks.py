@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 from v1 import DRAWN, FAILED, LVU_MOVES, R, S, SR, V1, Z
-from v2 import (PRE_COPY, PRE_COPY_P2P, RESUMING, RUNNING, STOP, STOP_COPY, Kernel, Lvu)
+from v2 import PRE_COPY_P2P, RESUMING, STOP, STOP_COPY, Kernel, Lvu
 
 
 @dataclasses.dataclass
@@ -31,8 +31,11 @@ class Quirk:
     all_dirty: bool = False   # reports fail, so all of memory is sent again
     dead: bool = False        # the source's device does not come back (and is reported)
 
+    @property
+    def group(self):
+        return self.source.split()[0] + ("-v1" if self.source.endswith(" v1") else "")
 
-MESSAGES = "[vfio-user, libvfio-user] "
+
 LVU = dict(single_recv=True, pad_reads=True, stop_refuses_setup=True, reset_leaves_state=True,
            report_region_start=True, report_empty=True, overlap_einval=True, zero_count_header=True,
            einval_only=True)
@@ -42,7 +45,6 @@ HISI = dict(window=256 << 10, early_match=True, pending_by_reads=True, stop_rest
             short_failure=True, strict="hisi", framed=False)
 LVU_V1 = dict(moves=LVU_MOVES, strict="lvu", sticky_end=True, open_dropped=True, stop_refuses_setup=True,
               reset_from_error_fails=True, report_region_start=True, einval_only=True)
-EVEN = dict(size=200_000)
 
 QUIRKS = [
     # --- vfio-user.md 11: libvfio-user ---
@@ -89,6 +91,8 @@ QUIRKS = [
     # --- vfio-migration.md 2.1: mlx5 ---
     Quirk("M1", "mlx5", "moves only along the arrows of the header: never {} to Z nor Z to {}", V1,
           dict(moves=DRAWN), early=True, refused="cannot be halted once its state is loaded"),
+    Quirk("M1-late", "mlx5", "... and is told to migrate all the same", V1, dict(moves=DRAWN),
+          host=("--late-load",), survived="R to Z, after a reset if need be; Z stands for {}"),
     Quirk("M2", "mlx5", "window of 128 KiB at offset 32, not mappable", V1,
           dict(window=128 << 10, data_offset=32, size=400_000), survived="portions, by message"),
     Quirk("M3", "mlx5", "no data in pre-copy", V1, dict(pre_copy=False), survived="SR is accepted"),
@@ -148,19 +152,19 @@ QUIRKS = [
           survived="the same"),
 
     # --- vfio-migration.md 2.4: what QEMU's client relied on ---
-    Quirk("Q1", "QEMU 5.2-7.2", "a smaller window at the destination", V1, dict(framed=False),
+    Quirk("Q1", "QEMU", "a smaller window at the destination", V1, dict(framed=False),
           only={"destination": dict(window=16 << 10)}, survived="portions are split (X7)"),
-    Quirk("Q2", "QEMU 5.2-7.2", "... of a device that needs its portions whole", V1,
+    Quirk("Q2", "QEMU", "... of a device that needs its portions whole", V1,
           only={"destination": dict(window=16 << 10)}, refused="the destination refused"),
-    Quirk("Q3", "QEMU 5.2-7.2", "part of the window can be mapped, the rest cannot", V1,
+    Quirk("Q3", "QEMU", "part of the window can be mapped, the rest cannot", V1,
           dict(mapped="part"), survived="each byte the way there is"),
-    Quirk("Q4", "QEMU 5.2-7.2", "all of the window can be mapped", V1, dict(mapped="whole"),
+    Quirk("Q4", "QEMU", "all of the window can be mapped", V1, dict(mapped="whole"),
           survived="copied from the mapping"),
-    Quirk("Q5", "QEMU 5.2-7.2", "cuts the mapped file short", V1, dict(mapped="whole"),
+    Quirk("Q5", "QEMU", "cuts the mapped file short", V1, dict(mapped="whole"),
           only={"source": dict(truncate=True)}, refused="its window went away"),
-    Quirk("Q6", "QEMU 5.2-7.2", "a portion of 20 MiB", V1, dict(window=24 << 20, size=40 << 20),
+    Quirk("Q6", "QEMU", "a portion of 20 MiB", V1, dict(window=24 << 20, size=40 << 20),
           survived="in records of 1 MiB, one portion at the other side"),
-    Quirk("Q7", "QEMU 5.2-7.2", "a portion larger than any limit", V1,
+    Quirk("Q7", "QEMU", "a portion larger than any limit", V1,
           dict(window=80 << 20, size=140 << 20, pre_copy=False), refused="is too large"),
 
     # --- vfio-migration.md 2.5: libvfio-user before 2023 ---
@@ -172,7 +176,7 @@ QUIRKS = [
     Quirk("L2", "libvfio-user v1", "0 pending bytes in SR are final", V1, dict(sticky_end=True),
           survived="what comes later comes in S"),
     Quirk("L3", "libvfio-user v1", "a change of the state gives an open portion again", V1,
-          dict(open_dropped=True, mapped="whole"), survived="acknowledged before the state is written"),
+          dict(open_dropped=True, mapped="whole", sealed=True), host=("--direct",), survived="acknowledged before the state is written"),
     Quirk("L4", "libvfio-user v1", "in S and {} only states, data and the log; not even config space "
           "in S", V1, dict(stop_refuses_setup=True),
           survived="config space is answered from a copy, interrupts are attached later"),
@@ -185,44 +189,137 @@ QUIRKS = [
           survived="as above"),
 
     # --- vfio-migration.md 5: drivers of today, behind a vfio-user server ---
-    Quirk("K1", "v2 drivers", "STOP_COPY only", Kernel, dict(flags=1), survived="no pre-copy, no grace"),
-    Quirk("K2", "v2 drivers", "P2P, no pre-copy", Kernel, dict(flags=3), quiet="p2p_only",
+    Quirk("K1", "drivers", "STOP_COPY only", Kernel, dict(flags=1), survived="no pre-copy, no grace"),
+    Quirk("K2", "drivers", "P2P, no pre-copy", Kernel, dict(flags=3), quiet="p2p_only",
           survived="RUNNING_P2P is the grace state"),
-    Quirk("K3", "v2 drivers", "pre-copy, no P2P: writes memory until STOP_COPY", Kernel, dict(flags=5),
+    Quirk("K3", "drivers", "pre-copy, no P2P: writes memory until STOP_COPY", Kernel, dict(flags=5),
           survived="the last snapshot of the log is taken in S"),
-    Quirk("K4", "v2 drivers", "P2P stops nothing but peer to peer DMA: memory is still written", Kernel,
+    Quirk("K4", "drivers", "P2P stops nothing but peer to peer DMA: memory is still written", Kernel,
           dict(dma_in_p2p=True), quiet="p2p_only",
           survived="the last snapshot of the log is taken in S"),
-    Quirk("K4-flags3", "v2 drivers", "... without pre-copy", Kernel, dict(flags=3, dma_in_p2p=True),
+    Quirk("K4-flags3", "drivers", "... without pre-copy", Kernel, dict(flags=3, dma_in_p2p=True),
           quiet="p2p_only", survived="the same"),
-    Quirk("K5", "v2 drivers", "nothing now, in pre-copy, is ENOMSG", Kernel, dict(enomsg=True),
+    Quirk("K5", "drivers", "nothing now, in pre-copy, is ENOMSG", Kernel,
+          dict(enomsg=True, pre_copy_data=False),
           quiet="p2p_only", survived="nothing now"),
-    Quirk("K6", "v2 drivers", "reads end where its records do", Kernel, dict(read_most=10_000),
+    Quirk("K6", "drivers", "reads end where its records do", Kernel, dict(read_most=10_000),
           quiet="p2p_only", survived="only a read of nothing is the end"),
-    Quirk("K6-one", "v2 drivers", "one byte a read", Kernel, dict(read_most=1, size=100),
+    Quirk("K6-one", "drivers", "one byte a read", Kernel, dict(read_most=1, size=100),
           quiet="p2p_only", survived="the same"),
-    Quirk("K7", "v2 drivers", "a change stops half way", Kernel,
+    Quirk("K7", "drivers", "a change stops half way", Kernel,
           only={"source": dict(fail={(PRE_COPY_P2P, STOP_COPY): (errno.EBUSY, 1)})}, quiet="p2p_only",
           refused="Device or resource busy", survived="the state is read"),
-    Quirk("K8", "v2 drivers", "refuses what was loaded", Kernel, only={"destination": dict(bad_data=9)},
+    Quirk("K8", "drivers", "refuses what was loaded", Kernel, only={"destination": dict(bad_data=9)},
           quiet="p2p_only", refused="the destination refused"),
-    Quirk("K8-error", "v2 drivers", "... and is in ERROR", Kernel,
+    Quirk("K8-error", "drivers", "... and is in ERROR", Kernel,
           only={"destination": dict(bad_data=9, error_on_bad_data=True)}, quiet="p2p_only",
           refused="the destination refused"),
-    Quirk("K9", "v2 drivers", "does not say how much data is left", Kernel, dict(flags=5),
+    Quirk("K9", "drivers", "does not say how much data is left", Kernel, dict(flags=5),
           survived="rounds end with the round of memory"),
-    Quirk("K10", "v2 drivers", "logs pages of 64 KiB", Kernel, dict(other_page=65536),
+    Quirk("K10", "drivers", "logs pages of 64 KiB", Kernel, dict(other_page=65536),
           quiet="p2p_only", early=True, refused="logs pages of 65536 bytes only"),
-    Quirk("K11", "v2 drivers", "the state read after a reset is an old one", Kernel,
+    Quirk("K11", "drivers", "the state read after a reset is an old one", Kernel,
           dict(reset_stale=2), quiet="p2p_only", survived="read again"),
 
+    # --- NDMA ---
+    Quirk("N1", "NDMA", "region capability 6: N stops all DMA", V1, dict(ndma=True), quiet="ndma_all",
+          survived="the grace states of the RFC"),
+    Quirk("N2", "NDMA", "... and a window that cannot be cut short", V1,
+          dict(ndma=True, mapped="whole", sealed=True), quiet="ndma_all",
+          survived="data is sent from where it lies"),
+
     # --- the wire ---
-    Quirk("W1", "the wire", "replies arrive byte by byte", Kernel, dict(byte_by_byte=True, flags=5),
+    Quirk("W1", "wire", "replies arrive byte by byte", Kernel, dict(byte_by_byte=True, flags=5),
           survived="messages are put together"),
-    Quirk("W2", "the wire", "keys in VERSION and capabilities of regions that nobody knows", V1,
+    Quirk("W2", "wire", "keys in VERSION and capabilities of regions that nobody knows", V1,
           dict(extra_caps=True), survived="passed over"),
-    Quirk("W3", "the wire", "no second socket for DMA messages is needed and none is made", Kernel,
+    Quirk("W3", "wire", "no second socket for DMA messages is needed and none is made", Kernel,
           dict(twin=False, flags=5), survived="it is an offer"),
 ]
 
-BY_ID = {row.id: row for row in QUIRKS}
+GROUPS = {
+    "libvfio-user": "libvfio-user of today (feature dialect)",
+    "mlx5": "mlx5_vfio_pci as it was proposed for v1 in 2021 (region dialect)",
+    "hisi_acc": "hisi_acc as it was proposed for v1 in 2021 (region dialect)",
+    "accesses": "Register accesses that each of them refuses (region dialect)",
+    "QEMU": "What QEMU 5.2 to 7.2 relied upon, or did not notice (region dialect)",
+    "libvfio-user-v1": "libvfio-user before 2023 (region dialect)",
+    "drivers": "Drivers for v2, behind a vfio-user server (feature dialect)",
+    "NDMA": "With the RFC's NDMA (region dialect)",
+    "wire": "The wire",
+}
+
+INTRO = """# Devices of other makes
+
+A device whose server is not of this project migrates under the engine as well, if it does one of the two dialects of
+vfio-user. What such devices are known to do beside the documents is in the tables below. Each row is played by a scripted
+device (`tests/foreign`) at both ends of a migration, one quirk at a time; a test compares memory, all of the device's state
+and its DMA, which goes on between any two messages, or sees the refusal and that guest and device run on at the source.
+Written by `make docs` from `tests/foreign/quirks.py`.
+
+## For operators
+
+- **How quiet a device is** decides what it can be used with. `ndma_all`: N stops all DMA; known of our devices and of those
+  with region capability 6. `p2p_only`: the device has the P2P states of v2, which promise no more than that peer to peer DMA
+  stops, so it may still write guest memory; it can be with devices that reach each other, not where its DMA may wait
+  for the guest to page in. `none`: neither. Pages are not lost with any of them: the last snapshot of the log is taken when
+  every device is in S.
+- **A device that cannot be halted once its state is loaded** (rows M1, L1) is refused before anything moves: nothing of what was
+  loaded would be looked at before the guest is handed over, and a bad state be found out when it is too late to go
+  back. `--device vfio-user:PATH,late-load` at the destination takes it all the same.
+- **A device that was saved and has no data the second time** (row M7) is refused: it must be reset, which the guest's own
+  reset of the device does as well.
+- A failure at the source leaves the guest running there. Whether the device does depends on the device: one that is reported as
+  lost could not even be reset.
+- A report of dirty pages that fails means that all of memory is dirty: the migration is right, and slow.
+
+## For authors of devices and servers
+
+- Read a request to its end; then requests are not limited to 32 KiB. `MIG_DATA_SIZE` (feature 9 over vfio-user), both dialects on
+  one device or region capability 6 tell the client that you do.
+- Answer a data read completely while there is data. Nothing is the end; a short answer is asked once more.
+- Let Z be left for {}: load and validate there, run nothing.
+- Seal the file of a data section (`F_SEAL_SHRINK`): then data is sent from where it lies. Otherwise it is copied, with care for
+  a file that becomes shorter.
+- A portion (region dialect) stays whole up to 64 MiB, if the window at the destination is as large.
+
+## Limits
+
+- A log that insists on another page size than 4 KiB is refused (row K10).
+- libvfio-user refuses reports that begin inside a mapping, and one report covers 32 GiB: larger mappings are sent whole in every
+  round.
+- `{}` starts the queues of a hisi_acc device of 2021 again, also at the destination before the guest is handed over. They are
+  idle as long as no vCPU runs.
+- Without the destination's try (`late-load` and the refusal) an embedder that opens devices without `incoming` sees M1 and L1
+  fail when the state was loaded, with the guest stopped for that time.
+"""
+
+
+def document():
+    lines = [INTRO]
+    for group, title in GROUPS.items():
+        lines += [f"## {title}", "", "| row | what the device does | end | how, or the sentence |", "|---|---|---|---|"]
+        for row in QUIRKS:
+            if row.group == group:
+                end = "refused" if row.refused else "taken over" if "--direct" in row.host else "migrates"
+                how = f"\"... {row.refused} ...\"" + (f"; {row.survived}" if row.survived else "") \
+                    if row.refused else row.survived
+                what = row.what[0].upper() + row.what[1:]
+                lines.append(f"| {row.id} | {what} | {end} | {how} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(argv):
+    if len(argv) != 3 or argv[1] not in ("write", "fresh"):
+        sys.exit(__doc__)
+    assert {row.group for row in QUIRKS} == set(GROUPS)
+    target = pathlib.Path(argv[2]) / "docs" / "foreign.md"
+    if argv[1] == "write":
+        target.write_text(document())
+    elif target.read_text() != document():
+        sys.exit("docs/foreign.md is stale: run `make docs`")
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -2,6 +2,7 @@
 """Foreign devices of the region dialect: as the two driver series of 2021 behaved, and as
 libvfio-user did until 2023."""
 import errno
+import fcntl
 import mmap
 import os
 import struct
@@ -9,7 +10,7 @@ import struct
 from peer import DIRTY_PAGES, PAGE, REGION_READ, REGION_WRITE, VERSION, Device, Refuse, bitmap_bytes
 from wire import DIRTY_GET, DIRTY_START, DIRTY_STOP, MIGRATION
 
-R, S, Z = 1, 2, 4
+R, S, Z, N = 1, 2, 4, 8
 SR, FAILED = R | S, S | Z
 STATE, RESERVED, PENDING, OFFSET, SIZE, INFO = 0, 4, 8, 16, 24, 32
 
@@ -26,6 +27,8 @@ class V1(Device):
     regions = 10
     window = 64 << 10        # bytes of the data section
     data_offset = 0x1000
+    ndma = False             # region capability 6: N stops all DMA
+    sealed = False           # what is mapped cannot be cut short
     mapped = False           # the data section can be mapped: "whole", "part"
     truncate = False         # ... and its file is cut short when the device is stopped
     pre_copy = True          # there is data in SR
@@ -61,8 +64,10 @@ class V1(Device):
         self.file = None
         self.section = bytearray(self.window)
         if self.mapped:
-            self.file = os.memfd_create("section", os.MFD_CLOEXEC)
+            self.file = os.memfd_create("section", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.file, self.data_offset + self.window)
+            if self.sealed:
+                fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             self.section = mmap.mmap(self.file, self.window, offset=self.data_offset)
 
     def join(self):
@@ -71,7 +76,7 @@ class V1(Device):
             os.close(self.file)
 
     def may_dma(self):
-        return bool(self.bits & R) and not self.stopped and not self.frozen
+        return self.bits & (R | N) == R and not self.stopped and not self.frozen
 
     def reset_state(self):
         self.bits, self.seq, self.content = R, 0, b""
@@ -104,6 +109,8 @@ class V1(Device):
             return super().region_caps(index)
         caps = [(77, bytes(24))] if self.extra_caps else []
         caps.append((2, struct.pack("=II", 3, 1)))
+        if self.ndma:
+            caps.append((6, b""))
         if not self.mapped:
             return caps, 3, None
         size = self.window if self.mapped == "whole" else self.window // 2 // PAGE * PAGE
@@ -176,7 +183,7 @@ class V1(Device):
             return 0
         now = before if self.pending_before else self.left()
         self.fsm = 1 if now else 3
-        if now == 0 and self.bits == SR:
+        if now == 0 and self.bits & R:
             self.ended = self.sticky_end
             if self.pre_copy and not self.sticky_end and not self.early_match:
                 self.avail = max(self.avail, len(self.content) * 3 // 4)
@@ -188,7 +195,7 @@ class V1(Device):
                 self.complaints.append("data_offset out of turn")
                 raise Refuse(errno.EINVAL)
             self.fsm = 2
-            data = self.early_block() if self.early_match and self.bits == SR else \
+            data = self.early_block() if self.early_match and self.bits & R else \
                 self.stream_now()[self.at:self.at + min(self.left(), self.portion_room())]
             self.portion = len(data)
             if data:
@@ -252,7 +259,9 @@ class V1(Device):
 
     def change(self, new):
         old = self.bits
-        if new & ~7 or new in (5, 6, 7) or old == FAILED:
+        if self.ndma and not new & R:
+            new &= ~N           # says nothing new
+        if new & ~(15 if self.ndma else 7) or new & 7 in (5, 6, 7) or old == FAILED:
             raise Refuse(errno.EINVAL)
         if self.moves is not None and (old, new) not in self.moves:
             raise Refuse(errno.EINVAL)

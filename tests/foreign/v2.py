@@ -26,6 +26,7 @@ class Kernel(Device):
 
     flags = 7
     dma_in_p2p = False      # P2P stops peer to peer DMA alone: memory is still written
+    pre_copy_data = True
     enomsg = False          # nothing now, in pre-copy, is an error
     read_most = 1 << 30     # bytes that one read yields at most
     pad_reads = False       # replies are as long as was asked for
@@ -89,7 +90,7 @@ class Kernel(Device):
         if new in saving and self.state not in saving:
             self.at, self.session = 0, "save"
         if new in (PRE_COPY, PRE_COPY_P2P):
-            self.avail = max(self.at, len(self.content) // 2)
+            self.avail = len(self.content) // 2 if self.pre_copy_data else 0
         elif new == STOP_COPY:
             self.avail = len(self.stream())
         elif new == RESUMING:

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A few of the foreign devices with the reference VMM and its guest around them."""
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
+from quirks import QUIRKS  # noqa: E402
+from world import World, migrate, wait_until  # noqa: E402
+
+GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
+FREE = 40 << 20     # of 48 MiB; the guest has nothing behind it
+
+# The registers of a dma device are memory in a foreign one.
+MOVE = ["U-all", "M-all", "H-all", "L-late", "K4"]
+STAY = ["L1"]
+
+
+def assert_guest_lives(qmp):
+    """It takes the device for one of ours, which keeps what is written to it and never completes
+    anything, and checks that, and its memory."""
+    def checks():
+        return qmp("x-guest")["devices"][0]["sram-checks"]
+
+    before = checks()
+    wait_until(lambda: checks() > before + 1, "progress of the guest")
+    assert qmp("x-guest")["errors"] == 0
+
+
+class Pair:
+    def __init__(self, world, name, late=False):
+        [row] = [row for row in QUIRKS if row.id == name]
+        self.devices = [row.device(world.folder / side, side == "source", dma_from=FREE, bar_bytes=128 << 10,
+                                   bar_id=0x414d4456,
+                                   **{**row.quirks, **row.only.get(side, {})})
+                        for side in ("source", "destination")]
+        option = ",late-load" if late else ""
+        paths = [f"{one.path},id=odd{option}" for one in self.devices]
+        self.source = world.vm("a", *GUEST, devices=paths[:1])
+        self.target = world.vm("b", devices=paths[1:], incoming=world.uri())
+        self.row = row
+
+    def join(self):
+        for one in self.devices:
+            one.join()
+            assert one.complaints == []
+
+
+@pytest.mark.parametrize("name", MOVE)
+def test_it_moves(name):
+    with World() as world:
+        pair = Pair(world, name, late=name == "L-late")
+        assert_guest_lives(pair.source)
+        result = migrate(pair.source, world.uri(), "--quiet", "--downtime-limit", "2000")
+        assert result.returncode == 0, result.stderr
+        assert_guest_lives(pair.target)
+    pair.join()
+    source, destination = pair.devices
+    assert destination.content == source.content and destination.loaded_seq == source.seq > 0
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_it_stays(name):
+    with World() as world:
+        pair = Pair(world, name)
+        result = migrate(pair.source, world.uri(), "--quiet")
+        assert result.returncode == 1
+        assert pair.row.refused in result.stderr
+        assert_guest_lives(pair.source)
+    pair.join()
