@@ -7,14 +7,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/sabotage.h"
+#include "core/state.h"
 #include "target/user_private.h"
 
 #define DEFAULT_TIMEOUT_NS UINT64_C(5000000000)
 #define DEFAULT_WINDOW     (UINT32_C(16) << 20)
 #define DEFAULT_RESET_NS   UINT64_C(30000000000)
+#define RESET_LOOKS        50u       /* at the state after a reset, until it is R */
+#define RESET_PAUSE_NS     2000000   /* between them */
 
 int user_call_until(struct user *u, struct vfmig_call *call, uint64_t deadline_ns,
                     struct vfmig_error *reterr)
@@ -162,8 +166,8 @@ int user_region_write(struct vfmig_target *t, uint32_t region, uint64_t offset, 
 
 /* ---- memory ---- */
 
-int user_dma_map(struct vfmig_target *t, uint64_t iova, uint64_t size, int fd, uint64_t fd_offset,
-                 uint32_t prot, struct vfmig_error *reterr)
+static int send_map(struct user *u, uint64_t iova, uint64_t size, int fd, uint64_t fd_offset,
+                    uint32_t prot, struct vfmig_error *reterr)
 {
     struct vfmig_user_dma_map map = {
         .argsz = sizeof(map),
@@ -179,17 +183,16 @@ int user_dma_map(struct vfmig_target *t, uint64_t iova, uint64_t size, int fd, u
         .request_size = sizeof(map),
         .fds = &fds,
     };
-    int r = user_call((struct user *)t, &call, reterr);
+    int r = user_call(u, &call, reterr);
 
     if (r == 0)
-        user_note_map((struct user *)t, iova, size, fd < 0);
+        user_note_map(u, iova, size, fd < 0);
     return r;
 }
 
 /* The answer comes when no access is in flight any more, which may take as long as a reset. */
-int user_dma_unmap(struct vfmig_target *t, uint64_t iova, uint64_t size, struct vfmig_error *reterr)
+static int send_unmap(struct user *u, uint64_t iova, uint64_t size, struct vfmig_error *reterr)
 {
-    struct user *u = (struct user *)t;
     struct vfmig_user_dma_unmap un = {.argsz = sizeof(un), .address = iova, .size = size};
     struct vfmig_call call = {
         .command = VFMIG_USER_DMA_UNMAP,
@@ -202,6 +205,37 @@ int user_dma_unmap(struct vfmig_target *t, uint64_t iova, uint64_t size, struct 
     int r = user_call_until(u, &call, vfmig_deadline_ns(u->opt.reset_ns), reterr);
     if (r == 0)
         user_note_unmap(u, iova, size);
+    return r;
+}
+
+int user_dma_map(struct vfmig_target *t, uint64_t iova, uint64_t size, int fd, uint64_t fd_offset,
+                 uint32_t prot, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    uint64_t most = user_map_piece(u), at = 0;
+    int r = 0;
+
+    do {
+        uint64_t step = size - at < most ? size - at : most;
+        r = send_map(u, iova + at, step, fd, fd_offset + at, prot, reterr);
+        at += r == 0 ? step : 0;
+    } while (r == 0 && at < size);
+    if (r < 0 && at)
+        (void)user_dma_unmap(t, iova, at, NULL);
+    return r;
+}
+
+int user_dma_unmap(struct vfmig_target *t, uint64_t iova, uint64_t size, struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+    uint64_t most = user_map_piece(u), at = 0;
+    int r = 0;
+
+    do {
+        uint64_t step = size - at < most ? size - at : most;
+        r = send_unmap(u, iova + at, step, reterr);
+        at += step;
+    } while (r == 0 && at < size);
     return r;
 }
 
@@ -286,13 +320,41 @@ int user_send_reset(struct user *u, struct vfmig_error *reterr)
     return user_call_until(u, &call, vfmig_deadline_ns(u->opt.reset_ns), reterr);
 }
 
+/* Where a reset ends. Some leave the state alone, so RUNNING is asked for; others do the reset in the
+ * background, and tell the old state for a while. */
+static int await_running(struct user *u, struct vfmig_error *reterr)
+{
+    struct vfmig_target *t = &u->base;
+    const struct timespec pause = {.tv_nsec = RESET_PAUSE_NS};
+    struct vfmig_error err = {.code = 0};
+    enum vfmig_state state;
+    int asked = 0;
+
+    for (unsigned look = 0; look < RESET_LOOKS; look++) {
+        int r = t->ops->get_state(t, &state, reterr);
+        if (r < 0 || state == VFMIG_STATE_RUNNING || vfmig_sabotage("reset-is-believed"))
+            return r;
+        if (look == 0)
+            asked = t->ops->set_state(t, VFMIG_STATE_RUNNING, u->opt.reset_ns, &err);
+        else
+            nanosleep(&pause, NULL);
+    }
+    if (asked == 0)
+        return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_DEVICE, state,
+                               "%s was reset and says that it is in %s", t->info.name,
+                               vfmig_state_name(state));
+    if (reterr)
+        *reterr = err;
+    return asked;
+}
+
 /* From any state to R (X10). libvfio-user refuses a reset in STOP and STOP_COPY, and its reset
  * leaves the state alone: both are put right by asking for RUNNING. */
 int user_reset(struct vfmig_target *t, struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
-    enum vfmig_state state;
     struct vfmig_error err = {.code = 0};
+
     (void)user_settle(u, NULL); /* of no interest any more */
     int r = user_send_reset(u, &err);
 
@@ -306,19 +368,21 @@ int user_reset(struct vfmig_target *t, struct vfmig_error *reterr)
     }
     if (t->info.features == 0)
         return 0;
-    r = t->ops->get_state(t, &state, reterr);
-    if (r == 0 && state != VFMIG_STATE_RUNNING)
-        r = t->ops->set_state(t, VFMIG_STATE_RUNNING, u->opt.reset_ns, reterr);
-    return r;
+    return await_running(u, reterr);
 }
 
 /* ---- logs ---- */
 
+/* The bitmap of a piece and its head fit one message of any server (LVU: argsz of 1 MiB). */
+uint64_t user_report_bytes(const struct user *u)
+{
+    return u->max_data > 4096 ? (u->max_data - 64) & ~UINT64_C(7) : 4032;
+}
+
 int user_report_range(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
                       uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr)
 {
-    /* The bitmap of a piece and its head fit one message of any server (LVU: argsz of 1 MiB). */
-    uint64_t most_bytes = u->max_data > 4096 ? (u->max_data - 64) & ~UINT64_C(7) : 4032;
+    uint64_t most_bytes = user_report_bytes(u);
     uint64_t pages, piece_bytes;
 
     if (page_size == 0 || (page_size & (page_size - 1)) || size == 0 ||

@@ -260,13 +260,18 @@ static int send_start(struct user *u, uint64_t page_size, const struct vfmig_iov
     uint32_t size = (uint32_t)(sizeof(data.start) + count * sizeof(data.range[0])), got;
     int r = user_feature(u, VFMIG_USER_FEATURE_SET | VFMIG_USER_F_LOG_START, &data, size, size, &got,
                          vfmig_deadline_ns(u->opt.timeout_ns), reterr);
-    if (r == 0 && got >= sizeof(data.start) && data.start.page_size != page_size) {
+    if (r < 0)
+        return r;
+    uint64_t theirs = got >= sizeof(data.start) ? data.start.page_size : page_size;
+    u->log_size = theirs == page_size ? 0 : theirs;
+    /* One bit of theirs is then several of ours. */
+    if (theirs < page_size || theirs > VFMIG_MAX_LOG_PAGE || (theirs & (theirs - 1))) {
         log_stop(&u->base, NULL);
         return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
                                "%s logs pages of %llu bytes only", u->base.info.name,
-                               (unsigned long long)data.start.page_size);
+                               (unsigned long long)theirs);
     }
-    return r;
+    return 0;
 }
 
 /* C27: a log that somebody left on is stopped first, because a second start does not clear. */

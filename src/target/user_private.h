@@ -64,6 +64,7 @@ struct user {
     uint32_t max_write;  /* bytes of data in one of our requests */
     uint32_t max_fds;
     uint64_t region_flags[16];
+    uint64_t log_size;   /* feature dialect: page size that the log insists on, 0: ours */
     uint64_t region_pgsize; /* page size of DIRTY_PAGES */
     bool ours;           /* the server is this project's */
     bool log_region;     /* VERSION has the migration capability: DIRTY_PAGES may work */
@@ -137,6 +138,9 @@ int user_defer_irqs(struct user *u, uint32_t index, uint32_t start, uint32_t cou
                     struct vfmig_error *reterr);
 int user_catch_up(struct user *u, struct vfmig_error *reterr);
 
+/* Servers of other makes get a mapping in pieces of at most so many bytes: they report from the start
+ * of a mapping only, and one report is one message. */
+uint64_t user_map_piece(const struct user *u);
 void user_note_map(struct user *u, uint64_t iova, uint64_t size, bool by_message);
 void user_note_unmap(struct user *u, uint64_t iova, uint64_t size);
 void user_quirks_done(struct user *u);
@@ -196,6 +200,9 @@ static inline uint64_t user_bitmap_bytes(uint64_t size, uint64_t page_size)
     uint64_t bits = size / page_size + (size % page_size != 0);
     return (bits / 64 + (bits % 64 != 0)) * 8;
 }
+
+/* Bytes of bitmap in one message. */
+uint64_t user_report_bytes(const struct user *u);
 
 /* Fetches a log in pieces that fit a message and ORs them into bitmap; one fetches the bytes of a
  * piece into words. */

@@ -126,6 +126,14 @@ int user_catch_up(struct user *u, struct vfmig_error *reterr)
 
 /* ---- mappings ---- */
 
+uint64_t user_map_piece(const struct user *u)
+{
+    return u->ours || !u->base.info.dma_log || !u->base.info.log_page_size ||
+                   vfmig_sabotage("maps-not-split")
+               ? UINT64_MAX
+               : user_report_bytes(u) * 8 * u->base.info.log_page_size;
+}
+
 void user_note_map(struct user *u, uint64_t iova, uint64_t size, bool by_message)
 {
     pthread_mutex_lock(&u->maps_lock);
@@ -170,6 +178,38 @@ static bool next_map(struct user *u, uint64_t iova, uint64_t end, struct user_ma
     return found;
 }
 
+/* From a log whose pages are larger than those asked for. */
+static int report_large(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
+                        uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr)
+{
+    uint64_t ratio = u->log_size / page_size, pages = (size + page_size - 1) / page_size;
+    uint64_t count = (size + u->log_size - 1) / u->log_size;
+
+    if (iova % u->log_size)
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                               "%s logs pages of %llu bytes, and a mapping is not aligned to that",
+                               u->base.info.name, (unsigned long long)u->log_size);
+    uint64_t *bits = calloc(vfmig_bitmap_words(count), sizeof(*bits));
+    if (!bits)
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
+                               "no memory for a dirty bitmap");
+    int r = user_report_range(u, fetch, iova, size, u->log_size, bits, reterr);
+    for (uint64_t i = vfmig_bitmap_next(bits, count, 0); r == 0 && i < count;
+         i = vfmig_bitmap_next(bits, count, i + 1))
+        for (uint64_t page = i * ratio; page < pages && page < (i + 1) * ratio; page++)
+            bitmap[page / 64] |= UINT64_C(1) << (page % 64);
+    free(bits);
+    return r;
+}
+
+static int report_part(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
+                       uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr)
+{
+    return u->log_size > page_size && !vfmig_sabotage("log-size-ignored")
+               ? report_large(u, fetch, iova, size, page_size, bitmap, reterr)
+               : user_report_range(u, fetch, iova, size, page_size, bitmap, reterr);
+}
+
 static int report_map(struct user *u, user_report_fn fetch, const struct user_map *map,
                       uint64_t iova, uint64_t end, uint64_t page_size, uint64_t *bitmap,
                       struct vfmig_error *reterr)
@@ -182,12 +222,12 @@ static int report_map(struct user *u, user_report_fn fetch, const struct user_ma
     if (map->by_message && atomic_load(&u->own))
         return 0;
     if (first % 64 == 0)
-        return user_report_range(u, fetch, from, to - from, page_size, bitmap + first / 64, reterr);
+        return report_part(u, fetch, from, to - from, page_size, bitmap + first / 64, reterr);
     uint64_t *bits = calloc(vfmig_bitmap_words(pages), sizeof(*bits));
     if (!bits)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
                                "no memory for a dirty bitmap");
-    int r = user_report_range(u, fetch, from, to - from, page_size, bits, reterr);
+    int r = report_part(u, fetch, from, to - from, page_size, bits, reterr);
     for (uint64_t i = vfmig_bitmap_next(bits, pages, 0); r == 0 && i < pages;
          i = vfmig_bitmap_next(bits, pages, i + 1))
         bitmap[(first + i) / 64] |= UINT64_C(1) << ((first + i) % 64);
@@ -204,7 +244,7 @@ int user_log_report(struct user *u, user_report_fn fetch, uint64_t iova, uint64_
 
     if (u->ours || u->maps_unknown || page_size == 0 || end < iova ||
         vfmig_sabotage("report-as-asked") || !next_map(u, iova, end, &map))
-        return user_report_range(u, fetch, iova, size, page_size, bitmap, reterr);
+        return report_part(u, fetch, iova, size, page_size, bitmap, reterr);
     for (uint64_t at = iova; r == 0 && next_map(u, at, end, &map); at = map.iova + map.size)
         r = report_map(u, fetch, &map, iova, end, page_size, bitmap, reterr);
     return r;

@@ -390,6 +390,76 @@ def test_resume_entered_again_starts_over(client, window):
     assert load(client, window, portions) == 0
 
 
+# ---- a client of the region dialect that was in use (vfio-migration 2.4) ---------------------------
+
+class Qemu:
+    """QEMU 5.2 to 7.2: every transfer in accesses of 8, 4, 2 or 1 bytes by alignment, a change of the
+    state by mask and value, the same state again in S, an end at a portion of no bytes."""
+
+    def __init__(self, client):
+        self.client = client
+        self.size = region_info(client, wire.MIGRATION)[4]
+
+    def change(self, keep, value):
+        bits = self.client.bits() & keep | value
+        assert self.client.set_bits(bits) == 0 and self.client.bits() == bits
+
+    def steps(self, offset, size):
+        end = offset + size
+        while offset < end:
+            step = next(n for n in (8, 4, 2, 1) if offset % n == 0 and offset + n <= end)
+            yield offset, step
+            offset += step
+
+    def register(self, offset):
+        return self.client.read_int(wire.MIGRATION, offset, 8)
+
+    def segment(self):
+        at, size = self.register(OFFSET), self.register(SIZE)
+        return b"".join(self.client.read(wire.MIGRATION, *one) for one in self.steps(at, size))
+
+    def save(self):
+        """Set-up, one pre-copy iteration, the guest stops, the rest."""
+        self.change(~0, S)
+        segments = [self.segment()] if self.register(PENDING) else []
+        self.change(~R, 0)
+        self.change(~R, S)
+        while self.register(PENDING):
+            segments.append(self.segment())
+            if not segments[-1]:
+                break
+        self.change(~S, 0)
+        return segments
+
+    def load(self, segments):
+        self.change(~7, Z)
+        for segment in filter(None, segments):
+            done = 0
+            while done < len(segment):
+                at = self.register(OFFSET)
+                size = min(len(segment) - done, self.size - at)
+                for offset, step in self.steps(at, size):
+                    start = done + offset - at
+                    self.client.write(wire.MIGRATION, offset, segment[start:start + step])
+                self.client.write_int(wire.MIGRATION, SIZE, 8, size)
+                done += size
+        self.change(~7, R)
+
+
+def test_client_of_the_region_dialect_that_behaves_as_qemu_did(client):
+    marks = ((guest.SRAM, b"qemu"), (guest.SRAM + 65000, b"moves it"), (guest.SCRATCH, b"portions"))
+    for offset, mark in marks:
+        client.write(wire.BAR0, offset, mark)
+    qemu = Qemu(client)
+    segments = qemu.save()
+    qemu.change(~Z, R)      # as after a failure
+    client.reset()
+    assert client.read(wire.BAR0, guest.SRAM, 4) == bytes(4)
+    qemu.load(segments)
+    for offset, mark in marks:
+        assert client.read(wire.BAR0, offset, len(mark)) == mark
+
+
 # ---- 8.5 -----------------------------------------------------------------------------------------
 
 def test_one_stream_saved_by_v1_and_loaded_by_v2(client, window):

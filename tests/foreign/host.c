@@ -26,7 +26,7 @@
 #define CONFIG_BYTES 256u
 #define WAIT_NS      UINT64_C(60000000000)
 
-static const uint64_t block_bytes[BLOCKS] = {UINT64_C(2) << 20, UINT64_C(1) << 20};
+static uint64_t block_bytes[BLOCKS] = {UINT64_C(2) << 20, UINT64_C(1) << 20};
 static const uint64_t block_gpa[BLOCKS] = {0, BLOCK1_GPA};
 
 /* Command line. */
@@ -207,7 +207,7 @@ static void trace(void *opaque, const char *json)
 {
     struct side *side = opaque;
 
-    if (strstr(json, "\"ev\":\"tracker\",\"sync\""))
+    if (strstr(json, "\"op\":\"sync\",\"ret\":-"))
         atomic_fetch_add(&all_dirty, 1);
     if (getenv("FOREIGN_TRACE"))
         fprintf(stderr, "%s %s\n", side->name, json);
@@ -442,6 +442,8 @@ int main(int argc, char **argv)
             opt.message = true;
         else if (!strcmp(argv[i], "--late-load"))
             opt.late_load = true;
+        else if (!strcmp(argv[i], "--large"))
+            block_bytes[0] = UINT64_C(160) << 20;
         else if (!strcmp(argv[i], "--direct"))
             opt.direct = true;
         else if (!strcmp(argv[i], "--twice"))

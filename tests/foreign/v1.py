@@ -42,6 +42,7 @@ class V1(Device):
     sticky_end = False       # once 0 in SR it stays 0
     open_dropped = False     # a write of the state gives a portion that is open a second time
     keeps_image = False      # S again, without Z or reset between, goes on at the end of the old image
+    fail_into_error = False  # the changes that are to fail end in ERROR
     save_fails = 0           # times that the image cannot be saved: frozen, and the state is the old one
     # loading
     early_match = False      # a block in SR tells what kind of device it was
@@ -79,7 +80,7 @@ class V1(Device):
         return self.bits & (R | N) == R and not self.stopped and not self.frozen
 
     def reset_state(self):
-        self.bits, self.seq, self.content = R, 0, b""
+        self.bits, self.seq, self.seq_at_run, self.content = R, 0, 0, b""
         self.stopped = self.frozen = False
         self.image, self.portion = None, None
 
@@ -265,7 +266,12 @@ class V1(Device):
             raise Refuse(errno.EINVAL)
         if self.moves is not None and (old, new) not in self.moves:
             raise Refuse(errno.EINVAL)
-        self.fails((old, new))
+        try:
+            self.fails((old, new))
+        except Refuse:
+            if self.fail_into_error:
+                self.bits = FAILED
+            raise
         if old == new:
             return
         if old & R and not new & R:

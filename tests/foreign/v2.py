@@ -32,6 +32,7 @@ class Kernel(Device):
     pad_reads = False       # replies are as long as was asked for
     other_page = 0          # page size that the log insists on
     error_on_bad_data = False
+    needs_reset = False     # RESUMING only after a reset
     bad_data = 0            # times that what was loaded is refused
     partial_writes_refused = True
 
@@ -40,6 +41,7 @@ class Kernel(Device):
         self.at = self.avail = 0
         self.loaded = b""
         self.session = None
+        self.was_reset = False
         self.forgiven = False    # reset in RESUMING: there is nothing to load any more
 
     def may_dma(self):
@@ -47,9 +49,11 @@ class Kernel(Device):
             self.dma_in_p2p and self.state in (RUNNING_P2P, PRE_COPY_P2P)
 
     def reset_state(self):
-        self.state, self.seq, self.content, self.session = RUNNING, 0, b"", None
+        self.state, self.content, self.session = RUNNING, b"", None
+        self.seq = self.seq_at_run = 0
 
     def forget_data(self):
+        self.was_reset = True
         self.loaded, self.forgiven = b"", True
 
     def reset_refused(self):
@@ -94,6 +98,8 @@ class Kernel(Device):
         elif new == STOP_COPY:
             self.avail = len(self.stream())
         elif new == RESUMING:
+            if self.needs_reset and not self.was_reset:
+                raise Refuse(errno.EINVAL)
             self.loaded, self.session, self.forgiven = b"", "load", False
         elif self.state == RESUMING:
             if self.bad_data:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A few of the foreign devices with the reference VMM and its guest around them."""
+"""A few of the foreign devices with the reference VMM and its guest around them; and devices of ours
+where the others are, for what is believed of them."""
+import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -69,3 +73,17 @@ def test_it_stays(name):
         assert pair.row.refused in result.stderr
         assert_guest_lives(pair.source)
     pair.join()
+
+
+@pytest.mark.parametrize("dialect", ["--feature", "--region"])
+@pytest.mark.parametrize("mask, quiet", [((), "ndma_all"), (("--no-ndma",), "none")])
+def test_how_quiet_ours_are(dialect, mask, quiet):
+    with World() as world:
+        paths = [world.device(name, *mask) for name in ("a", "b")]
+        host = subprocess.run([os.environ["FOREIGN_HOST"], dialect, *paths, world.folder],
+                              capture_output=True, text=True, timeout=120)
+        assert host.returncode == 0, host.stdout + host.stderr
+        result = json.loads(host.stdout)
+        assert result["quiet"] == quiet and result["dialect"] == dialect[2:]
+        assert [one["state"] for one in result["attempts"]] == ["completed"]
+        assert result["memory"] == "equal" and result["destination_runs"]
