@@ -522,6 +522,8 @@ int vfmig_dev_init(struct vfmig_dev *dev, uint32_t features, uint64_t drain_time
     dev->shown = R;
     dev->running = 1;
     dev->gate = VFMIG_DEV_GATE_OPEN;
+    if (vfmig_sabotage("dev-starts-stopped"))
+        dev->bits = dev->shown = dev->running = 0;
     forget_drain(dev);
     return 0;
 }

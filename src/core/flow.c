@@ -178,7 +178,7 @@ static bool selected(const struct vfmig_flow *f, const struct row *row, uint32_t
     case SELECT_ALL:
         return true;
     case SELECT_NDMA:
-        return ndma;
+        return ndma && !vfmig_sabotage("skip-barrier");
     case SELECT_PLAIN:
         return !ndma;
     case SELECT_STOPPED_NDMA:

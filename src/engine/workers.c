@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/sabotage.h"
 #include "core/state.h"
@@ -85,6 +86,20 @@ static void recover(struct device_worker *dev)
     pthread_mutex_unlock(&e->status_lock);
 }
 
+#define SABOTAGE_LAG_US 300000
+
+/* The sabotage skip-barrier leaves the grace states out; then the first device runs on for a while when
+ * the others have stopped, and before they run (C59). */
+static void lag(const struct device_worker *dev, uint32_t want)
+{
+    bool late = dev->engine->role == VFMIG_FLOW_SOURCE
+                    ? dev->index == 0 && want == VFMIG_STATE_STOP_COPY
+                    : dev->index > 0 && want == VFMIG_STATE_RUNNING;
+
+    if (late && vfmig_sabotage("skip-barrier"))
+        usleep(SABOTAGE_LAG_US);
+}
+
 static void change_state(struct device_worker *dev, uint32_t want)
 {
     struct engine *e = dev->engine;
@@ -94,6 +109,7 @@ static void change_state(struct device_worker *dev, uint32_t want)
     const char *name = want == VFMIG_WANT_RESET ? "reset" : vfmig_state_name(want);
     int ret;
 
+    lag(dev, want);
     engine_trace(e, CHANGE_BEGIN, VFMIG_U(dev->index), VFMIG_S(dev->id), VFMIG_S(name));
     if (want == VFMIG_WANT_RESET)
         ret = reset_device(dev, &error);

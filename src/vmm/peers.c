@@ -36,6 +36,15 @@ void vmm_peers_init(struct vmm_peers *peers, struct vfmig_pci *pci, enum vmm_p2p
     pthread_rwlockattr_destroy(&attr);
 }
 
+void vmm_peers_shut(struct vmm_peers *peers)
+{
+    if (!peers->pci)
+        return;
+    pthread_rwlock_wrlock(&peers->lock);
+    atomic_store(&peers->count, 0);
+    pthread_rwlock_unlock(&peers->lock);
+}
+
 void vmm_peers_done(struct vmm_peers *peers)
 {
     if (peers->pci)
@@ -89,6 +98,8 @@ static bool takes_part(const struct vmm_peers *peers, uint32_t device)
     /* N of any kind: peer to peer DMA is what each of them stops. */
     bool ndma = (info->features & VFMIG_FEATURE_NDMA) && info->quiet != VFMIG_QUIET_NONE;
 
+    if (vfmig_sabotage("p2p-never-mapped"))
+        return false;
     if (peers->policy == VMM_P2P_AUTO)
         return ndma || vfmig_sabotage("map-p2p-without-ndma");
     return peers->policy == VMM_P2P_ON;

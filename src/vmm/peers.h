@@ -46,6 +46,9 @@ struct vmm_peers {
 };
 
 void vmm_peers_init(struct vmm_peers *peers, struct vfmig_pci *pci, enum vmm_p2p policy);
+/* Everything is about to end: no access is under way on return, and every later one is refused. */
+void vmm_peers_shut(struct vmm_peers *peers);
+/* After the last device is closed. */
 void vmm_peers_done(struct vmm_peers *peers);
 
 /* The part of a BAR that others may reach. */

@@ -369,6 +369,7 @@ void vfmig_vmm_free(struct vfmig_vmm *vmm)
     vmm_migration_forget(vmm);
     vfmig_machine_free(vmm->machine);
     vmm_viommu_end(vmm);
+    vmm_peers_shut(&vmm->peers);
     for (uint32_t i = 0; i < vmm->device_count; i++)
         vfmig_pci_done(&vmm->pci[i]);
     vmm_peers_done(&vmm->peers);
