@@ -58,7 +58,7 @@ bool guest_p2p_prepare(const struct guest_env *env, uint32_t index, uint32_t slo
     const struct guest_device_params *device = &guest_params(env)->devices[index];
     struct guest_p2p *p = &driver_of(env, index)->p2p;
     p->op[slot] = GUEST_P2P_NONE;
-    if ((random >> 16) % 3 || (!device->peer_bar_gpa && !device->writer))
+    if ((random >> 16) % 2 || (!device->peer_bar_gpa && !device->writer))
         return false;
     desc->length = block_bytes(env);
     if (!device->peer_bar_gpa || (device->writer && (random >> 24) % 3 == 0)) {

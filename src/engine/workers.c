@@ -86,7 +86,7 @@ static void recover(struct device_worker *dev)
     pthread_mutex_unlock(&e->status_lock);
 }
 
-#define SABOTAGE_LAG_US 300000
+#define SABOTAGE_LAG_US 500000
 
 /* The sabotage skip-barrier leaves the grace states out; then the first device runs on for a while when
  * the others have stopped, and before they run (C59). */

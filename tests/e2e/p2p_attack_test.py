@@ -20,7 +20,7 @@ def move(world, source_sabotage=None, target_sabotage=None):
     """Moves a guest whose two devices attack each other: its new VMM, and the hits that each of the
     four devices took while it was stopped."""
     names = ("a0", "a1", "b0", "b1")
-    paths = {name: world.device(name, "--json", "--latency-us", "2000") for name in names}
+    paths = {name: world.device(name, "--json", "--latency-us", "10000") for name in names}
     source = world.vm("a", *GUEST, devices=[paths["a0"], paths["a1"]], sabotage=source_sabotage)
     target = world.vm("b", devices=[paths["b0"], paths["b1"]], incoming=world.uri(),
                       sabotage=target_sabotage)

@@ -3,9 +3,10 @@
 can stop it, in mixed ones, and in those that are refused (C54-C57, C69, C70)."""
 import pytest
 
-from world import QmpError, World, assert_guest_lives, migrate, migrate_slowly, wait_until
+from world import QmpError, World, assert_guest_lives, have_kvm, migrate, migrate_slowly, wait_until
 
 GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
+ACCELS = ["none", pytest.param("kvm", marks=pytest.mark.skipif(not have_kvm(), reason="no KVM"))]
 DIALECTS = pytest.mark.parametrize("dialects", [("feature", "feature"), ("region", "region"),
                                                 ("feature", "region")], ids="-".join)
 
@@ -51,15 +52,18 @@ def assert_nothing_hit_a_stopped_device(world, *vms):
 
 
 @DIALECTS
-def test_a_pair_moves_there_and_back(world, dialects):
-    source = world.vm("a", *GUEST, devices=devices(world, "a", dialects=dialects))
-    target = world.vm("b", devices=devices(world, "b", dialects=dialects), incoming=world.uri())
+@pytest.mark.parametrize("accel", ACCELS)
+def test_a_pair_moves_there_and_back(world, dialects, accel):
+    def vm(name, *args, **kwargs):
+        return world.vm(name, *args, accel=accel, devices=devices(world, name, dialects=dialects), **kwargs)
+    source = vm("a", *GUEST)
+    target = vm("b", incoming=world.uri())
     assert reaches(source) == reaches(target) == {"dev0": ["dev1"], "dev1": ["dev0"]}
     assert_peers_work(source)
     result = migrate(source, world.uri(), "--quiet", "--downtime-limit", "2000")
     assert result.returncode == 0, result.stderr
     assert_peers_work(target)
-    back = world.vm("c", devices=devices(world, "c", dialects=dialects), incoming=world.uri("back"))
+    back = vm("c", incoming=world.uri("back"))
     result = migrate(target, world.uri("back"), "--quiet", "--downtime-limit", "2000")
     assert result.returncode == 0, result.stderr
     assert_peers_work(back)
