@@ -9,6 +9,7 @@
 
 #include "base/crc32c.h"
 #include "devices/dma_regs.h"
+#include "guest/guest.h"
 #include "machine_rig.h"
 
 #define MODEL_BAR 0xe0000000u
@@ -23,6 +24,10 @@ enum model_fault {
     MODEL_FAIL,
     MODEL_LOSE_SRAM,
     MODEL_LOSE_REGISTERS,
+    MODEL_LOSE_P2P,  /* a write to the peer is not made */
+    MODEL_TEAR_P2P,  /* only its first word is */
+    MODEL_TWICE_P2P, /* it is made, and again when the next one to the same place is */
+    MODEL_LATE_P2P,  /* it is made when the next one to the same place is, and after that */
 };
 
 struct model {
@@ -32,6 +37,14 @@ struct model {
     pthread_t thread;
     bool quiet, quit; /* under the lock */
     enum model_fault fault; /* under the lock; done once, then MODEL_GOOD again */
+    uint64_t bar;
+    uint32_t first_gsi;
+    struct model *peer; /* whose memory this one reaches; NULL: none */
+    struct {
+        void *to; /* NULL: nothing is kept */
+        uint32_t length;
+        uint8_t data[GUEST_PEER_BYTES];
+    } kept; /* a write to the peer that is still to come */
     uint32_t ctrl, entries, head, tail;
     uint64_t ring, scratch, serial, irqs;
     uint32_t msix[GUEST_VECTORS][4];
@@ -71,15 +84,58 @@ static void model_irq(struct model *d, uint32_t vector)
         eventfd_write(d->irq_fd[vector], 1);
 }
 
+/* Memory, or the peer's. */
+static void *model_reach(struct model *d, uint64_t gpa, uint64_t size)
+{
+    uint64_t sram = d->peer ? d->peer->bar + DMA_SRAM : 0;
+    if (sram && gpa >= sram && gpa < sram + DMA_SRAM_SIZE && size <= sram + DMA_SRAM_SIZE - gpa)
+        return d->peer->sram + (gpa - sram);
+    return model_at(d, gpa, size);
+}
+
+static void model_copy_to_peer(struct model *d, uint8_t *to, const void *from, uint32_t length)
+{
+    bool twice = model_takes(d, MODEL_TWICE_P2P), late = model_takes(d, MODEL_LATE_P2P);
+    bool again = d->kept.to == to;
+    if (length > sizeof(d->kept.data))
+        model_fail("a block of %u bytes", length);
+    if (model_takes(d, MODEL_TEAR_P2P))
+        memcpy(to, from, 8);
+    else if (!late && !model_takes(d, MODEL_LOSE_P2P))
+        memcpy(to, from, length);
+    if (again)
+        memcpy(to, d->kept.data, d->kept.length);
+    if (again)
+        d->kept.to = NULL;
+    if (!twice && !late)
+        return;
+    d->kept.to = to;
+    d->kept.length = length;
+    memcpy(d->kept.data, from, length);
+}
+
+static void model_copy(struct model *d, const struct dma_descriptor *desc)
+{
+    uint8_t *to = model_reach(d, desc->dst, desc->length);
+    const void *from = model_reach(d, desc->src, desc->length);
+    struct model *peer = d->peer;
+    bool at_peer = peer && to >= peer->sram && to < peer->sram + DMA_SRAM_SIZE;
+    if (at_peer) {
+        model_copy_to_peer(d, to, from, desc->length);
+        return;
+    }
+    memcpy(to, from, desc->length);
+    if (model_takes(d, MODEL_WRONG_DATA))
+        to[desc->length - 8] ^= 1;
+}
+
 static void model_execute(struct model *d, struct dma_descriptor *desc)
 {
     uint64_t *dst = NULL;
-    if (desc->op == DMA_OP_COPY || desc->op == DMA_OP_FILL || desc->op == DMA_OP_SRAM_STORE)
+    if (desc->op == DMA_OP_FILL || desc->op == DMA_OP_SRAM_STORE)
         dst = model_at(d, desc->dst, desc->length);
     if (desc->op == DMA_OP_COPY) {
-        memcpy(dst, model_at(d, desc->src, desc->length), desc->length);
-        if (model_takes(d, MODEL_WRONG_DATA))
-            dst[desc->length / 8 - 1] ^= 1;
+        model_copy(d, desc);
     } else if (desc->op == DMA_OP_FILL) {
         for (uint32_t i = 0; i < desc->length / 8; i++)
             dst[i] = desc->pattern + i;
@@ -136,7 +192,7 @@ static void model_route(struct model *d, uint32_t vector)
     uint64_t address = d->msix[vector][0] | (uint64_t)d->msix[vector][1] << 32;
     if (d->msix[vector][3] & 1)
         return;
-    d->irq_fd[vector] = vfmig_machine_msi_eventfd(d->vm->machine, vector, address,
+    d->irq_fd[vector] = vfmig_machine_msi_eventfd(d->vm->machine, d->first_gsi + vector, address,
                                                   d->msix[vector][2], &rig_error);
     if (d->irq_fd[vector] < 0)
         model_fail("%s", rig_error.text);
@@ -185,9 +241,9 @@ static void model_mmio(void *opaque, uint32_t vcpu, uint64_t gpa, bool is_write,
 {
     struct model *d = opaque;
     uint64_t value = 0;
-    uint32_t reg = (uint32_t)(gpa - MODEL_BAR);
+    uint32_t reg = (uint32_t)(gpa - d->bar);
     (void)vcpu;
-    if (gpa < MODEL_BAR || gpa - MODEL_BAR > DMA_BAR_SIZE - size)
+    if (gpa < d->bar || gpa - d->bar > DMA_BAR_SIZE - size)
         model_fail("access outside the BAR: %#lx, %u bytes", gpa, size);
     pthread_mutex_lock(&d->lock);
     memcpy(&value, data, is_write ? size : 0);
@@ -208,6 +264,7 @@ static inline void model_open(struct model *d, struct rig_vm *vm)
 {
     memset(d, 0, sizeof(*d));
     d->vm = vm;
+    d->bar = MODEL_BAR;
     for (uint32_t v = 0; v < GUEST_VECTORS; v++) {
         d->irq_fd[v] = -1;
         d->msix[v][3] = 1;
