@@ -60,6 +60,7 @@ struct vfmig_vm_sample {
     uint64_t dma_in_flight;      /* DMAs that devices have begun and not finished */
     uint64_t interrupts_latched; /* raised by quiet devices and not delivered */
     uint64_t page_faults_open;   /* DMAs that wait for the guest to answer a page request */
+    uint64_t peer_accesses;      /* DMAs of devices to other devices, so far */
 };
 
 /* Callbacks return 0 or a negative errno with *reterr filled. */

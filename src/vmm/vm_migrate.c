@@ -223,6 +223,8 @@ static void on_sample(void *opaque, struct vfmig_vm_sample *ret_sample)
     *ret_sample = (struct vfmig_vm_sample){.interrupts_latched = vmm->migration.latched};
     if (vmm->iommu)
         ret_sample->page_faults_open = vmm_iommu_faults(vmm->iommu);
+    for (uint32_t i = 0; i < vmm->device_count; i++)
+        ret_sample->peer_accesses += vmm->pci[i].peer_reads + vmm->pci[i].peer_writes;
     if (vmm->run_state == VMM_INMIGRATE)
         return; /* what memory says by then is the source's */
     for (uint32_t i = 0; i < GUEST_MAX_VCPUS; i++)

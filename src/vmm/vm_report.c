@@ -74,6 +74,7 @@ static struct json_object *sample_json(const struct vfmig_vm_sample *sample)
     add_u64(object, "dma-in-flight", sample->dma_in_flight);
     add_u64(object, "interrupts-latched", sample->interrupts_latched);
     add_u64(object, "page-faults-open", sample->page_faults_open);
+    add_u64(object, "peer-accesses", sample->peer_accesses);
     return object;
 }
 

@@ -39,6 +39,19 @@ def assert_peers_work(qmp, count=2):
     assert now["errors"] == 0, now
 
 
+def accesses(step):
+    """Made by devices to others in a step of the migration."""
+    return step["at-end"]["peer-accesses"] - step["at-start"]["peer-accesses"]
+
+
+def assert_peers_were_quiet(source):
+    """None came from the moment on when all were in the grace state (C55, C56)."""
+    steps = {step["name"]: step for step in source("query-migrate")["x-vfmig"]["steps"]}
+    assert steps["S4"]["at-start"]["peer-accesses"] > 0
+    assert all(accesses(steps[name]) == 0 for name in ("S4", "S5", "handover"))
+    return steps
+
+
 def assert_nothing_hit_a_stopped_device(world, *vms):
     for vm in vms:
         vm("quit")
@@ -63,6 +76,7 @@ def test_a_pair_moves_there_and_back(world, dialects, accel):
     result = migrate(source, world.uri(), "--quiet", "--downtime-limit", "2000")
     assert result.returncode == 0, result.stderr
     assert_peers_work(target)
+    assert_peers_were_quiet(source)
     back = vm("c", incoming=world.uri("back"))
     result = migrate(target, world.uri("back"), "--quiet", "--downtime-limit", "2000")
     assert result.returncode == 0, result.stderr
@@ -70,6 +84,18 @@ def test_a_pair_moves_there_and_back(world, dialects, accel):
     for device in back("x-query-peers"):
         assert device["reads"] and device["writes"] and not device["failures"]
     assert assert_nothing_hit_a_stopped_device(world, source, target, back) == 6
+
+
+def test_peers_work_while_memory_is_sent(world):
+    source = world.vm("a", *GUEST, devices=devices(world, "a"))
+    target = world.vm("b", devices=devices(world, "b"), incoming=world.uri())
+    assert_peers_work(source)
+    process = migrate_slowly(source, world.uri(), "--downtime-limit", "5000", bandwidth="8M")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    steps = assert_peers_were_quiet(source)
+    assert sum(accesses(steps[name]) for name in ("S1", "S2")) > 0
+    assert_peers_work(target)
 
 
 MIXED = ((), ("--mask", "p2p"), ())
@@ -224,3 +250,17 @@ def test_a_device_dies_under_its_peers_dma(world, victim):
     assert result.returncode == 1
     assert f"a{victim}.sock: the peer closed" in result.stderr and result.stderr.count("\n") == 1
     assert source("query-status")["running"]
+
+
+def test_a_device_dies_while_its_guest_moves(world):
+    source = world.vm("a", *GUEST, devices=devices(world, "a"))
+    world.vm("b", devices=devices(world, "b"), incoming=world.uri())
+    assert_peers_work(source)
+    process = migrate_slowly(source, world.uri(), bandwidth="8M")
+    world.kill("a1")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "a1.sock" in err, err
+    assert source("query-status")["running"]
+    before = source("x-guest")["devices"][0]["checked"]
+    wait_until(lambda: source("x-guest")["devices"][0]["checked"] > before + 100,
+               "work of the one that is left")
