@@ -75,6 +75,8 @@ unsigned vmm_peers_windows(const struct vfmig_pci *pci, unsigned bar,
     if (pci->vectors && pci->pba_bar == bar)
         holes[hole_count++] =
             hole_at(pci->pba_offset, (pci->table_entries + UINT64_C(63)) / 64 * 8);
+    if (vfmig_sabotage("p2p-windows-hold-msix"))
+        hole_count = 0;
     if (hole_count == 2 && holes[1].gpa < holes[0].gpa) {
         struct vmm_peer_window first = holes[1];
         holes[1] = holes[0];
@@ -224,7 +226,7 @@ static struct vfmig_pci *find_window(struct vmm_peers *peers, uint32_t device, u
 
     for (uint32_t peer = 0; peer < count; peer++) {
         struct vfmig_pci *pci = &peers->pci[peer];
-        if (!atomic_load(&peers->mapped[device][peer]))
+        if (!atomic_load(&peers->mapped[device][peer]) && !vfmig_sabotage("p2p-unmapped-served"))
             continue;
         *ret_bar = vfmig_pci_find(pci, gpa, size);
         unsigned windows_count =
