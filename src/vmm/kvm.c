@@ -282,6 +282,13 @@ static void take_kick(void)
         ;
 }
 
+/* A stop says so in m->stop before it kicks, which is looked at after this. */
+static void forget_kick(struct kvm_vcpu *v)
+{
+    __atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    take_kick();
+}
+
 /* Entering with immediate_exit finishes the last exit (its MMIO read reaches the register, its
  * instruction pointer moves on) and comes back before the guest runs. */
 static void kvm_run_vcpu(struct vfmig_machine *m, uint32_t vcpu)
@@ -291,18 +298,23 @@ static void kvm_run_vcpu(struct vfmig_machine *m, uint32_t vcpu)
     sigemptyset(&kick);
     sigaddset(&kick, KICK_SIGNAL);
     pthread_sigmask(SIG_BLOCK, &kick, NULL);
-    __atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-    take_kick(); /* of the last stop, which may have come after its thread had seen m->stop */
+    forget_kick(v); /* of the last stop, which may have come after its thread had seen m->stop */
     for (;;) {
         if (machine_stopping(m)) {
             if (!v->pending)
                 break;
             __atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+        } else if (machine_throttle_due(m, vcpu)) {
+            machine_throttle_sleep(m, vcpu);
+            continue;
         }
         int ret = ioctl(v->fd, KVM_RUN, 0);
+        int code = ret < 0 ? errno : 0;
         v->pending = false;
-        if (ret < 0 && errno != EINTR && errno != EAGAIN) {
-            machine_vcpu_died(m, vcpu, "KVM_RUN: %s", strerror(errno));
+        if (code == EINTR) {
+            forget_kick(v);
+        } else if (code && code != EAGAIN) {
+            machine_vcpu_died(m, vcpu, "KVM_RUN: %s", strerror(code));
             break;
         }
         if (ret == 0 && !handle_exit(m, vcpu))

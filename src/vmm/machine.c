@@ -179,9 +179,11 @@ static struct vfmig_machine *alloc_machine(const struct vfmig_machine_config *co
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&m->wake, &attr);
     pthread_cond_init(&m->parked, &attr);
+    pthread_cond_init(&m->throttle_wake, &attr);
     pthread_condattr_destroy(&attr);
     pthread_mutex_init(&m->lock, NULL);
     pthread_mutex_init(&m->msi_lock, NULL);
+    pthread_mutex_init(&m->throttle_lock, NULL);
     for (uint32_t i = 0; i < GUEST_MAX_VCPUS; i++) {
         m->vcpus[i].machine = m;
         m->vcpus[i].index = i;
@@ -223,6 +225,7 @@ void vfmig_machine_free(struct vfmig_machine *m)
 {
     if (!m)
         return;
+    vfmig_machine_throttle(m, 0, NULL);
     pthread_mutex_lock(&m->lock);
     m->quit = true;
     pthread_cond_broadcast(&m->wake);
@@ -239,8 +242,10 @@ void vfmig_machine_free(struct vfmig_machine *m)
             close(m->msis[i].fd);
     pthread_cond_destroy(&m->wake);
     pthread_cond_destroy(&m->parked);
+    pthread_cond_destroy(&m->throttle_wake);
     pthread_mutex_destroy(&m->lock);
     pthread_mutex_destroy(&m->msi_lock);
+    pthread_mutex_destroy(&m->throttle_lock);
     free(m);
 }
 

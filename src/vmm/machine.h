@@ -82,6 +82,10 @@ int vfmig_machine_start(struct vfmig_machine *m, struct vfmig_error *reterr);
 /* Kicks every vCPU, finishes its pending exit and parks it; returns when all are parked. An mmio
  * callback in progress is waited for. Stopping a stopped machine is fine. */
 int vfmig_machine_stop(struct vfmig_machine *m, struct vfmig_error *reterr);
+/* Takes this share of their time from the vCPUs, at most VFMIG_MACHINE_MAX_THROTTLE percent, in
+ * periods of 20 ms; 0 gives it back, and then no sleep goes on. Running or not. Any thread. */
+#define VFMIG_MACHINE_MAX_THROTTLE 99u
+int vfmig_machine_throttle(struct vfmig_machine *m, uint32_t percent, struct vfmig_error *reterr);
 bool vfmig_machine_running(const struct vfmig_machine *m);
 /* Negative once a vCPU died (*reterr says how); asked by the VMM now and then. Any thread. */
 int vfmig_machine_failed(struct vfmig_machine *m, struct vfmig_error *reterr);

@@ -18,6 +18,7 @@ struct machine_vcpu {
     bool parked;    /* under the lock */
     bool dead;      /* under the lock; parked for good */
     uint64_t reads; /* of GUEST_CTL_COUNT so far: part of the state */
+    uint64_t turn;  /* of the throttle that it has slept for; its own thread */
 };
 
 /* An MSI vector of a device and the eventfd behind it. */
@@ -64,6 +65,12 @@ struct vfmig_machine {
     bool moved;            /* a state was loaded since the last start */
     bool stop;             /* atomic; true whenever the vCPUs shall not run */
     struct vfmig_error failure; /* under the lock; code 0 while all is well */
+    uint32_t throttle;          /* under the lock: percent of each period that vCPUs sleep */
+    uint64_t throttle_turn;     /* atomic: periods so far */
+    pthread_cond_t throttle_wake;
+    pthread_mutex_t throttle_lock; /* of the two that follow; before the lock */
+    pthread_t ticker;
+    bool has_ticker;
     struct machine_vcpu vcpus[GUEST_MAX_VCPUS];
     pthread_mutex_t msi_lock;
     struct machine_msi msis[GUEST_MAX_GSIS];
@@ -84,6 +91,10 @@ void machine_mmio(struct vfmig_machine *m, uint32_t vcpu, uint64_t gpa, bool is_
 /* From the vCPU's thread: it cannot go on. */
 void machine_vcpu_died(struct vfmig_machine *m, uint32_t vcpu, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* From the vCPU's thread: it has not slept yet for the period that runs. A kick comes with it, maybe
+ * later, which then makes run look once more for nothing. */
+bool machine_throttle_due(struct vfmig_machine *m, uint32_t vcpu);
+void machine_throttle_sleep(struct vfmig_machine *m, uint32_t vcpu);
 /* Host memory behind [gpa, gpa + size), NULL when it is not all in one block. */
 void *machine_memory(struct vfmig_machine *m, uint64_t gpa, uint64_t size);
 

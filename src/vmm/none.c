@@ -152,6 +152,8 @@ static void none_run(struct vfmig_machine *m, uint32_t vcpu)
                             .mmio = none_mmio,
                             .tsc = none_tsc};
     while (!machine_stopping(m) && !m->vcpus[vcpu].dead) {
+        if (machine_throttle_due(m, vcpu))
+            machine_throttle_sleep(m, vcpu);
         take_interrupts(m, vcpu);
         guest_step(&env, vcpu);
         if (outside)
