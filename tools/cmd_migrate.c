@@ -13,8 +13,8 @@
 #include "qmp_client.h"
 #include "vfmig/error.h"
 
-static const char *qmp_path, *dialect, *trace_path;
-static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth;
+static const char *qmp_path, *dialect, *trace_path, *on_deadline;
+static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth, throttle;
 static bool json, quiet;
 
 static const struct tool_option options[] = {
@@ -23,8 +23,12 @@ static const struct tool_option options[] = {
     {"channels", TOOL_NUMBER, &channels, "N", "connections to use", .min = 1, .max = 16},
     {"downtime-limit", TOOL_NUMBER, &downtime_limit, "MS",
      "switch over only when the predicted downtime is inside", .min = 1, .max = 600000},
-    {"deadline", TOOL_NUMBER, &deadline, "S", "give up, guest unharmed, after this; 0: never",
+    {"deadline", TOOL_NUMBER, &deadline, "S", "the switchover must have begun by then; 0: never",
      .min = 0, .max = 1000000},
+    {"on-deadline", TOOL_CHOICE, &on_deadline, NULL,
+     "then: give up, guest unharmed (default), or go whatever the downtime", .choices = "fail|force"},
+    {"throttle-max", TOOL_NUMBER, &throttle, "PERCENT",
+     "slow a guest down that gets no nearer to the limit, so far; 0: never", .min = 0, .max = 99},
     {"max-bandwidth", TOOL_SIZE, &bandwidth, "SIZE", "bytes each second at most; 0: no limit"},
     {"dialect", TOOL_CHOICE, &dialect, NULL, "speak to the devices in another dialect",
      .choices = "feature|region"},
@@ -102,8 +106,14 @@ static void describe(struct json_object *status, char *line, size_t size)
     used += snprintf(line + used, size - (size_t)used, "%.0f MiB/s  %.0f MiB left",
                      number(ours, "rate-bytes-s") / (1 << 20), number(ram, "remaining") / (1 << 20));
     if ((size_t)used < size && get(ours, "predicted-downtime-ns"))
-        snprintf(line + used, size - (size_t)used, "  downtime would be %.0f ms",
-                 number(ours, "predicted-downtime-ns") / 1e6);
+        used += snprintf(line + used, size - (size_t)used, "  downtime would be %.0f ms",
+                         number(ours, "predicted-downtime-ns") / 1e6);
+    if ((size_t)used < size && number(status, "cpu-throttle-percentage") > 0)
+        used += snprintf(line + used, size - (size_t)used, "  vCPUs slowed down by %.0f %%",
+                         number(status, "cpu-throttle-percentage"));
+    if ((size_t)used < size && json_object_get_boolean(get(ours, "not-converging")))
+        snprintf(line + used, size - (size_t)used, "  no progress for %.0f rounds",
+                 number(ours, "stuck-rounds"));
 }
 
 static void show_progress(struct json_object *status, bool terminal, unsigned tick)
@@ -149,12 +159,16 @@ static void print_report(struct json_object *status)
 {
     struct json_object *ours = get(status, "x-vfmig");
     struct json_object *ram = get(status, "ram");
+    struct json_object *prediction = get(ours, "prediction");
 
     printf("migrated in %.2f s: downtime %.1f ms, %.0f MiB sent, %.0f rounds\n",
            number(status, "total-time") / 1e3, number(ours, "downtime-ns") / 1e6,
            number(ram, "transferred") / (1 << 20), number(ram, "dirty-sync-count"));
     print_steps(get(ours, "steps"));
     print_parts(ours);
+    if (prediction)
+        printf("\npredicted %.1f ms, reckoned with up to %.1f ms\n", number(prediction, "ns") / 1e6,
+               number(prediction, "bound-ns") / 1e6);
 }
 
 /* The exit code of an ended migration, after its sentence. */
@@ -293,6 +307,7 @@ static int set_parameters(struct qmp_client *client, struct vfmig_error *reterr)
     json_object_object_add(args, "downtime-limit", json_object_new_uint64(downtime_limit));
     json_object_object_add(args, "max-bandwidth", json_object_new_uint64(bandwidth));
     json_object_object_add(args, "multifd-channels", json_object_new_uint64(channels));
+    json_object_object_add(args, "max-cpu-throttle", json_object_new_uint64(throttle));
     int ret = qmp_execute(client, "migrate-set-parameters", args, NULL, reterr);
     if (ret || !dialect)
         return ret;
@@ -310,6 +325,8 @@ static int start(struct qmp_client *client, const char *uri, struct vfmig_error 
         json_object_object_add(args, "x-deadline", json_object_new_uint64(deadline));
     if (trace)
         json_object_object_add(args, "x-trace", json_object_new_boolean(true));
+    if (on_deadline)
+        json_object_object_add(args, "x-on-deadline", json_object_new_string(on_deadline));
     return qmp_execute(client, "migrate", args, NULL, reterr);
 }
 
@@ -325,6 +342,8 @@ int cmd_migrate(int argc, char **argv)
     const char *uri = operands.items[0];
     if (strncmp(uri, "tcp:", 4) && strncmp(uri, "unix:", 5))
         return tool_fail(&usage, TOOL_USAGE, "'%s' is neither tcp:HOST:PORT nor unix:PATH", uri);
+    if (on_deadline && !deadline)
+        return tool_fail(&usage, TOOL_USAGE, "--on-deadline says nothing without --deadline");
     int ret = qmp_connect(qmp_path, &client, &err);
     if (ret)
         return tool_fail(&usage, TOOL_FAILED, "%s", err.text);

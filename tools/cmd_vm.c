@@ -18,7 +18,7 @@ static const char *name = "guest";
 static const char *qmp_path, *incoming, *journal, *trace;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
-static bool paused, discard_released;
+static bool paused, discard_released, prefault;
 
 static const struct tool_option options[] = {
     {"name", TOOL_TEXT, &name, "NAME", "name of the guest, in messages"},
@@ -48,6 +48,7 @@ static const struct tool_option options[] = {
     {"dma-in-flight", TOOL_NUMBER, &dma_in_flight, "N", "descriptors kept queued per device",
      .min = 1, .max = 48},
     {"seed", TOOL_NUMBER, &seed, "N", "of the guest's random order", .min = 1, .max = UINT64_MAX},
+    {"prefault", TOOL_FLAG, &prefault, NULL, "take all of the guest's memory from the host at once"},
     {"paused", TOOL_FLAG, &paused, NULL, "do not run the guest before QMP says cont"},
     {NULL},
 };
@@ -142,6 +143,7 @@ int cmd_vm(int argc, char **argv)
             .journal_dir = journal,
             .trace_path = trace,
             .channels = (uint32_t)channels,
+            .prefault = prefault,
             .paused = paused,
             .discard_released = discard_released,
             .guest = {.working_set_bytes = working_set,

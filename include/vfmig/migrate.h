@@ -97,6 +97,12 @@ struct vfmig_vm_ops {
      * looked at again; vCPUs may be running. A failure counts as a device that is lost. */
     int (*device_reset)(void *opaque, uint32_t device, struct vfmig_error *reterr);
 
+    /* NULL: cannot. Takes this share of their time from the vCPUs, so that the guest dirties less;
+     * 0 gives it back. Returns at once; parked vCPUs stay parked. Only called with throttle_max, and
+     * with 0 before vcpus_start on the way back, and at the end in any case. A failure means that
+     * the guest is not slowed down. */
+    int (*throttle)(void *opaque, uint32_t percent, struct vfmig_error *reterr);
+
     /* Appends lines "key=value\n": what both sides must have in common (vCPU count, CPUID, TSC
      * kHz ...). A key that starts with "info." is shown and not compared; one that starts with
      * "need." must be the same there, and the destination may have more of them. Memory and devices
@@ -146,9 +152,11 @@ enum vfmig_on_deadline {
 
 /* Zero means the default given. */
 struct vfmig_migrate_options {
-    uint64_t downtime_limit_ns; /* of the predicted downtime; 300 ms */
+    uint64_t downtime_limit_ns; /* of the downtime that must be reckoned with; 300 ms */
     uint64_t deadline_ns;       /* for the way to the switchover, from the start; none */
     enum vfmig_on_deadline on_deadline;
+    uint32_t throttle_max;      /* a guest that makes no progress towards the limit is slowed down
+                                   by up to this percentage of its time, 1 to 99; not at all */
     uint64_t max_bandwidth;     /* bytes per second over all channels, before vCPUs stop; no limit */
     uint32_t channels;          /* 2 */
     uint64_t device_timeout_ns; /* for one state change or reset of one device; 10 s */
@@ -205,6 +213,25 @@ struct vfmig_downtime {
     uint64_t clock_error_ns;    /* of what was converted between the clocks */
 };
 
+/* The downtime as it is expected before the switchover, from what was measured while the guest ran.
+ * The parts are sums of those of struct vfmig_downtime. */
+struct vfmig_prediction {
+    uint64_t total_ns;  /* what is expected: medians */
+    uint64_t bound_ns;  /* what must be reckoned with: the bad ends, and a margin. This one decides */
+    uint64_t stop_ns;   /* vcpus_stop */
+    uint64_t logs_ns;   /* snapshot, final_log */
+    uint64_t send_ns;   /* devices_stop, vm_state, final_data */
+    uint64_t ready_ns;  /* ready */
+    uint64_t grant_ns;  /* grant_journal, grant */
+    uint64_t resume_ns; /* resume */
+    /* Not parts: what they were calculated from. */
+    uint64_t cold_ns;    /* of send: the destination writes memory for the first time */
+    uint64_t devices_ns; /* slowest device: state change and data; send is not shorter */
+    uint64_t pages;      /* dirty when the vCPUs are parked */
+    uint64_t cold_pages; /* of them */
+    uint64_t bandwidth;  /* bytes per second that are expected once they are */
+};
+
 /* A snapshot of either side, and its final report. */
 struct vfmig_progress {
     enum vfmig_migrate_state state;
@@ -224,8 +251,14 @@ struct vfmig_progress {
     uint64_t remaining_bytes;      /* of the round under way, or known dirty */
     uint64_t rate_bytes;           /* per second, sent */
     uint64_t dirty_bytes;          /* per second, as the trackers see it */
-    uint64_t predicted_downtime_ns;
+    uint64_t predicted_downtime_ns; /* of a switchover right now; then: at the decision */
     uint64_t downtime_limit_ns;
+    struct vfmig_prediction prediction;
+    int32_t prediction_error;  /* in thousandths of the downtime that came: positive: it was shorter */
+    uint32_t throttle_percent; /* in force, or when the vCPUs stopped */
+    uint32_t stuck_rounds;     /* in a row that brought the limit no nearer */
+    bool not_converging;       /* and nothing is left that could be done: it goes on like this until
+                                  the deadline, or until somebody cancels */
     uint64_t sent_running_bytes;   /* on all channels while vCPUs ran */
     uint64_t sent_stopped_bytes;   /* after */
     uint64_t memory_running_bytes; /* guest memory (zero pages as pages) moved while vCPUs ran */

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "core/converge.h"
 
+#include "base/sabotage.h"
 #include "vfmig/memory.h"
 
-#define SECOND_NS       UINT64_C(1000000000)
+#define SECOND_NS UINT64_C(1000000000)
+/* Where nobody has measured: on the high side of what was seen on slow machines. */
 #define STOP_VCPUS_NS   UINT64_C(2000000) /* kick, finish the exit, park */
-#define START_VCPUS_NS  UINT64_C(2000000)
-#define DEVICE_MIN_NS   UINT64_C(500000) /* a state change, when nobody has measured one */
-#define JOURNAL_MIN_NS  UINT64_C(1000000)
-#define JOURNAL_WRITES  4u /* READY, GRANT-SENT, GRANTED, RUNNING */
-#define DEVICE_CHANGES  4u /* S; Z to {}; {} to NR; N cleared */
-#define MESSAGES        3u /* SEAL and READY, GRANT: in half round trips */
-#define PAGE_HEAD_BYTES 16u
+#define START_VCPUS_NS  UINT64_C(500000)
+#define CHANGE_NS       UINT64_C(500000) /* of a device's state, and the least that is reckoned */
+#define JOURNAL_NS      UINT64_C(500000) /* the same of a durable record */
+#define VM_STATE_NS     UINT64_C(500000)
+#define ROWS_NS         UINT64_C(300000) /* threads that wake each other, on each side */
+#define PAGE_WIRE_BYTES (VFMIG_PAGE_SIZE + 20u) /* its CRC, its share of a head, a run of its own */
 
 static uint64_t add(uint64_t a, uint64_t b)
 {
@@ -20,19 +21,15 @@ static uint64_t add(uint64_t a, uint64_t b)
     return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
 }
 
-static uint64_t mul(uint64_t a, uint64_t b)
+/* a * b / c, rounded up; UINT64_MAX when it does not fit or c is 0 and the rest is not. */
+static uint64_t scale(uint64_t a, uint64_t b, uint64_t c)
 {
-    uint64_t product;
+    unsigned __int128 product = (unsigned __int128)a * b;
 
-    return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
-}
-
-/* bytes at rate, in ns; split so that it does not overflow for anything below 16 GiB/s * s. */
-static uint64_t time_of(uint64_t bytes, uint64_t rate)
-{
-    if (rate == 0)
-        return bytes ? UINT64_MAX : 0;
-    return add(mul(bytes / rate, SECOND_NS), mul(bytes % rate, SECOND_NS) / rate);
+    if (c == 0)
+        return product ? UINT64_MAX : 0;
+    product = product / c + (product % c != 0);
+    return product > UINT64_MAX ? UINT64_MAX : (uint64_t)product;
 }
 
 static uint64_t max(uint64_t a, uint64_t b)
@@ -40,33 +37,120 @@ static uint64_t max(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-uint64_t vfmig_converge_predict(const struct vfmig_converge_input *in)
+static uint64_t min(uint64_t a, uint64_t b)
 {
-    uint64_t change = max(in->device_change_ns, DEVICE_MIN_NS);
-    uint64_t journal = max(in->journal_ns, JOURNAL_MIN_NS);
-    /* Dirtied after this moment: while the devices go to N and until the vCPUs are parked. */
-    uint64_t before_stop = add(STOP_VCPUS_NS, mul(change, 2));
-    uint64_t late_pages =
-        add(mul(in->dirty_pages_per_s, before_stop / 1000) / (SECOND_NS / 1000), 1);
-    uint64_t bytes = mul(add(in->dirty_pages, late_pages), VFMIG_PAGE_SIZE + PAGE_HEAD_BYTES);
-    uint64_t moving = time_of(add(add(bytes, in->device_bytes), in->vm_state_bytes), in->bandwidth);
-    uint64_t total = max(moving, in->slowest_device_ns);
+    return a < b ? a : b;
+}
 
-    total = add(total, STOP_VCPUS_NS + START_VCPUS_NS);
-    total = add(total, mul(change, DEVICE_CHANGES));
-    total = add(total, mul(in->log_ns, 2));
-    total = add(total, mul(journal, JOURNAL_WRITES));
-    return add(total, mul(in->rtt_ns, MESSAGES) / 2);
+static uint64_t known(uint64_t value, uint64_t otherwise)
+{
+    return value ? value : otherwise;
+}
+
+/* Pages to send once the vCPUs are parked: dirty now, and dirtied while the devices go to N and
+ * until then. */
+static uint64_t pages_at_stop(const struct vfmig_converge_input *in, uint64_t change)
+{
+    uint64_t until_stop = max(in->until_stop_ns, add(known(in->stop_ns, STOP_VCPUS_NS), change));
+    uint64_t late = scale(in->dirty_pages_per_s, until_stop, SECOND_NS);
+    uint64_t all = add(in->dirty_pages, vfmig_sabotage("converge-no-late") ? 0 : late);
+
+    return in->memory_pages ? min(all, max(in->memory_pages, in->dirty_pages)) : all;
+}
+
+void vfmig_converge_predict(const struct vfmig_converge_input *in, struct vfmig_prediction *ret)
+{
+    uint64_t change = in->devices ? max(in->change_ns, CHANGE_NS) : 0;
+    uint64_t peer_change = in->devices ? max(in->peer_change_ns, CHANGE_NS) : 0;
+    uint64_t journal = max(in->journal_ns, JOURNAL_NS);
+    uint64_t peer_journal = max(in->peer_journal_ns, JOURNAL_NS);
+    uint64_t state = known(in->vm_state_ns, VM_STATE_NS);
+    uint64_t pages = pages_at_stop(in, change);
+    /* What comes on top is as cold as what is known. */
+    uint64_t cold = in->dirty_pages ? scale(in->cold_pages, pages, in->dirty_pages) : 0;
+    uint64_t bytes = add(add(scale(pages, PAGE_WIRE_BYTES, 1), in->device_bytes), in->vm_state_bytes);
+    uint64_t sending = scale(bytes, SECOND_NS, in->bandwidth);
+
+    ret->pages = pages;
+    ret->cold_pages = cold;
+    ret->cold_ns = vfmig_sabotage("converge-no-cold")
+                       ? 0
+                       : scale(cold, in->cold_page_ns, max(in->channels, 1));
+    ret->stop_ns = known(in->stop_ns, STOP_VCPUS_NS);
+    ret->logs_ns = add(in->log_ns, in->log_ns);
+    ret->devices_ns = vfmig_sabotage("converge-no-devices") ? 0 : add(change, in->slowest_device_ns);
+    /* All at the same time over the same channels; the VM's state follows the devices' change. */
+    ret->send_ns = add(max(max(add(sending, ret->cold_ns), ret->devices_ns), add(change, state)),
+                       ROWS_NS);
+    ret->ready_ns = add(add(in->drain_ns, max(peer_change, known(in->vm_load_ns, VM_STATE_NS))),
+                        add(add(peer_journal, in->rtt_ns / 2), ROWS_NS));
+    ret->grant_ns = add(journal, in->rtt_ns / 2);
+    ret->resume_ns = add(add(peer_journal, add(peer_change, peer_change)), START_VCPUS_NS);
+    ret->total_ns = add(add(add(ret->stop_ns, ret->logs_ns), add(ret->send_ns, ret->ready_ns)),
+                        add(ret->grant_ns, ret->resume_ns));
+}
+
+void vfmig_measured_fill(const struct vfmig_measured *m, bool careful,
+                         struct vfmig_converge_input *in)
+{
+    bool wary = careful && !vfmig_sabotage("converge-careless");
+    uint32_t low = wary ? VFMIG_CAREFUL_LOW : 50, high = wary ? VFMIG_CAREFUL_HIGH : 50;
+
+    in->bandwidth = vfmig_samples_quantile(&m->bandwidth, low, in->bandwidth);
+    in->dirty_pages_per_s = vfmig_samples_quantile(&m->dirty_rate, high, in->dirty_pages_per_s);
+    in->until_stop_ns = vfmig_samples_quantile(&m->until_stop, high, in->until_stop_ns);
+    in->drain_ns = vfmig_samples_quantile(&m->drain, high, in->drain_ns);
+    in->stop_ns = vfmig_samples_quantile(&m->stop, high, in->stop_ns);
+    in->log_ns = vfmig_samples_quantile(&m->log, high, in->log_ns);
+    in->vm_state_ns = vfmig_samples_quantile(&m->vm_state, high, in->vm_state_ns);
+    in->vm_load_ns = vfmig_samples_quantile(&m->vm_load, high, in->vm_load_ns);
+    in->journal_ns = vfmig_samples_quantile(&m->journal, high, in->journal_ns);
+    /* Two of them: that both come late is not reckoned with. */
+    in->peer_journal_ns = add(vfmig_samples_quantile(&m->peer_journal, high, in->peer_journal_ns),
+                              vfmig_samples_quantile(&m->peer_journal, 50, in->peer_journal_ns)) / 2;
+}
+
+uint64_t vfmig_converge_bound(const struct vfmig_converge_input *careful)
+{
+    struct vfmig_prediction worst = {0};
+
+    vfmig_converge_predict(careful, &worst);
+    return vfmig_sabotage("converge-no-margin")
+               ? worst.total_ns
+               : add(worst.total_ns, worst.total_ns / VFMIG_CAREFUL_MARGIN);
 }
 
 enum vfmig_converge_verdict vfmig_converge_decide(const struct vfmig_converge *converge,
-                                                  const struct vfmig_converge_input *input,
+                                                  const struct vfmig_converge_input *careful,
                                                   uint64_t now_ns)
 {
     if (converge->deadline_ns && now_ns >= converge->deadline_ns)
         return converge->force ? VFMIG_CONVERGE_GO : VFMIG_CONVERGE_GIVE_UP;
-    if (input->rounds < VFMIG_CONVERGE_MIN_ROUNDS)
+    if (careful->rounds < VFMIG_CONVERGE_MIN_ROUNDS)
         return VFMIG_CONVERGE_AGAIN;
-    return vfmig_converge_predict(input) <= converge->limit_ns ? VFMIG_CONVERGE_GO
+    return vfmig_converge_bound(careful) <= converge->limit_ns ? VFMIG_CONVERGE_GO
                                                                : VFMIG_CONVERGE_AGAIN;
+}
+
+int32_t vfmig_converge_error(uint64_t predicted_ns, uint64_t measured_ns)
+{
+    bool less = predicted_ns < measured_ns;
+    uint64_t difference = less ? measured_ns - predicted_ns : predicted_ns - measured_ns;
+    uint64_t error = measured_ns ? min(scale(difference, 1000, measured_ns), INT32_MAX) : 0;
+
+    return less ? -(int32_t)error : (int32_t)error;
+}
+
+/* Of a working set written all over in random order the share 1 - exp(-x) is seen where x times its
+ * size was written; x over that share, in hundredths, for shares of 0, 1/16 ... 15/16. Above that
+ * it is as good as all of it, and 3 is what is reckoned. */
+static const uint16_t unseen[16] = {100, 103, 107, 111, 115, 120, 125, 132,
+                                    139, 147, 157, 169, 185, 206, 238, 296};
+
+uint64_t vfmig_converge_momentary(uint64_t pages, uint64_t working_set_pages, uint64_t time_ns)
+{
+    uint64_t share = scale(pages, 16, max(working_set_pages, max(pages, 1)));
+    uint64_t rate = pages ? scale(pages, SECOND_NS, max(time_ns, 1)) : 0;
+
+    return min(scale(rate, share < 16 ? unseen[share] : 300, 100), UINT64_MAX - 1);
 }

@@ -1,27 +1,64 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* When to switch over: the downtime that a switchover right now would cost, from what was measured
  * so far. Pure. Better another round than an overshoot: whatever is not known yet is estimated
- * high, and what is dirtied on the way to the stop is counted in. */
+ * high, and what is dirtied on the way to the stop is counted in.
+ *
+ * The same calculation is made twice. From the middle of what was measured it tells what is to be
+ * expected, which is reported and compared with what came; from the bad end of it (VFMIG_CAREFUL_*)
+ * it tells what must be reckoned with, and that decides. */
 #ifndef VFMIG_CORE_CONVERGE_H
 #define VFMIG_CORE_CONVERGE_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* What was measured; 0 means not known. */
+#include "core/samples.h"
+#include "vfmig/migrate.h"
+
+/* What goes into a calculation; 0 means not known. */
 struct vfmig_converge_input {
-    uint64_t dirty_pages;          /* known dirty now, after the log was read */
-    uint64_t dirty_pages_per_s;    /* between the last two reads */
-    uint64_t bandwidth;            /* bytes per second on all channels together */
-    uint64_t device_bytes;         /* what all devices together still have to say once stopped */
-    uint64_t slowest_device_ns;    /* its remaining bytes at its own rate */
-    uint64_t device_change_ns;     /* slowest state change of a device so far */
-    uint64_t log_ns;               /* reading and clearing all logs */
+    /* Memory. */
+    uint64_t dirty_pages;       /* known dirty now, after the log was read */
+    uint64_t cold_pages;        /* of them, the destination has never written */
+    uint64_t memory_pages;      /* all there are; more cannot be dirty */
+    uint64_t dirty_pages_per_s; /* until the vCPUs are parked */
+    uint64_t until_stop_ns;     /* from that reading until then, when it is more than the parts */
+    uint64_t bandwidth;         /* bytes per second on all channels together, into warm memory */
+    uint64_t cold_page_ns;      /* what writing one for the first time costs more */
+    uint64_t channels;          /* take turns at that */
+    uint64_t drain_ns;          /* from the last byte sent until the destination has it */
+    /* Devices. */
+    uint64_t device_bytes;      /* what all devices together still have to say once stopped */
+    uint64_t slowest_device_ns; /* its remaining bytes at its own rate, saving or loading */
+    uint64_t change_ns;         /* slowest state change of a device here */
+    uint64_t peer_change_ns;    /* and at the destination */
+    bool devices;               /* there are any */
+    /* The rest. */
+    uint64_t stop_ns;        /* vCPUs asked to stop until all are parked */
+    uint64_t log_ns;         /* reading and clearing all logs */
     uint64_t vm_state_bytes;
-    uint64_t journal_ns;           /* one durable record; the switchover writes four */
+    uint64_t vm_state_ns;    /* saving it */
+    uint64_t vm_load_ns;     /* loading it */
+    uint64_t journal_ns;     /* one durable record of the source */
+    uint64_t peer_journal_ns;
     uint64_t rtt_ns;
-    uint32_t rounds;               /* while vCPUs ran, the first one included */
+    uint32_t rounds; /* while vCPUs ran, the first one included */
 };
+
+/* What was measured more than once. */
+struct vfmig_measured {
+    struct vfmig_samples bandwidth, dirty_rate; /* per second */
+    struct vfmig_samples until_stop, drain, stop, log, vm_state, vm_load, journal, peer_journal;
+};
+
+/* Which end of the measurements the careful calculation takes. */
+#define VFMIG_CAREFUL_LOW    10u /* percent: of rates that help */
+#define VFMIG_CAREFUL_HIGH   90u /* of times, and of rates that hinder */
+#define VFMIG_CAREFUL_MARGIN 8u  /* and one part in so many of the whole on top */
+
+/* Puts what was measured into an input; the other fields are left alone. */
+void vfmig_measured_fill(const struct vfmig_measured *measured, bool careful,
+                         struct vfmig_converge_input *input);
 
 enum vfmig_converge_verdict {
     VFMIG_CONVERGE_AGAIN = 1,
@@ -37,9 +74,23 @@ struct vfmig_converge {
 
 #define VFMIG_CONVERGE_MIN_ROUNDS 2u /* one round says nothing about the dirty rate */
 
-uint64_t vfmig_converge_predict(const struct vfmig_converge_input *input);
+/* Parts and their sum; the bound is left alone. */
+void vfmig_converge_predict(const struct vfmig_converge_input *input,
+                            struct vfmig_prediction *ret_prediction);
+/* What must be reckoned with, from the careful input. */
+uint64_t vfmig_converge_bound(const struct vfmig_converge_input *careful);
 enum vfmig_converge_verdict vfmig_converge_decide(const struct vfmig_converge *converge,
-                                                  const struct vfmig_converge_input *input,
+                                                  const struct vfmig_converge_input *careful,
                                                   uint64_t now_ns);
+
+/* How far the expectation was from what came, in thousandths of the latter: positive when it came
+ * to less. 0 when nothing was measured. */
+int32_t vfmig_converge_error(uint64_t predicted_ns, uint64_t measured_ns);
+
+/* Distinct pages per second that are dirtied in a moment, from the distinct pages that were seen
+ * dirty in a longer time: of a working set that is written all over in that time the reading shows
+ * no more than its size, however often each page was written. Between 1 and 3 times the plain
+ * quotient; UINT64_MAX is never returned. */
+uint64_t vfmig_converge_momentary(uint64_t pages, uint64_t working_set_pages, uint64_t time_ns);
 
 #endif

@@ -126,6 +126,11 @@ void vfmig_channel_set_doubt(struct vfmig_channel *channel, struct vfmig_dirty_m
     channel->doubt = doubt;
 }
 
+void vfmig_channel_set_warm(struct vfmig_channel *channel, struct vfmig_dirty_map *warm)
+{
+    channel->warm = warm;
+}
+
 void vfmig_channel_shutdown(struct vfmig_channel *channel)
 {
     atomic_store(&channel->cancelled, true);

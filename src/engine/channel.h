@@ -58,6 +58,10 @@ void vfmig_channel_set_stripes(struct vfmig_channel *channel, uint32_t count);
  * page whose CRC is wrong ends the stream. Kept by reference. */
 void vfmig_channel_set_doubt(struct vfmig_channel *channel, struct vfmig_dirty_map *doubt);
 
+/* Where pages are noted that were written here once; every channel of a migration shares it. Kept by
+ * reference. */
+void vfmig_channel_set_warm(struct vfmig_channel *channel, struct vfmig_dirty_map *warm);
+
 /* Ends both directions at once; whoever is inside returns -ECANCELED. Any thread. */
 void vfmig_channel_shutdown(struct vfmig_channel *channel);
 

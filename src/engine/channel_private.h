@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "core/rates.h"
 #include "engine/channel.h"
 
 /* Read ahead of the record that is being received: enough for the next head, its table and the CRCs
@@ -21,6 +22,9 @@ struct vfmig_channel {
     const struct vfmig_memory *memory;
     uint32_t stripe_count; /* channels that share the stripes; 0: not checked */
     struct vfmig_dirty_map *doubt;
+    struct vfmig_dirty_map *warm; /* pages that were written here; NULL: nobody wants to know */
+    struct vfmig_rates cold;      /* at which new ones are made; receiving thread */
+    uint64_t cold_records, cold_pages;
 
     pthread_mutex_t send_lock;
     uint64_t send_sequence;         /* under send_lock */
@@ -52,6 +56,10 @@ static inline uint8_t *vfmig_page_address(const struct vfmig_memory *memory,
 
 /* Makes the pages of a run zero, touching none that already is. */
 void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, uint64_t page_count);
+
+/* The pages of channel->runs are about to be received: counts those that nothing was written to yet,
+ * and now and then times how they are made. */
+void vfmig_channel_note_cold(struct vfmig_channel *channel, uint32_t run_count);
 
 uint64_t vfmig_channel_now_ns(void);
 

@@ -314,6 +314,7 @@ static int receive_memory(struct vfmig_channel *channel, const struct vfmig_reco
         pages.unchecked += size;
     }
     uint64_t page_count = pages.unchecked / VFMIG_PAGE_SIZE;
+    vfmig_channel_note_cold(channel, run_count);
     rc = receive_all(channel, channel->iov, run_count, /* inside= */ true, &pages, reterr);
     if (rc == 0)
         atomic_fetch_add_explicit(&channel->pages_received, page_count, memory_order_relaxed);

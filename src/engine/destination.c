@@ -51,6 +51,7 @@ static void forget_attempt(struct engine *e)
     atomic_store(&e->abort, false);
     e->shutdown_at_ns = 0;
     e->run_early = false;
+    e->measure.probe_at_ns = 0;
 }
 
 static void close_attempt(struct engine *e)
@@ -142,6 +143,8 @@ static int begin(struct engine *e, struct arrival *arrival, struct vfmig_error *
         arrival->count = 0; /* the link's from here on */
         ret = engine_link_new(e, arrival->channels, count, count, &e->vm.memory,
                               destination_on_record, reterr);
+        if (ret == 0)
+            vfmig_receiver_on_round(e->receiver, engine_measure_on_round);
     }
     if (ret) {
         engine_workers_stop(e);
@@ -153,6 +156,7 @@ static int begin(struct engine *e, struct arrival *arrival, struct vfmig_error *
     engine_handover(e, VFMIG_HO_EVENT_START);
     e->flow_active = true;
     engine_flow_kind(e, VFMIG_FLOW_EVENT_START);
+    engine_measure_journal(e);
     return 0;
 }
 
@@ -435,6 +439,9 @@ static void handle(struct engine *e, const struct engine_event *event)
         break;
     case ENGINE_EVENT_LINK_LOST:
         link_lost(e, event);
+        break;
+    case ENGINE_EVENT_ROUND:
+        engine_measure_tell(e);
         break;
     case ENGINE_EVENT_CONNECTION:
         connection(e);

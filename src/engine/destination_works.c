@@ -247,10 +247,14 @@ static int wait_inbox(struct engine *e, uint32_t kind, struct vfmig_error *reter
 static int load_external(struct engine *e, uint32_t kind, struct vfmig_error *reterr)
 {
     int ret = wait_inbox(e, kind, reterr);
+    uint64_t begin = vfmig_now_ns();
 
     if (ret || !e->vm.ops->external_load)
         return ret;
     ret = e->vm.ops->external_load(e->vm.opaque, e->inbox[kind].data, e->inbox[kind].size, reterr);
+    pthread_mutex_lock(&e->measure.lock);
+    e->measure.external_load_ns = vfmig_now_ns() - begin;
+    pthread_mutex_unlock(&e->measure.lock);
     engine_trace_vmstate(e, kind, e->inbox[kind].size, ret);
     return ret;
 }
@@ -329,10 +333,15 @@ int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
         bool end = segment->end;
         size_t size = segment->size;
         if (!end) {
-            atomic_store(&dev->call_ns, vfmig_now_ns());
+            uint64_t begin = vfmig_now_ns();
+            atomic_store(&dev->call_ns, begin);
             ret = dev->target->ops->load(dev->target, segment->data, segment->size, reterr);
             atomic_store(&dev->call_ns, 0);
             dev->bytes += segment->size;
+            pthread_mutex_lock(&dev->lock);
+            dev->loaded_bytes += segment->size;
+            dev->loaded_ns += vfmig_now_ns() - begin;
+            pthread_mutex_unlock(&dev->lock);
         }
         free(segment);
         make_room(e, size);

@@ -198,7 +198,11 @@ static int write_journal(struct engine *e, uint32_t record)
     e->progress.journal_total_ns += sync_ns;
     e->progress.journal_writes++;
     pthread_mutex_unlock(&e->status_lock);
-    e->journal_ns = e->journal_ns > sync_ns ? e->journal_ns : sync_ns;
+    if (e->role == VFMIG_FLOW_SOURCE) {
+        pthread_mutex_lock(&e->measure.lock);
+        vfmig_samples_add(&e->measure.samples.journal, sync_ns);
+        pthread_mutex_unlock(&e->measure.lock);
+    }
     if (e->flow.parked && !e->stamps.running)
         e->stamps.journal_stopped_ns += sync_ns;
     if (ret)

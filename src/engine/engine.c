@@ -72,6 +72,13 @@ static int check_arguments(const struct vfmig_vm *vm, const struct vfmig_migrate
     if (options->channels > VFMIG_MAX_CHANNELS)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "%u channels, at most %u",
                                options->channels, VFMIG_MAX_CHANNELS);
+    if (options->throttle_max > VFMIG_THROTTLE_LIMIT)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "vCPUs cannot be slowed down by %u %%, at most by %u",
+                               options->throttle_max, VFMIG_THROTTLE_LIMIT);
+    if (options->throttle_max && !ops->throttle)
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0,
+                               "this VMM cannot slow its vCPUs down");
     return 0;
 }
 
@@ -114,6 +121,8 @@ int engine_init(struct engine *e, enum vfmig_flow_role role, const struct vfmig_
     pthread_mutex_init(&e->status_lock, NULL);
     engine_cond_init(&e->status_changed);
     pthread_mutex_init(&e->trace_lock, NULL);
+    engine_measure_init(&e->measure);
+    e->measure.throttle.max_percent = e->options.throttle_max;
     e->progress.device_count = vm->device_count;
     for (uint32_t i = 0; i < vm->memory.block_count; i++)
         e->progress.memory_bytes += vm->memory.blocks[i].size;
@@ -140,6 +149,7 @@ void engine_done(struct engine *e)
     pthread_mutex_destroy(&e->status_lock);
     pthread_cond_destroy(&e->status_changed);
     pthread_mutex_destroy(&e->trace_lock);
+    engine_measure_done(&e->measure);
 }
 
 static bool from_peer(const struct engine_event *event)
@@ -187,11 +197,30 @@ static uint64_t earlier(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
+uint64_t engine_deadline(const struct engine *e)
+{
+    uint64_t sum;
+
+    if (!e->options.deadline_ns)
+        return 0;
+    return __builtin_add_overflow(e->progress.started_ns, e->options.deadline_ns, &sum) ? UINT64_MAX
+                                                                                         : sum;
+}
+
+bool engine_still_running(const struct engine *e)
+{
+    return e->flow_active && (e->flow.row < VFMIG_ROW_S3_ENTER || e->flow.row == VFMIG_ROW_ASK);
+}
+
 /* When the control thread has something to do without an event. */
 uint64_t engine_wakeup(const struct engine *e)
 {
     uint64_t at = e->flow_active ? e->flow.deadline_ns : 0;
 
+    at = earlier(at, e->again_at_ns);
+    if (engine_still_running(e) && !e->failure.code &&
+        e->options.on_deadline == VFMIG_ON_DEADLINE_FAIL)
+        at = earlier(at, engine_deadline(e));
     at = earlier(at, e->shutdown_at_ns);
     at = earlier(at, e->retry_at_ns);
     at = earlier(at, e->give_up_at_ns);

@@ -19,6 +19,7 @@
 #include "dirty/tracker.h"
 #include "engine/channel.h"
 #include "engine/journal.h"
+#include "engine/measure.h"
 #include "engine/memory_mover.h"
 #include "engine/resolve.h"
 #include "engine/trace.h"
@@ -36,6 +37,7 @@ enum engine_event_kind {
     ENGINE_EVENT_MESSAGE,    /* msg, at_ns */
     ENGINE_EVENT_LINK_LOST,  /* error, generation */
     ENGINE_EVENT_REPORT,     /* destination's times have arrived */
+    ENGINE_EVENT_ROUND,      /* destination: all of a round is here */
     ENGINE_EVENT_CONNECTION, /* destination: a connection with its first record is waiting */
     ENGINE_EVENT_RESOLVE,    /* ask is filled */
     ENGINE_EVENT_CANCEL,
@@ -109,10 +111,12 @@ struct device_worker {
     uint64_t segments, bytes;
     uint64_t left_bytes;    /* estimate of what the stopped device still says; under lock */
     uint64_t rate_bytes;    /* per second, as measured */
-    uint64_t change_ns;     /* its slowest state change so far */
+    uint64_t load_rate;     /* the destination's, as told */
+    uint64_t change_ns;     /* its slowest state change so far; both sides */
     /* Destination: what has arrived; under lock. */
     struct segment *head, **tail;
     uint64_t received_segments, received_bytes;
+    uint64_t loaded_bytes, loaded_ns, loaded_told;
     struct vfmig_buffer partial; /* receiver's thread only */
     bool ended;
 };
@@ -153,6 +157,7 @@ struct engine {
     uint32_t epoch;
     uint64_t shutdown_at_ns; /* when an aborted attempt that still sends is cut off; 0: never */
     uint64_t retry_at_ns, give_up_at_ns, reconnect_at_ns, beat_at_ns;
+    uint64_t again_at_ns;  /* source: when the next round begins; 0: it need not wait */
     uint64_t answer_at_ns; /* source: when a destination that is there must have answered; 0: none */
     uint8_t answer_state;  /* enum vfmig_ho_state that it waits in */
     int (*do_work)(struct engine *e, uint32_t work, struct vfmig_error *reterr);
@@ -181,7 +186,8 @@ struct engine {
     bool maps_made, trackers_on;
     struct vfmig_mover *mover; /* under link_lock for status */
     uint64_t round, stop_round;
-    uint64_t last_sync_ns, dirty_pages, dirty_rate, bandwidth, log_ns, journal_ns;
+    uint64_t last_sync_ns, dirty_pages, cold_pages, dirty_rate;
+    struct engine_measure measure;
     uint64_t bytes_at_stop, pages_at_stop;
     struct vfmig_clock_offset clock;
     struct vfmig_buffer blob;
@@ -231,6 +237,8 @@ bool engine_next(struct engine *e, uint64_t until_ns, struct engine_event *ret_e
 uint64_t engine_wakeup(const struct engine *e);
 void engine_sleep_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_ns);
 void engine_cond_init(pthread_cond_t *cond);
+bool engine_still_running(const struct engine *e); /* source: not on the way to the switchover yet */
+uint64_t engine_deadline(const struct engine *e); /* of the way to the switchover; 0: none */
 
 /* drive.c: the machines */
 int engine_flow(struct engine *e, const struct vfmig_flow_event *event);
@@ -274,6 +282,8 @@ int engine_ho_msg_decode(const struct vfmig_record *record, struct vfmig_ho_msg 
 /* First byte of a PROGRESS record. */
 #define PROGRESS_ALIVE  'a' /* nothing but that */
 #define PROGRESS_REPORT 'r' /* struct engine_report */
+#define PROGRESS_TAKEN  'm' /* struct engine_taken: what the destination measured */
+#define PROGRESS_LOADED 'l' /* of a device: index, bytes loaded, and how long that took */
 #define PROGRESS_REASON 't' /* why the destination will refuse */
 #define PROGRESS_TRACE  'e' /* a line of the destination's trace; none: that was all */
 int engine_send_progress(struct engine *e, char kind, const void *data, size_t size);

@@ -141,6 +141,24 @@ int vfmig_journal_append(struct vfmig_journal *journal, uint32_t epoch, enum vfm
     return 0;
 }
 
+int vfmig_journal_probe(struct vfmig_journal *journal, uint64_t *ret_sync_ns,
+                        struct vfmig_error *reterr)
+{
+    static const uint8_t zeros[VFMIG_JOURNAL_RECORD_BYTES];
+    uint64_t start_ns = clock_ns(CLOCK_MONOTONIC);
+    int r = journal->count == journal->room ? lay_out_room(journal, reterr) : 0;
+
+    if (r < 0)
+        return r;
+    r = write_all(journal->fd, zeros, sizeof(zeros), (off_t)journal->count * (off_t)sizeof(zeros));
+    if (r == 0 && fdatasync(journal->fd) < 0)
+        r = -errno;
+    if (r < 0)
+        return kernel_error(reterr, r, "write journal", journal->path);
+    *ret_sync_ns = clock_ns(CLOCK_MONOTONIC) - start_ns;
+    return 0;
+}
+
 static int sync_directory(const char *dir, struct vfmig_error *reterr)
 {
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -64,6 +64,11 @@ const struct vfmig_journal_entry *vfmig_journal_last(const struct vfmig_journal 
 int vfmig_journal_append(struct vfmig_journal *journal, uint32_t epoch, enum vfmig_ho_record record,
                          const char *text, uint64_t *ret_sync_ns, struct vfmig_error *reterr);
 
+/* How long a record would take now: the first free one is written as it is, zero, and synced. Like
+ * append it belongs to the thread that owns the journal. */
+int vfmig_journal_probe(struct vfmig_journal *journal, uint64_t *ret_sync_ns,
+                        struct vfmig_error *reterr);
+
 /* Reads without locking. Returns 0 even for a damaged file: the summary says so. */
 int vfmig_journal_read(const char *path, struct vfmig_journal_summary *ret_summary,
                        struct vfmig_error *reterr);

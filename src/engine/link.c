@@ -230,6 +230,10 @@ static void take_progress(struct engine *e, const struct vfmig_record *record)
                                            .device_load_ns = vfmig_le64_get(in + 24),
                                            .state_load_ns = vfmig_le64_get(in + 32)};
         engine_post(e, &(struct engine_event){.kind = ENGINE_EVENT_REPORT});
+    } else if (record->payload[0] == PROGRESS_TAKEN && e->role == VFMIG_FLOW_SOURCE) {
+        engine_measure_taken(e, in, size);
+    } else if (record->payload[0] == PROGRESS_LOADED && e->role == VFMIG_FLOW_SOURCE) {
+        engine_measure_loaded(e, in, size);
     } else if (record->payload[0] == PROGRESS_REASON) {
         size = size < sizeof(e->peer_reason) ? size : sizeof(e->peer_reason) - 1;
         for (size_t i = 0; i < size; i++)

@@ -8,9 +8,7 @@
 #include "engine/engine.h"
 #include "io/sock.h"
 
-/* A round of fewer bytes says little about the bandwidth. */
-#define MEASURED_BYTES (UINT64_C(4) << 20)
-#define SECOND_NS      UINT64_C(1000000000)
+#define SECOND_NS UINT64_C(1000000000)
 
 int engine_maps_init(struct engine *e, struct vfmig_error *reterr)
 {
@@ -134,11 +132,16 @@ void engine_trackers_sync(struct engine *e, uint64_t *ret_pages)
     }
     pages = merge_fresh(e);
     uint64_t now = vfmig_now_ns();
-    if (now > e->last_sync_ns)
-        e->dirty_rate = (uint64_t)((double)pages * (double)SECOND_NS / (double)(now - e->last_sync_ns));
+    uint64_t since = now > e->last_sync_ns ? now - e->last_sync_ns : 0;
+    /* With the vCPUs parked it is no rate any more that could be told. */
+    if (since && !e->stamps.parked)
+        e->dirty_rate = (uint64_t)((double)pages * (double)SECOND_NS / (double)since);
     e->last_sync_ns = now;
-    e->log_ns = now - begin;
     e->dirty_pages = vfmig_dirty_map_count(&e->map);
+    if (!e->stamps.parked) {
+        e->cold_pages = vfmig_mover_count_new(e->mover, &e->map);
+        engine_measure_log(e, pages, since, now - begin);
+    }
     engine_trace(e, LOG, VFMIG_U(pages), VFMIG_U(e->dirty_pages), VFMIG_U(e->dirty_rate),
                  VFMIG_U(now - begin));
     pthread_mutex_lock(&e->status_lock);
@@ -149,14 +152,32 @@ void engine_trackers_sync(struct engine *e, uint64_t *ret_pages)
     *ret_pages = pages;
 }
 
-static void measure(struct engine *e, uint64_t bytes, uint64_t took_ns)
+/* Without waits, the rate is what the channels take; with them, what people see. */
+static void tell_rate(struct engine *e, uint64_t bytes, uint64_t took_ns)
 {
-    if (took_ns && (bytes >= MEASURED_BYTES || !e->bandwidth))
-        e->bandwidth = (uint64_t)((double)bytes * (double)SECOND_NS / (double)took_ns);
+    uint64_t rate = took_ns ? (uint64_t)((double)bytes * (double)SECOND_NS / (double)took_ns) : 0;
+
     pthread_mutex_lock(&e->status_lock);
     e->progress.rounds = e->rounds;
-    e->progress.rate_bytes = e->bandwidth;
+    e->progress.rate_bytes = rate;
     pthread_mutex_unlock(&e->status_lock);
+}
+
+/* What a device without pre-copy will have to say: nobody asks it while it runs. */
+static void ask_devices(struct engine *e)
+{
+    for (uint32_t i = 0; i < e->vm.device_count; i++) {
+        struct device_worker *dev = &e->devices[i];
+        uint64_t left = 0;
+
+        if (dev->target->info.features & VFMIG_FEATURE_PRE_COPY ||
+            dev->target->info.dialect == VFMIG_DIALECT_REGION ||
+            dev->target->ops->left(dev->target, &left, NULL) || left == UINT64_MAX)
+            continue;
+        pthread_mutex_lock(&dev->lock);
+        dev->left_bytes = left;
+        pthread_mutex_unlock(&dev->lock);
+    }
 }
 
 /* Sends what is known dirty. */
@@ -173,7 +194,8 @@ int engine_send_round(struct engine *e, uint32_t work, uint64_t round, struct vf
     uint64_t bytes = after.bytes_sent - before.bytes_sent;
     if (ret == 0 && work == VFMIG_WORK_ROUND) {
         e->rounds++;
-        measure(e, bytes, took);
+        tell_rate(e, bytes, took);
+        engine_measure_round(e, bytes, after.busy_ns);
     }
     engine_trace(e, ROUND_END, VFMIG_U(round), VFMIG_S(vfmig_work_name(work)), VFMIG_I(ret),
                  VFMIG_U(after.pages_done), VFMIG_U(bytes), VFMIG_U(took),
@@ -188,6 +210,8 @@ int engine_round(struct engine *e, struct vfmig_error *reterr)
     int ret = engine_send_round(e, VFMIG_WORK_ROUND, ++e->round, reterr);
 
     atomic_store(&e->round_over, true);
+    if (ret == 0)
+        ask_devices(e);
     if (ret == 0 && !vfmig_sabotage("skip-sync"))
         engine_trackers_sync(e, &pages);
     return ret;

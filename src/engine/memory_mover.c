@@ -14,6 +14,7 @@
 
 #include "base/bitmap.h"
 #include "base/zero.h"
+#include "core/pace.h"
 #include "engine/channel_private.h"
 
 /* Pages in one record: each system call of a loopback connection costs as much as the copying of some
@@ -34,6 +35,7 @@ struct worker {
     uint32_t index;
     pthread_t thread;
     uint64_t round_seen;
+    uint64_t waited_ns; /* of this round, for its share of the bandwidth */
     uint32_t zero_misses;
     uint32_t page_count, run_count, zero_run_count;
     struct vfmig_page_run runs[RECORD_PAGES];
@@ -57,11 +59,13 @@ struct vfmig_mover {
     uint32_t busy; /* workers that have not finished the round */
     bool running, stopping;
     struct vfmig_error failed;
-    uint64_t allowed_ns; /* when the next record may be sent */
+    struct vfmig_pace pace;
+    uint64_t busy_ns; /* of the round: the longest of its workers */
 
     atomic_bool cancelled;
     _Atomic uint64_t bytes_per_second;
     _Atomic uint64_t pages_done;
+    struct vfmig_dirty_map written; /* pages that went as bytes in any round */
 };
 
 static int check_cancelled(const struct vfmig_mover *mover, struct vfmig_error *reterr)
@@ -72,22 +76,47 @@ static int check_cancelled(const struct vfmig_mover *mover, struct vfmig_error *
                            "sending memory was cancelled");
 }
 
-/* Waits for the share of the bandwidth that bytes need; the wait ends early when cancelled. */
-static int wait_for_share(struct vfmig_mover *mover, uint64_t bytes, struct vfmig_error *reterr)
+int vfmig_mover_share(struct vfmig_mover *mover, uint64_t bytes, uint64_t *ret_waited_ns,
+                      struct vfmig_error *reterr)
 {
-    uint64_t rate = atomic_load_explicit(&mover->bytes_per_second, memory_order_relaxed);
-
-    if (rate == 0)
+    *ret_waited_ns = 0;
+    if (!atomic_load_explicit(&mover->bytes_per_second, memory_order_relaxed))
         return 0;
     pthread_mutex_lock(&mover->lock);
-    uint64_t now_ns = vfmig_channel_now_ns();
-    uint64_t due_ns = mover->allowed_ns > now_ns ? mover->allowed_ns : now_ns;
-    mover->allowed_ns = due_ns + (uint64_t)((double)bytes * 1e9 / (double)rate);
+    uint64_t begin_ns = vfmig_channel_now_ns();
+    vfmig_pace_set(&mover->pace, atomic_load(&mover->bytes_per_second));
+    uint64_t due_ns = vfmig_pace_take(&mover->pace, bytes, begin_ns);
     struct timespec due = {(time_t)(due_ns / 1000000000u), (long)(due_ns % 1000000000u)};
-    while (!mover->cancelled && vfmig_channel_now_ns() < due_ns)
+    /* Ends early when it is cancelled, or the limit is lifted. */
+    while (!mover->cancelled && atomic_load(&mover->bytes_per_second) &&
+           vfmig_channel_now_ns() < due_ns)
         pthread_cond_timedwait(&mover->changed, &mover->lock, &due);
+    *ret_waited_ns = vfmig_channel_now_ns() - begin_ns;
     pthread_mutex_unlock(&mover->lock);
     return check_cancelled(mover, reterr);
+}
+
+/* What a MEMORY record of these pages is on the wire, its head included. */
+static uint64_t record_bytes(uint32_t runs, uint64_t pages)
+{
+    return VFMIG_RECORD_HEAD_BYTES + VFMIG_RUNS_PREFIX_BYTES + (uint64_t)runs * VFMIG_RUN_BYTES +
+           pages * (VFMIG_PAGE_CRC_BYTES + VFMIG_PAGE_SIZE);
+}
+
+static int wait_for_share(struct worker *w, uint64_t bytes, struct vfmig_error *reterr)
+{
+    uint64_t waited_ns;
+    int rc = vfmig_mover_share(w->mover, bytes, &waited_ns, reterr);
+
+    w->waited_ns += waited_ns;
+    return rc;
+}
+
+static void note_written(struct worker *w)
+{
+    for (uint32_t i = 0; i < w->run_count; i++)
+        vfmig_bitmap_set_range_atomic(w->mover->written.bitmaps[w->runs[i].block],
+                                      w->runs[i].first_page, w->runs[i].page_count);
 }
 
 static int flush_pages(struct worker *w, struct vfmig_error *reterr)
@@ -96,7 +125,8 @@ static int flush_pages(struct worker *w, struct vfmig_error *reterr)
         return 0;
     int rc = check_cancelled(w->mover, reterr);
     if (rc == 0)
-        rc = wait_for_share(w->mover, (uint64_t)w->page_count * VFMIG_PAGE_SIZE, reterr);
+        rc = wait_for_share(w, record_bytes(w->run_count, w->page_count), reterr);
+    note_written(w);
     if (rc == 0)
         rc = vfmig_channel_send_pages(w->channel, w->mover->memory, w->runs, w->run_count, reterr);
     atomic_fetch_add_explicit(&w->mover->pages_done, w->page_count, memory_order_relaxed);
@@ -111,7 +141,10 @@ static int flush_zero(struct worker *w, struct vfmig_error *reterr)
     uint64_t pages = 0;
     for (uint32_t i = 0; i < w->zero_run_count; i++)
         pages += w->zero_runs[i].page_count;
-    int rc = vfmig_channel_send_zero(w->channel, w->zero_runs, w->zero_run_count, reterr);
+    int rc = wait_for_share(w, VFMIG_RECORD_HEAD_BYTES + VFMIG_RUNS_PREFIX_BYTES +
+                                   w->zero_run_count * VFMIG_RUN_BYTES, reterr);
+    if (rc == 0)
+        rc = vfmig_channel_send_zero(w->channel, w->zero_runs, w->zero_run_count, reterr);
     atomic_fetch_add_explicit(&w->mover->pages_done, pages, memory_order_relaxed);
     w->zero_run_count = 0;
     return rc;
@@ -218,6 +251,7 @@ static int send_round(struct worker *w, struct vfmig_error *reterr)
     const struct vfmig_memory *memory = w->mover->memory;
     uint64_t stripe = 0;
 
+    w->waited_ns = 0;
     w->page_count = w->run_count = w->zero_run_count = 0;
     for (uint32_t block = 0; block < memory->block_count; block++) {
         uint64_t pages = memory->blocks[block].size / VFMIG_PAGE_SIZE;
@@ -239,12 +273,14 @@ static int send_round(struct worker *w, struct vfmig_error *reterr)
 }
 
 /* The first failure ends the round for all: half a round has no use. */
-static void end_of_round(struct worker *w, const struct vfmig_error *error)
+static void end_of_round(struct worker *w, uint64_t took_ns, const struct vfmig_error *error)
 {
     struct vfmig_mover *mover = w->mover;
     const uint64_t one = 1;
 
     pthread_mutex_lock(&mover->lock);
+    if (took_ns - w->waited_ns > mover->busy_ns)
+        mover->busy_ns = took_ns - w->waited_ns;
     if (error->code && !mover->failed.code) {
         mover->failed = *error;
         mover->cancelled = true;
@@ -276,8 +312,9 @@ static void *worker_main(void *argument)
         if (stop)
             return NULL;
         struct vfmig_error error = {0};
+        uint64_t begin_ns = vfmig_channel_now_ns();
         send_round(w, &error);
-        end_of_round(w, &error);
+        end_of_round(w, vfmig_channel_now_ns() - begin_ns, &error);
     }
 }
 
@@ -323,6 +360,8 @@ int vfmig_mover_new(struct vfmig_channel *const *channels, uint32_t channel_coun
         rc = vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "%u channels for memory",
                              channel_count);
     else
+        rc = vfmig_dirty_map_init(&mover->written, memory, reterr);
+    if (rc == 0)
         rc = start_workers(mover, channels, reterr);
     if (rc < 0)
         vfmig_mover_free(mover);
@@ -347,6 +386,7 @@ void vfmig_mover_free(struct vfmig_mover *mover)
     for (uint32_t i = 0; i < mover->thread_count; i++)
         pthread_join(mover->workers[i].thread, NULL);
     free(mover->workers);
+    vfmig_dirty_map_done(&mover->written);
     pthread_cond_destroy(&mover->changed);
     pthread_mutex_destroy(&mover->lock);
     if (mover->event_fd >= 0)
@@ -357,6 +397,23 @@ void vfmig_mover_free(struct vfmig_mover *mover)
 void vfmig_mover_set_bandwidth(struct vfmig_mover *mover, uint64_t bytes_per_second)
 {
     atomic_store(&mover->bytes_per_second, bytes_per_second);
+    pthread_mutex_lock(&mover->lock);
+    pthread_cond_broadcast(&mover->changed); /* who waits for its share of the old one */
+    pthread_mutex_unlock(&mover->lock);
+}
+
+uint64_t vfmig_mover_count_new(const struct vfmig_mover *mover, const struct vfmig_dirty_map *map)
+{
+    uint64_t count = 0;
+
+    for (uint32_t i = 0; i < map->memory.block_count; i++) {
+        size_t words = vfmig_bitmap_words(map->memory.blocks[i].size / VFMIG_PAGE_SIZE);
+        for (size_t word = 0; word < words; word++)
+            count += (uint64_t)__builtin_popcountll(
+                __atomic_load_n(&map->bitmaps[i][word], __ATOMIC_RELAXED) &
+                ~__atomic_load_n(&mover->written.bitmaps[i][word], __ATOMIC_RELAXED));
+    }
+    return count;
 }
 
 /* For the progress only: others may be setting bits, so every word is read atomically. */
@@ -391,6 +448,7 @@ int vfmig_mover_start(struct vfmig_mover *mover, struct vfmig_dirty_map *map, ui
         mover->map = map;
         mover->round = round;
         mover->pages_total = total;
+        mover->busy_ns = 0;
         atomic_store(&mover->pages_done, 0);
         mover->busy = mover->worker_count;
         mover->running = true;
@@ -439,6 +497,7 @@ void vfmig_mover_progress(struct vfmig_mover *mover, struct vfmig_mover_progress
     pthread_mutex_lock(&mover->lock);
     progress.round = mover->round;
     progress.pages_total = mover->pages_total;
+    progress.busy_ns = mover->busy_ns;
     progress.running = mover->running && mover->busy;
     pthread_mutex_unlock(&mover->lock);
     progress.pages_done = atomic_load(&mover->pages_done);

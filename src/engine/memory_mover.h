@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/rates.h"
 #include "dirty/tracker.h"
 #include "engine/channel.h"
 
@@ -32,6 +33,7 @@ struct vfmig_mover_progress {
     uint64_t pages_sent;  /* as bytes, all rounds */
     uint64_t zero_pages;  /* all rounds */
     uint64_t bytes_sent;  /* everything on these channels, heads included */
+    uint64_t busy_ns;     /* the last round's time without the waits for its share of the bandwidth */
     bool running;
 };
 
@@ -42,8 +44,16 @@ int vfmig_mover_new(struct vfmig_channel *const *channels, uint32_t channel_coun
 /* Cancels what runs, joins the threads. NULL is fine. */
 void vfmig_mover_free(struct vfmig_mover *mover);
 
-/* Bytes per second over all channels together; 0 is without limit. Any thread, any time. */
+/* Bytes per second over all channels together (core/pace.h); 0 is without limit, and ends the waits
+ * of an earlier one. Any thread, any time. */
 void vfmig_mover_set_bandwidth(struct vfmig_mover *mover, uint64_t bytes_per_second);
+/* Waits for the share of that limit that so many bytes need, which somebody else is about to send
+ * on these channels: 0, or -ECANCELED. */
+int vfmig_mover_share(struct vfmig_mover *mover, uint64_t bytes, uint64_t *ret_waited_ns,
+                      struct vfmig_error *reterr);
+/* Pages of map that were never sent as bytes: what writing them costs the destination is not only
+ * their way there. */
+uint64_t vfmig_mover_count_new(const struct vfmig_mover *mover, const struct vfmig_dirty_map *map);
 
 /* Sends every page set in map, clearing its bits as they are taken, then a ROUND mark on every
  * channel. start returns at once (-EBUSY while a round runs); wait returns when the round is
@@ -81,6 +91,15 @@ int vfmig_receiver_new(struct vfmig_channel *const *channels, uint32_t channel_c
 /* Shuts the channels down if they are still open, joins the threads. NULL is fine. Not from
  * inside the callback. */
 void vfmig_receiver_free(struct vfmig_receiver *receiver);
+
+/* Called with user, on a channel's thread, when all channels are past the mark of a round. */
+void vfmig_receiver_on_round(struct vfmig_receiver *receiver,
+                             void (*on_round)(void *user, uint64_t round));
+
+/* Pages that were written here for the first time, up to the last marks, and the rates at which such
+ * pages are made, in bytes per second on one channel. */
+void vfmig_receiver_cold(struct vfmig_receiver *receiver, struct vfmig_rates *ret_rates,
+                         uint64_t *ret_pages);
 
 /* A stream's first failure also ends the stream for the peer: it is told by an ERROR record (unless an ERROR
  * was what failed), all channels but 0 are closed, and channel 0 is read until the peer closes it.

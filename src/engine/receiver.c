@@ -20,6 +20,8 @@ struct lane {
     pthread_t thread;
     bool any_round, ended;
     uint64_t round; /* of the last mark */
+    struct vfmig_rates cold; /* as it was then */
+    uint64_t cold_pages;
 };
 
 struct vfmig_receiver {
@@ -31,7 +33,9 @@ struct vfmig_receiver {
     pthread_cond_t changed;
     struct vfmig_error failed;
     bool stopping;
-    struct vfmig_dirty_map doubt; /* empty without memory */
+    struct vfmig_dirty_map doubt, warm; /* empty without memory */
+    void (*on_round)(void *user, uint64_t round); /* under the lock, like the next */
+    uint64_t round_told;
 };
 
 static void signal_end(struct lane *lane)
@@ -73,6 +77,22 @@ static bool has_failed(struct vfmig_receiver *receiver)
     return failed;
 }
 
+/* Under the lock: the round that every lane has passed and that was not told yet, else 0. */
+static uint64_t round_to_tell(struct vfmig_receiver *receiver)
+{
+    uint64_t round = UINT64_MAX;
+
+    for (uint32_t i = 0; i < receiver->lane_count; i++) {
+        const struct lane *lane = &receiver->lanes[i];
+        uint64_t past = lane->any_round ? lane->round : 0;
+        round = past < round ? past : round;
+    }
+    if (!receiver->on_round || round <= receiver->round_told)
+        return 0;
+    receiver->round_told = round;
+    return round;
+}
+
 static int pass_round(struct lane *lane, const struct vfmig_record *record,
                       struct vfmig_error *reterr)
 {
@@ -87,9 +107,14 @@ static int pass_round(struct lane *lane, const struct vfmig_record *record,
                              "channel %u: round %" PRIu64 " ended after round %" PRIu64,
                              record->channel, round.round, lane->round);
     lane->any_round = true;
+    lane->cold = lane->channel->cold;
+    lane->cold_pages = lane->channel->cold_pages;
     lane->round = round.round;
+    uint64_t told = rc == 0 ? round_to_tell(lane->receiver) : 0;
     pthread_cond_broadcast(&lane->receiver->changed);
     pthread_mutex_unlock(&lane->receiver->lock);
+    if (told)
+        lane->receiver->on_round(lane->receiver->user, told);
     return rc;
 }
 
@@ -150,7 +175,10 @@ int vfmig_receiver_new(struct vfmig_channel *const *channels, uint32_t channel_c
     *receiver = (struct vfmig_receiver){
         .on_record = on_record, .user = user, .lane_count = channel_count, .lanes = lanes};
     int rc = memory ? vfmig_dirty_map_init(&receiver->doubt, memory, reterr) : 0;
+    if (rc == 0 && memory)
+        rc = vfmig_dirty_map_init(&receiver->warm, memory, reterr);
     if (rc < 0) {
+        vfmig_dirty_map_done(&receiver->doubt);
         free(receiver);
         free(lanes);
         return rc;
@@ -166,6 +194,7 @@ int vfmig_receiver_new(struct vfmig_channel *const *channels, uint32_t channel_c
         vfmig_channel_set_memory(channels[i], memory);
         vfmig_channel_set_stripes(channels[i], channel_count);
         vfmig_channel_set_doubt(channels[i], memory ? &receiver->doubt : NULL);
+        vfmig_channel_set_warm(channels[i], memory ? &receiver->warm : NULL);
     }
     for (; receiver->thread_count < channel_count; receiver->thread_count++) {
         struct lane *lane = &lanes[receiver->thread_count];
@@ -220,8 +249,30 @@ void vfmig_receiver_free(struct vfmig_receiver *receiver)
     pthread_cond_destroy(&receiver->changed);
     pthread_mutex_destroy(&receiver->lock);
     vfmig_dirty_map_done(&receiver->doubt);
+    vfmig_dirty_map_done(&receiver->warm);
     free(receiver->lanes);
     free(receiver);
+}
+
+void vfmig_receiver_on_round(struct vfmig_receiver *receiver,
+                             void (*on_round)(void *user, uint64_t round))
+{
+    pthread_mutex_lock(&receiver->lock);
+    receiver->on_round = on_round;
+    pthread_mutex_unlock(&receiver->lock);
+}
+
+void vfmig_receiver_cold(struct vfmig_receiver *receiver, struct vfmig_rates *ret_rates,
+                         uint64_t *ret_pages)
+{
+    memset(ret_rates, 0, sizeof(*ret_rates));
+    *ret_pages = 0;
+    pthread_mutex_lock(&receiver->lock);
+    for (uint32_t i = 0; i < receiver->lane_count; i++) {
+        vfmig_rates_merge(ret_rates, &receiver->lanes[i].cold);
+        *ret_pages += receiver->lanes[i].cold_pages;
+    }
+    pthread_mutex_unlock(&receiver->lock);
 }
 
 static bool all_past(const struct vfmig_receiver *receiver, uint64_t round)

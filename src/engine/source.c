@@ -16,26 +16,43 @@
 
 /* --- what the machines ask for --- */
 
-static void fail_flow(struct engine *e, int err, const char *text)
+/* Why the deadline was missed, in figures that say what could be done about it. */
+static void deadline_error(struct engine *e, struct vfmig_error *error)
 {
-    struct vfmig_error error = {0};
+    const struct vfmig_prediction *predicted = &e->progress.prediction;
 
-    vfmig_error_set(&error, err, VFMIG_ORIGIN_LOCAL, 0, "%s", text);
-    engine_note(e, &error);
-    engine_flow(e, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_FAIL, .err = err});
+    if (!predicted->bound_ns)
+        vfmig_error_set(error, -ETIME, VFMIG_ORIGIN_LOCAL, 0,
+                        "the deadline passed before the guest's memory was sent");
+    else
+        vfmig_error_set(error, -ETIME, VFMIG_ORIGIN_LOCAL, 0,
+                        "the deadline passed: the downtime would be up to %llu ms, the limit is %llu;"
+                        " the guest dirties %llu MiB/s of memory, %llu can be sent",
+                        (unsigned long long)(predicted->bound_ns / 1000000),
+                        (unsigned long long)(e->options.downtime_limit_ns / 1000000),
+                        (unsigned long long)(e->progress.dirty_bytes >> 20),
+                        (unsigned long long)(e->progress.rate_bytes >> 20));
 }
 
 static void decide(struct engine *e)
 {
-    switch (source_decide(e)) {
+    struct vfmig_error error = {0};
+
+    switch (engine_decide(e)) {
     case VFMIG_CONVERGE_AGAIN:
-        engine_flow_kind(e, VFMIG_FLOW_EVENT_AGAIN);
+        if (engine_pause(e))
+            e->again_at_ns = vfmig_now_ns() + engine_pause(e);
+        else
+            engine_flow_kind(e, VFMIG_FLOW_EVENT_AGAIN);
+        engine_measure_journal(e); /* while the round runs */
         break;
     case VFMIG_CONVERGE_GO:
         engine_flow_kind(e, VFMIG_FLOW_EVENT_GO);
         break;
     default:
-        fail_flow(e, -ETIME, "the guest dirties memory faster than it can be sent: the deadline passed");
+        deadline_error(e, &error);
+        engine_note(e, &error);
+        engine_flow(e, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_FAIL, .err = -ETIME});
     }
 }
 
@@ -47,6 +64,7 @@ static enum vfmig_migrate_state unwound_state(const struct engine *e)
 /* The guest is this side's and runs; the destination may still have to hear of it. */
 static void unwound(struct engine *e)
 {
+    engine_throttle_off(e);
     engine_enter_step(e, VFMIG_STEP_END);
     engine_state(e, unwound_state(e));
     e->give_up_at_ns = vfmig_now_ns() + (e->linked ? REPORT_NS : e->options.reconnect_ns);
@@ -56,6 +74,7 @@ static void completed(struct engine *e)
 {
     engine_count_bytes(e);
     engine_downtime(e);
+    engine_measure_judge(e);
     engine_enter_step(e, VFMIG_STEP_END);
     pthread_mutex_lock(&e->status_lock);
     memset(&e->progress.error, 0, sizeof(e->progress.error)); /* it came through after all */
@@ -91,6 +110,7 @@ static void on_action(struct engine *e, const struct vfmig_flow_action *action)
         engine_handover(e, VFMIG_HO_EVENT_STOPPED);
         break;
     case VFMIG_FLOW_ACT_FAILED:
+        engine_throttle_off(e); /* before anything else: its failure is no reason to keep it slow */
         engine_handover(e, VFMIG_HO_EVENT_ABORT);
         break;
     case VFMIG_FLOW_ACT_ENDED:
@@ -302,11 +322,9 @@ static void check_deadline(struct engine *e, uint64_t now)
     struct vfmig_error error = {0};
 
     if (!e->options.deadline_ns || e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE ||
-        now < e->progress.started_ns + e->options.deadline_ns || !e->flow_active ||
-        e->flow.row >= VFMIG_ROW_S3_ENTER || e->failure.code)
+        now < engine_deadline(e) || !engine_still_running(e) || e->failure.code)
         return;
-    vfmig_error_set(&error, -ETIME, VFMIG_ORIGIN_LOCAL, 0,
-                    "the deadline passed before the guest's memory was sent");
+    deadline_error(e, &error);
     engine_note(e, &error);
     engine_handover(e, VFMIG_HO_EVENT_ABORT);
 }
@@ -316,6 +334,8 @@ static void on_time(struct engine *e)
     uint64_t now = vfmig_now_ns();
 
     check_deadline(e, now);
+    if (engine_due(&e->again_at_ns, now) && e->flow_active && e->flow.row == VFMIG_ROW_ASK)
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_AGAIN);
     check_answer(e, now);
     engine_tick(e, now);
     if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)
@@ -381,6 +401,7 @@ static void begin(struct engine *e)
     }
     e->flow_active = true;
     engine_flow_kind(e, VFMIG_FLOW_EVENT_START);
+    engine_measure_journal(e);
 }
 
 static void *source_main(void *arg)

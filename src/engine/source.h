@@ -15,7 +15,6 @@ int source_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr);
 int source_do_data(struct engine *e, struct device_worker *dev, bool final,
                    struct vfmig_error *reterr);
 int source_send_external(struct engine *e, uint32_t kind, struct vfmig_error *reterr);
-enum vfmig_converge_verdict source_decide(struct engine *e);
 
 /* source_connect.c: connections, identity, clock; -errno before anything was begun. */
 int source_connect(struct vfmig_source *source, struct vfmig_error *reterr);

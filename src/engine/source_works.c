@@ -10,6 +10,7 @@
 
 #define SECOND_NS     UINT64_C(1000000000)
 #define MIN_SAVE_BUFFER (UINT64_C(64) << 10)
+#define MEASURED_BYTES  (UINT64_C(256) << 10) /* fewer say little about a device's rate */
 
 static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
 {
@@ -25,6 +26,7 @@ static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
     e->pages_at_stop = e->progress.memory_running_bytes / VFMIG_PAGE_SIZE;
     pthread_mutex_unlock(&e->status_lock);
     engine_stamp(e, &e->stamps.parked);
+    engine_throttle_off(e);
     e->stop_round = e->round;
     vfmig_mover_set_bandwidth(e->mover, 0); /* the limit is for the guest's sake; it waits now */
     return 0;
@@ -46,12 +48,17 @@ int source_send_external(struct engine *e, uint32_t kind, struct vfmig_error *re
 
     e->blob.size = 0;
     e->blob.limit = VFMIG_MAX_VMSTATE - VMSTATE_HEAD_BYTES;
+    uint64_t begin = vfmig_now_ns();
     if (e->vm.ops->external_save)
         ret = e->vm.ops->external_save(e->vm.opaque, &e->blob, reterr);
     if (ret == 0)
         ret = engine_send_vmstate(e, kind, 0, &e->blob, reterr);
     engine_trace_vmstate(e, kind, e->blob.size, ret);
-    e->vm_state_bytes = e->blob.size;
+    /* That of the vCPUs, which cannot be tried, is taken as as much again. */
+    e->vm_state_bytes = 2 * e->blob.size;
+    pthread_mutex_lock(&e->measure.lock);
+    vfmig_samples_add(&e->measure.samples.vm_state, 2 * (vfmig_now_ns() - begin));
+    pthread_mutex_unlock(&e->measure.lock);
     return ret;
 }
 
@@ -197,20 +204,26 @@ static int send_segment(struct device_worker *dev, struct vfmig_channel *channel
 
 /* buffer may be NULL when the device's data is taken where it lies. */
 static int stream_out(struct engine *e, struct device_worker *dev, bool final, void *buffer,
-                      size_t size, uint64_t *ret_bytes, struct vfmig_error *reterr)
+                      size_t size, uint64_t *ret_bytes, uint64_t *ret_waited_ns,
+                      struct vfmig_error *reterr)
 {
     /* All of a device's data is on one channel, in order. */
     struct vfmig_channel *channel = e->channels[dev->index % e->channel_count];
     uint64_t expected = final ? UINT64_MAX : estimate(dev);
 
+    *ret_waited_ns = 0;
     for (*ret_bytes = 0; !atomic_load(&e->abort);) {
         const void *data = NULL;
+        uint64_t waited;
         ssize_t got = next_piece(dev, buffer, size, &data, reterr);
         if (got < 0)
             return (int)got;
         if (got == 0)
             return final ? send_end(e, dev, channel, reterr) : 0;
-        int ret = send_segment(dev, channel, data, (size_t)got, reterr);
+        int ret = vfmig_mover_share(e->mover, (uint64_t)got, &waited, reterr);
+        *ret_waited_ns += waited;
+        if (ret == 0)
+            ret = send_segment(dev, channel, data, (size_t)got, reterr);
         if (ret)
             return ret;
         dev->segments++;
@@ -227,7 +240,7 @@ int source_do_data(struct engine *e, struct device_worker *dev, bool final,
                    struct vfmig_error *reterr)
 {
     size_t size = (size_t)dev->target->info.max_data_xfer;
-    uint64_t begin = vfmig_now_ns(), bytes;
+    uint64_t begin = vfmig_now_ns(), bytes, waited;
     int ret;
 
     if (size < MIN_SAVE_BUFFER)
@@ -239,69 +252,19 @@ int source_do_data(struct engine *e, struct device_worker *dev, bool final,
     void *buffer = dev->target->info.data_in_place ? NULL : malloc(size);
     if (!buffer && !dev->target->info.data_in_place)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for its data");
-    ret = stream_out(e, dev, final, buffer, size, &bytes, reterr);
+    ret = stream_out(e, dev, final, buffer, size, &bytes, &waited, reterr);
     free(buffer);
     if (ret)
         return ret;
-    uint64_t took = vfmig_now_ns() - begin;
+    uint64_t took = vfmig_now_ns() - begin - waited;
     uint64_t left = final ? 0 : estimate(dev);
     pthread_mutex_lock(&dev->lock);
     dev->left_bytes = left;
-    if (bytes && took)
+    if (bytes >= MEASURED_BYTES && took)
         dev->rate_bytes = (uint64_t)((double)bytes * (double)SECOND_NS / (double)took);
     pthread_mutex_unlock(&dev->lock);
     pthread_mutex_lock(&e->status_lock);
     e->progress.device_bytes += bytes;
     pthread_mutex_unlock(&e->status_lock);
     return 0;
-}
-
-/* --- when to switch over --- */
-
-static void measure_devices(struct engine *e, struct vfmig_converge_input *input)
-{
-    for (uint32_t i = 0; i < e->vm.device_count; i++) {
-        struct device_worker *dev = &e->devices[i];
-
-        pthread_mutex_lock(&dev->lock);
-        uint64_t ns = dev->rate_bytes
-                          ? (uint64_t)((double)dev->left_bytes * (double)SECOND_NS / (double)dev->rate_bytes)
-                          : 0;
-        input->device_bytes += dev->left_bytes;
-        if (ns > input->slowest_device_ns)
-            input->slowest_device_ns = ns;
-        if (dev->change_ns > input->device_change_ns)
-            input->device_change_ns = dev->change_ns;
-        pthread_mutex_unlock(&dev->lock);
-    }
-}
-
-enum vfmig_converge_verdict source_decide(struct engine *e)
-{
-    struct vfmig_converge converge = {
-        .limit_ns = e->options.downtime_limit_ns,
-        .deadline_ns = e->options.deadline_ns ? e->progress.started_ns + e->options.deadline_ns : 0,
-        .force = e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE};
-    struct vfmig_converge_input input = {.dirty_pages = e->dirty_pages,
-                                         .dirty_pages_per_s = e->dirty_rate,
-                                         .bandwidth = e->bandwidth,
-                                         .log_ns = e->log_ns,
-                                         .vm_state_bytes = e->vm_state_bytes,
-                                         .journal_ns = e->journal_ns,
-                                         .rtt_ns = e->clock.rtt_ns,
-                                         .rounds = e->rounds};
-
-    measure_devices(e, &input);
-    enum vfmig_converge_verdict verdict = vfmig_converge_decide(&converge, &input, vfmig_now_ns());
-    uint64_t predicted = vfmig_converge_predict(&input);
-    pthread_mutex_lock(&e->status_lock);
-    e->progress.predicted_downtime_ns = predicted;
-    pthread_mutex_unlock(&e->status_lock);
-    engine_trace(e, DECIDE,
-                 VFMIG_S(verdict == VFMIG_CONVERGE_AGAIN ? "again"
-                         : verdict == VFMIG_CONVERGE_GO  ? "go"
-                                                         : "fail"),
-                 VFMIG_U(predicted), VFMIG_U(converge.limit_ns), VFMIG_U(e->dirty_pages),
-                 VFMIG_U(e->dirty_rate));
-    return verdict;
 }

@@ -17,6 +17,10 @@
 #include "dirty/trackers.h"
 #include "target/user.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
 #define HIGH_RAM 0x100000000u /* RAM that does not fit below the PCI windows goes above 4 GiB */
 
 const char *vmm_run_state_name(enum vmm_run_state state)
@@ -34,6 +38,22 @@ const char *vmm_run_state_name(enum vmm_run_state state)
 }
 
 /* --- memory --- */
+
+/* Memory that is there cannot run out later, and no first write has to wait for it. */
+static int prefault_block(const struct vfmig_ram_block *block, struct vfmig_error *reterr)
+{
+    int ret = madvise(block->host, block->size, MADV_POPULATE_WRITE) < 0 ? -errno : 0;
+
+    if (ret == -EINVAL) { /* before Linux 5.14 */
+        ret = 0;
+        for (uint64_t at = 0; at < block->size; at += VFMIG_PAGE_SIZE)
+            ((volatile char *)block->host)[at] = 0;
+    }
+    return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0,
+                                 "cannot take %llu bytes of guest memory at once: %s",
+                                 (unsigned long long)block->size, strerror(-ret))
+               : 0;
+}
 
 static int map_block(struct vfmig_vmm *vmm, uint64_t gpa, uint64_t size, struct vfmig_error *reterr)
 {
@@ -333,6 +353,8 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
         ret = vfmig_resolve_check_start(config->journal_dir, config->discard_released, reterr);
     if (!ret)
         ret = map_memory(vmm, config->memory_bytes, reterr);
+    for (uint32_t i = 0; !ret && config->prefault && i < vmm->memory.block_count; i++)
+        ret = prefault_block(&vmm->blocks[i], reterr);
     if (!ret)
         ret = vfmig_tracker_own_new(&vmm->own, reterr);
     vmm->dma = (struct vmm_dma_space){

@@ -35,6 +35,7 @@ struct vfmig_vmm_config {
     uint64_t viommu_timeout_ns; /* for the guest's last responses to page requests; 0: 10 s */
     uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */
     enum vmm_p2p p2p;        /* peer to peer DMA between devices */
+    bool prefault;           /* all of the guest's memory is there from the start */
     bool paused;             /* wait for `cont` */
     bool discard_released; /* a fresh guest is wanted although the last one moved away */
     struct vfmig_guest_config guest; /* device windows are filled in by the VMM */

@@ -215,6 +215,13 @@ static int on_identity(void *opaque, struct vfmig_buffer *out, struct vfmig_erro
     return vfmig_machine_identity(vmm->machine, out, reterr);
 }
 
+static int on_throttle(void *opaque, uint32_t percent, struct vfmig_error *reterr)
+{
+    struct vfmig_vmm *vmm = opaque;
+
+    return vfmig_machine_throttle(vmm->machine, percent, reterr);
+}
+
 static void on_sample(void *opaque, struct vfmig_vm_sample *ret_sample)
 {
     struct vfmig_vmm *vmm = opaque;
@@ -260,6 +267,7 @@ static const struct vfmig_vm_ops vm_ops = {
     .external_save = on_external_save,
     .external_load = on_external_load,
     .device_reset = on_device_reset,
+    .throttle = on_throttle,
     .identity = on_identity,
     .sample = on_sample,
     .released = on_released,
@@ -521,8 +529,8 @@ static int check_logs(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     return 0;
 }
 
-int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
-                        uint64_t deadline_ns, bool trace, struct vfmig_error *reterr)
+int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
+                        const struct vmm_migration_request *request, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
 
@@ -534,10 +542,11 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channel
         ret = vmm_viommu_check(vmm, reterr);
     if (!ret) {
         struct vfmig_migrate_options options = migration->options;
-        options.deadline_ns = deadline_ns;
-        options.trace_peer = trace;
-        if (channels)
-            options.channels = channels;
+        options.deadline_ns = request->deadline_ns;
+        options.on_deadline = request->on_deadline;
+        options.trace_peer = request->trace;
+        if (request->channels)
+            options.channels = request->channels;
         forget_source(migration);
         if (migration->destination) {
             /* The guest arrived by it; a source that asks later reads the journal. */
@@ -546,7 +555,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channel
             vfmig_destination_free(migration->destination);
             migration->destination = NULL;
         }
-        vmm_trace_keep(&vmm->trace, trace);
+        vmm_trace_keep(&vmm->trace, request->trace);
         ret = vfmig_source_new(&migration->vm, &options, &migration->source, reterr);
         if (!ret)
             ret = vfmig_source_start(migration->source, uri, reterr);

@@ -99,8 +99,15 @@ void vmm_migration_forget(struct vfmig_vmm *vmm);
 void vmm_migration_status(struct vfmig_vmm *vmm, struct vfmig_progress *ret_progress);
 /* Where an incoming migration is awaited, 0 when it is not by TCP. */
 uint16_t vmm_migration_port(struct vfmig_vmm *vmm);
-int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri, uint32_t channels,
-                        uint64_t deadline_ns, bool trace, struct vfmig_error *reterr);
+/* What `migrate` says about this one migration; zero: as the parameters have it. */
+struct vmm_migration_request {
+    uint32_t channels;
+    uint64_t deadline_ns;
+    enum vfmig_on_deadline on_deadline;
+    bool trace; /* the destination's events are wanted too */
+};
+int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
+                        const struct vmm_migration_request *request, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
 
 /* With the migration's lock held. 0 when no migration is under way or open. */

@@ -189,19 +189,38 @@ static int check_range(struct json_object *args, const char *name, int64_t min, 
                            (long long)min, (long long)max);
 }
 
+static int get_on_deadline(struct json_object *args, struct vmm_migration_request *request,
+                           struct vfmig_error *reterr)
+{
+    const char *word = json_object_get_string(json_object_object_get(args, "x-on-deadline"));
+
+    if (!word)
+        return 0;
+    if (!request->deadline_ns)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                               "x-on-deadline says nothing without x-deadline");
+    if (strcmp(word, "fail") && strcmp(word, "force"))
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                               "x-on-deadline must be fail or force");
+    request->on_deadline = strcmp(word, "force") ? VFMIG_ON_DEADLINE_FAIL : VFMIG_ON_DEADLINE_FORCE;
+    return 0;
+}
+
 static int run_migrate(void *opaque, struct json_object *args, struct json_object **ret_result,
                        struct vfmig_error *reterr)
 {
     struct json_object *uri = json_object_object_get(args, "uri");
+    struct vmm_migration_request request = {
+        .channels = (uint32_t)get_int(args, "x-channels"),
+        .deadline_ns = (uint64_t)get_int(args, "x-deadline") * 1000000000u,
+        .trace = get_bool(args, "x-trace")};
     int ret = check_range(args, "x-channels", 1, VFMIG_MAX_CHANNELS, reterr);
 
     if (!ret)
         ret = check_range(args, "x-deadline", 1, 1000000, reterr);
-    return ret ? ret
-               : vmm_migration_start(opaque, json_object_get_string(uri),
-                                     (uint32_t)get_int(args, "x-channels"),
-                                     (uint64_t)get_int(args, "x-deadline") * 1000000000u,
-                                     get_bool(args, "x-trace"), reterr);
+    if (!ret)
+        ret = get_on_deadline(args, &request, reterr);
+    return ret ? ret : vmm_migration_start(opaque, json_object_get_string(uri), &request, reterr);
 }
 
 static int run_trace(void *opaque, struct json_object *args, struct json_object **ret_result,
@@ -282,6 +301,8 @@ static int run_set_parameters(void *opaque, struct json_object *args,
         ret = check_range(args, "max-bandwidth", 0, INT64_MAX, reterr);
     if (!ret)
         ret = check_range(args, "multifd-channels", 1, VFMIG_MAX_CHANNELS, reterr);
+    if (!ret)
+        ret = check_range(args, "max-cpu-throttle", 0, VFMIG_MACHINE_MAX_THROTTLE, reterr);
     if (ret)
         return ret;
     pthread_mutex_lock(&vmm->migration.lock);
@@ -291,6 +312,8 @@ static int run_set_parameters(void *opaque, struct json_object *args,
         options->max_bandwidth = (uint64_t)get_int(args, "max-bandwidth");
     if (json_object_object_get(args, "multifd-channels"))
         options->channels = (uint32_t)get_int(args, "multifd-channels");
+    if (json_object_object_get(args, "max-cpu-throttle"))
+        options->throttle_max = (uint32_t)get_int(args, "max-cpu-throttle");
     pthread_mutex_unlock(&vmm->migration.lock);
     return 0;
 }
@@ -305,6 +328,7 @@ static int run_query_parameters(void *opaque, struct json_object *args,
     add_u64(result, "downtime-limit", vmm->migration.options.downtime_limit_ns / 1000000u);
     add_u64(result, "max-bandwidth", vmm->migration.options.max_bandwidth);
     add_u64(result, "multifd-channels", vmm->migration.options.channels);
+    add_u64(result, "max-cpu-throttle", vmm->migration.options.throttle_max);
     pthread_mutex_unlock(&vmm->migration.lock);
     *ret_result = result;
     return 0;
@@ -336,12 +360,12 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"cont", NULL, run_cont},
     {"quit", NULL, run_quit},
     {"system_reset", NULL, run_system_reset},
-    {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-trace:b?", run_migrate},
+    {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-on-deadline:s?,x-trace:b?", run_migrate},
     {"x-vfmig-trace", "from:i", run_trace},
     {"migrate_cancel", NULL, run_migrate_cancel},
     {"x-set-dialect", "dialect:s", run_set_dialect},
-    {"migrate-set-parameters", "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?",
-     run_set_parameters},
+    {"migrate-set-parameters",
+     "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?,max-cpu-throttle:i?", run_set_parameters},
     {"query-migrate-parameters", NULL, run_query_parameters},
     {"query-migrate", NULL, run_query_migrate},
     {"x-vfmig-resolve",

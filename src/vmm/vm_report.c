@@ -148,6 +148,45 @@ static void add_downtime(struct json_object *ours, const struct vfmig_downtime *
     json_object_object_add(ours, "shares", shares);
 }
 
+/* Both calculations, and the first one's parts beside what came. */
+static void add_prediction(struct json_object *ours, const struct vfmig_progress *p)
+{
+    const struct vfmig_prediction *expected = &p->prediction;
+    const struct vfmig_downtime *d = &p->downtime;
+    const struct {
+        const char *name;
+        uint64_t expected_ns, ns;
+    } rows[] = {
+        {"vCPUs stopped", expected->stop_ns, d->vcpus_stop_ns},
+        {"dirty logs read", expected->logs_ns, d->snapshot_ns + d->final_log_ns},
+        {"everything sent", expected->send_ns,
+         d->devices_stop_ns + d->vm_state_ns + d->final_data_ns},
+        {"destination ready", expected->ready_ns, d->ready_ns},
+        {"granted", expected->grant_ns, d->grant_journal_ns + d->grant_ns},
+        {"destination resumed", expected->resume_ns, d->resume_ns},
+    };
+    struct json_object *object = json_object_new_object(), *parts = json_object_new_array();
+
+    add_u64(object, "ns", expected->total_ns);
+    add_u64(object, "bound-ns", expected->bound_ns);
+    add_u64(object, "pages", expected->pages);
+    add_u64(object, "cold-pages", expected->cold_pages);
+    add_u64(object, "cold-ns", expected->cold_ns);
+    add_u64(object, "devices-ns", expected->devices_ns);
+    add_u64(object, "bandwidth", expected->bandwidth);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct json_object *row = json_object_new_object();
+        add_text(row, "name", rows[i].name);
+        add_u64(row, "expected-ns", rows[i].expected_ns);
+        add_u64(row, "ns", rows[i].ns);
+        json_object_array_add(parts, row);
+    }
+    json_object_object_add(object, "parts", parts);
+    if (d->total_ns)
+        json_object_object_add(object, "error", json_object_new_double(p->prediction_error / 1e3));
+    json_object_object_add(ours, "prediction", object);
+}
+
 static void add_id(struct json_object *ours, const uint8_t *id)
 {
     char text[2 * VFMIG_MIGRATION_ID_BYTES + 1];
@@ -176,6 +215,10 @@ static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_p
     if (p->predicted_downtime_ns)
         add_u64(ours, "predicted-downtime-ns", p->predicted_downtime_ns);
     add_u64(ours, "downtime-limit-ns", p->downtime_limit_ns);
+    if (p->prediction.bound_ns)
+        add_prediction(ours, p);
+    add_u64(ours, "stuck-rounds", p->stuck_rounds);
+    json_object_object_add(ours, "not-converging", json_object_new_boolean(p->not_converging));
     add_u64(ours, "sent-running-bytes", p->sent_running_bytes);
     add_u64(ours, "sent-stopped-bytes", p->sent_stopped_bytes);
     add_u64(ours, "memory-running-bytes", p->memory_running_bytes);
@@ -224,6 +267,8 @@ struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_
         add_u64(result, "expected-downtime", progress->predicted_downtime_ns / 1000000);
     if (progress->error.code)
         add_text(result, "error-desc", progress->error.text);
+    if (progress->throttle_percent) /* QEMU's name, and it has it only while it is not 0, too */
+        add_u64(result, "cpu-throttle-percentage", progress->throttle_percent);
     json_object_object_add(result, "ram", ram_json(progress));
     json_object_object_add(result, "x-vfmig", ours_json(vmm, progress));
     return result;

@@ -98,7 +98,8 @@ def test_the_report_of_a_completed_migration(vmm):
     assert result.stderr == ""  # it was over before a line was due
     arguments = {r["execute"]: r.get("arguments") for r in it.commands}
     assert arguments["migrate-set-parameters"] == {
-        "downtime-limit": 70, "max-bandwidth": 1 << 30, "multifd-channels": 2}
+        "downtime-limit": 70, "max-bandwidth": 1 << 30, "multifd-channels": 2,
+        "max-cpu-throttle": 0}
     assert arguments["migrate"] == {"uri": "unix:/x", "x-deadline": 9}
 
 
