@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/le.h"
+#include "base/sabotage.h"
 #include "engine/engine.h"
 #include "io/sock.h"
 
@@ -288,9 +289,9 @@ static void slow_down(struct engine *e, uint64_t bound_ns)
 
     if (!vfmig_throttle_round(&m->throttle, bound_ns))
         return;
+    atomic_store(&m->throttled, true);
     int ret = e->vm.ops->throttle(e->vm.opaque, m->throttle.percent, &error);
     engine_trace(e, THROTTLE, VFMIG_U(m->throttle.percent), VFMIG_I(ret));
-    m->throttled = true;
     /* A VMM that cannot any more: the guest is as it was, only slower to move. */
     if (ret)
         m->throttle.max_percent = m->throttle.percent = 0;
@@ -332,9 +333,8 @@ enum vfmig_converge_verdict engine_decide(struct engine *e)
 
 void engine_throttle_off(struct engine *e)
 {
-    if (!e->measure.throttled)
+    if (!atomic_exchange(&e->measure.throttled, false) || vfmig_sabotage("throttle-stays"))
         return;
-    e->measure.throttled = false;
     int ret = e->vm.ops->throttle(e->vm.opaque, 0, NULL);
     engine_trace(e, THROTTLE, VFMIG_U(0), VFMIG_I(ret));
 }

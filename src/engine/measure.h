@@ -36,7 +36,7 @@ struct engine_measure {
     uint64_t rough_bandwidth; /* cold memory included */
     /* Control thread. */
     struct vfmig_throttle throttle;
-    bool throttled;
+    atomic_bool throttled; /* the thread that parks the vCPUs, too */
     /* Destination. */
     atomic_uint_fast64_t round_done; /* for the control thread */
     atomic_bool round_posted;

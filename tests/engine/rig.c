@@ -415,6 +415,13 @@ static int vcpus_start(void *opaque, struct vfmig_error *reterr)
     return leave(vm, RIG_VCPU_START, 0, 0, ret, reterr);
 }
 
+static int throttle(void *opaque, uint32_t percent, struct vfmig_error *reterr)
+{
+    int ret = enter(opaque, RIG_THROTTLE, 0, percent);
+
+    return leave(opaque, RIG_THROTTLE, 0, percent, ret, reterr);
+}
+
 static int viommu_idle(void *opaque, uint64_t timeout_ns, struct vfmig_error *reterr)
 {
     struct rig_vm *vm = opaque;
@@ -524,6 +531,7 @@ static const struct vfmig_vm_ops vm_ops = {
     .state_save = state_save, .state_load = state_load,
     .external_save = external_save, .external_load = external_load,
     .device_reset = device_reset, .identity = identity, .sample = sample, .trace = trace,
+    .throttle = throttle,
 };
 
 /* --- set-up --- */

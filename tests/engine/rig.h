@@ -39,6 +39,7 @@ enum rig_op {
     RIG_IDENTITY,
     RIG_DMA,  /* a device wrote memory */
     RIG_MMIO, /* a vCPU touched a device; arg: state it was in */
+    RIG_THROTTLE, /* arg: percent */
     RIG_OP_COUNT
 };
 

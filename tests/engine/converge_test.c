@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Guests that cannot be moved within the limit, and what is said beforehand of those that can. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "core/converge.h"
+#include "core/throttle.h"
+#include "rig.h"
+
+#define FULL  (VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_NDMA | VFMIG_FEATURE_PRE_COPY)
+#define PLAIN (VFMIG_FEATURE_STOP_COPY)
+
+static const uint32_t features[RIG_MAX_DEVICES] = {FULL, PLAIN, FULL, FULL};
+static struct rig rig;
+
+/* A migration that no downtime can be short enough for. */
+static void begin_stuck(uint32_t throttle_max)
+{
+    rig_open(&rig, 1, features, /* tcp= */ false);
+    rig.options.downtime_limit_ns = 1;
+    rig.options.throttle_max = throttle_max;
+    rig_start(&rig);
+}
+
+/* Until it is told that nothing helps. */
+static struct vfmig_progress wait_told(void)
+{
+    struct vfmig_progress progress = {0};
+
+    while (!progress.not_converging) {
+        vfmig_source_status(rig.source, &progress);
+        assert_int_equal(progress.state, VFMIG_MIGRATE_ACTIVE);
+        assert_true(progress.rounds < 100); /* the last step is reached long before */
+        usleep(1000);
+    }
+    return progress;
+}
+
+/* Percentages asked for, in order. */
+static uint32_t throttles(uint32_t *ret_percent, uint32_t room)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < rig.log_count; i++)
+        if (rig.log[i].op == RIG_THROTTLE && !rig.log[i].end && count < room)
+            ret_percent[count++] = rig.log[i].arg;
+    return count;
+}
+
+static void assert_throttles(const uint32_t *wanted, uint32_t count)
+{
+    uint32_t got[16];
+
+    assert_int_equal(throttles(got, 16), count);
+    assert_memory_equal(got, wanted, count * sizeof(*wanted));
+}
+
+static void a_stuck_guest_is_slowed_down_and_let_go(void **state)
+{
+    const uint32_t wanted[] = {20, 30, 35, 0};
+
+    begin_stuck(35);
+    struct vfmig_progress told = wait_told();
+    assert_int_equal(told.throttle_percent, 35);
+    vfmig_source_cancel(rig.source);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_CANCELLED);
+    assert_throttles(wanted, 4);
+    rig_assert_source_runs(&rig);
+    rig_close(&rig);
+}
+
+static void without_a_throttle_it_is_told_and_goes_on(void **state)
+{
+    struct vfmig_progress progress;
+
+    begin_stuck(0);
+    struct vfmig_progress told = wait_told();
+    assert_true(told.stuck_rounds >= VFMIG_STUCK_ROUNDS);
+    assert_int_equal(told.throttle_percent, 0);
+    do {
+        usleep(1000);
+        vfmig_source_status(rig.source, &progress);
+        assert_int_equal(progress.state, VFMIG_MIGRATE_ACTIVE);
+    } while (progress.rounds < told.rounds + 2);
+    vfmig_source_cancel(rig.source);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_CANCELLED);
+    assert_throttles(NULL, 0);
+    rig_assert_source_runs(&rig);
+    rig_close(&rig);
+}
+
+static void a_throttle_that_fails_is_done_without(void **state)
+{
+    const uint32_t wanted[] = {20, 0}; /* it may have worked all the same */
+
+    rig_open(&rig, 1, features, /* tcp= */ false);
+    rig.options.downtime_limit_ns = 1;
+    rig.options.throttle_max = 99;
+    rig.fault = (struct rig_fault){.side = RIG_SOURCE, .op = RIG_THROTTLE, .arg = 20, .times = 1,
+                                   .err = -EIO};
+    rig_start(&rig);
+    struct vfmig_progress told = wait_told();
+    assert_int_equal(told.throttle_percent, 0);
+    vfmig_source_cancel(rig.source);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_CANCELLED);
+    assert_throttles(wanted, 2);
+    rig_close(&rig);
+}
+
+/* The guest gets its time back before it runs anywhere again. */
+static void forced_at_the_deadline_it_is_let_go_with_the_stop(void **state)
+{
+    const uint32_t wanted[] = {20, 0};
+    struct vfmig_progress progress;
+
+    rig_open(&rig, 1, features, /* tcp= */ false);
+    rig.options.downtime_limit_ns = 1;
+    rig.options.throttle_max = 20;
+    rig.options.deadline_ns = 500000000;
+    rig.options.on_deadline = VFMIG_ON_DEADLINE_FORCE;
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
+    assert_throttles(wanted, 2);
+    uint32_t stopped = rig_find(&rig, 0, RIG_SOURCE, RIG_VCPU_STOP, RIG_ANY, RIG_ANY, true);
+    uint32_t off = rig_find(&rig, 0, RIG_SOURCE, RIG_THROTTLE, RIG_ANY, 0, false);
+    uint32_t runs = rig_find(&rig, 0, RIG_DEST, RIG_VCPU_START, RIG_ANY, RIG_ANY, false);
+    assert_true(stopped < off && off < runs && runs < rig.log_count);
+    vfmig_source_status(rig.source, &progress);
+    assert_false(progress.not_converging); /* it went, after all */
+    assert_int_equal(progress.throttle_percent, 20);
+    rig_assert_moved(&rig);
+    rig_close(&rig);
+}
+
+static void what_cannot_be_done_is_refused_at_once(void **state)
+{
+    struct vfmig_error error = {0};
+    struct vfmig_source *source;
+    struct vfmig_vm_ops ops;
+
+    rig_open(&rig, 1, features, /* tcp= */ false);
+    struct vfmig_vm vm = rig.side[RIG_SOURCE].vm;
+    rig.options.throttle_max = VFMIG_THROTTLE_LIMIT + 1;
+    assert_int_equal(vfmig_source_new(&vm, &rig.options, &source, &error), -EINVAL);
+    ops = *vm.ops;
+    ops.throttle = NULL;
+    vm.ops = &ops;
+    rig.options.throttle_max = 20;
+    assert_int_equal(vfmig_source_new(&vm, &rig.options, &source, &error), -ENOTSUP);
+    rig.options.throttle_max = 0;
+    rig_close(&rig);
+}
+
+static void a_missed_deadline_says_what_was_missing(void **state)
+{
+    struct vfmig_progress progress;
+
+    rig_open(&rig, 1, features, /* tcp= */ false);
+    rig.options.downtime_limit_ns = 1;
+    rig.options.deadline_ns = 200000000;
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_FAILED);
+    vfmig_source_status(rig.source, &progress);
+    assert_int_equal(progress.error.code, -ETIME);
+    assert_non_null(strstr(progress.error.text, "the deadline passed: the downtime would be up to"));
+    rig_assert_source_runs(&rig);
+    rig_close(&rig);
+    /* For ever is no reason for an overflow. */
+    rig_open(&rig, 1, features, /* tcp= */ false);
+    rig.options.deadline_ns = UINT64_MAX;
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    rig_close(&rig);
+}
+
+static void the_prediction_is_reported_with_its_parts(void **state)
+{
+    struct vfmig_progress progress;
+
+    rig_open(&rig, 2, features, /* tcp= */ true);
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
+    vfmig_source_status(rig.source, &progress);
+    const struct vfmig_prediction *p = &progress.prediction;
+    assert_int_equal(p->total_ns, progress.predicted_downtime_ns);
+    assert_int_equal(p->total_ns, p->stop_ns + p->logs_ns + p->send_ns + p->ready_ns + p->grant_ns +
+                                      p->resume_ns);
+    assert_true(p->bound_ns > 0 && p->bound_ns <= progress.downtime_limit_ns);
+    assert_true(p->bandwidth > 0);
+    /* A device without pre-copy was asked what it has, too. */
+    assert_true(p->devices_ns > 0);
+    assert_int_equal(progress.prediction_error,
+                     vfmig_converge_error(p->total_ns, progress.downtime.total_ns));
+    rig_close(&rig);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_stuck_guest_is_slowed_down_and_let_go),
+        cmocka_unit_test(without_a_throttle_it_is_told_and_goes_on),
+        cmocka_unit_test(a_throttle_that_fails_is_done_without),
+        cmocka_unit_test(forced_at_the_deadline_it_is_let_go_with_the_stop),
+        cmocka_unit_test(what_cannot_be_done_is_refused_at_once),
+        cmocka_unit_test(a_missed_deadline_says_what_was_missing),
+        cmocka_unit_test(the_prediction_is_reported_with_its_parts),
+    };
+    return cmocka_run_group_tests_name("engine-converge", tests, NULL, NULL);
+}
