@@ -18,7 +18,7 @@ struct machine_vcpu {
     bool parked;    /* under the lock */
     bool dead;      /* under the lock; parked for good */
     uint64_t reads; /* of GUEST_CTL_COUNT so far: part of the state */
-    uint64_t turn;  /* of the throttle that it has slept for; its own thread */
+    uint64_t turn;  /* of the throttle that it has slept for; written by its own thread */
 };
 
 /* An MSI vector of a device and the eventfd behind it. */

@@ -77,7 +77,9 @@ bool machine_throttle_due(struct vfmig_machine *m, uint32_t vcpu)
 /* The share of one period; ends early with the throttle or when the vCPUs are to stop. */
 void machine_throttle_sleep(struct vfmig_machine *m, uint32_t vcpu)
 {
-    m->vcpus[vcpu].turn = __atomic_load_n(&m->throttle_turn, __ATOMIC_SEQ_CST);
+    uint64_t turn = __atomic_load_n(&m->throttle_turn, __ATOMIC_SEQ_CST);
+
+    __atomic_store_n(&m->vcpus[vcpu].turn, turn, __ATOMIC_SEQ_CST);
     pthread_mutex_lock(&m->lock);
     const struct timespec end = later(PERIOD_NS / 100 * m->throttle);
     while (m->throttle && !machine_stopping(m) &&

@@ -284,6 +284,59 @@ static void test_bad_configs(void **state)
     rig_close(&vm);
 }
 
+static uint64_t clock_of(clockid_t clock)
+{
+    struct timespec now;
+
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* vCPU 0, which always has something to do, while it sleeps for so many periods: its share of the
+ * time. A busy host makes the share smaller, never larger. */
+static uint64_t share_percent(struct rig_vm *vm, uint64_t turns)
+{
+    struct machine_vcpu *v = &vm->machine->vcpus[0];
+    clockid_t clock;
+
+    assert_int_equal(pthread_getcpuclockid(v->thread, &clock), 0);
+    rig_progress(vm, &v->turn, 2);
+    uint64_t wall = clock_of(CLOCK_MONOTONIC), cpu = clock_of(clock);
+    rig_progress(vm, &v->turn, turns);
+    return (clock_of(clock) - cpu) * 100 / (clock_of(CLOCK_MONOTONIC) - wall);
+}
+
+static void test_throttle(void **state)
+{
+    (void)state;
+    struct rig_vm vm;
+    struct vfmig_guest_config busy = small_guest;
+    busy.rate_mib_s = GUEST_RATE_UNLIMITED;
+    rig_open(&vm, accel, NULL, NULL);
+    RIG_OK(vfmig_machine_load_guest(vm.machine, &busy, &rig_error));
+    assert_int_equal(vfmig_machine_throttle(vm.machine, VFMIG_MACHINE_MAX_THROTTLE + 1, &rig_error),
+                     -EINVAL);
+    RIG_OK(vfmig_machine_throttle(vm.machine, 20, &rig_error)); /* parked ones stay parked */
+    RIG_OK(vfmig_machine_start(vm.machine, &rig_error));
+    const struct guest_scoreboard *score = rig_score(&vm);
+    rig_progress(&vm, &score->cpu[0].heartbeats, 2);
+    RIG_OK(vfmig_machine_throttle(vm.machine, 80, &rig_error));
+    assert_in_range(share_percent(&vm, 10), 0, 40);
+    /* A stop does not wait for a sleep to end, nor for anything to begin again. */
+    RIG_OK(vfmig_machine_throttle(vm.machine, VFMIG_MACHINE_MAX_THROTTLE, &rig_error));
+    for (unsigned i = 0; i < 20; i++) {
+        RIG_OK(vfmig_machine_stop(vm.machine, &rig_error));
+        RIG_OK(vfmig_machine_start(vm.machine, &rig_error));
+    }
+    rig_progress(&vm, &score->cpu[0].heartbeats, 1); /* slow is not dead */
+    RIG_OK(vfmig_machine_throttle(vm.machine, 0, &rig_error));
+    uint64_t turn = vm.machine->throttle_turn;
+    rig_progress(&vm, &score->cpu[0].cycles, 1);
+    assert_int_equal(vm.machine->throttle_turn, turn);
+    RIG_OK(vfmig_machine_throttle(vm.machine, 50, &rig_error)); /* and freed like that */
+    rig_close(&vm);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2 || vfmig_accel_parse(argv[1], &accel) < 0)
@@ -299,6 +352,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_blob_is_checked), cmocka_unit_test(test_identity),
         cmocka_unit_test(test_bad_configs),     cmocka_unit_test(test_guest_sees_the_pause),
         cmocka_unit_test(test_clock_on_another_host),
+        cmocka_unit_test(test_throttle),
         cmocka_unit_test(test_ioeventfd),       cmocka_unit_test(test_no_guest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
