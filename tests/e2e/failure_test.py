@@ -141,6 +141,28 @@ def test_a_deadline_that_passes(world):
     assert_failed(source, process.returncode, err, "deadline")
 
 
+def test_a_deadline_that_forces(world):
+    source, target = start(world)
+    result = migrate(source, world.uri(), "--quiet", "--downtime-limit", "1", "--deadline", "1",
+                     "--on-deadline", "force")
+    assert result.returncode == 0, result.stderr
+    assert_guest_lives(target)
+
+
+def test_a_guest_that_does_not_converge_is_slowed_down_until_then(world):
+    source, _ = start(world)
+    process = migrate_slowly(source, world.uri(), "--downtime-limit", "1", "--throttle-max", "50",
+                             "--deadline", "20", bandwidth="100M")
+    report = wait_until(lambda: (lambda r: r["x-vfmig"]["not-converging"] and r)(source("query-migrate")),
+                        "the news that it does not converge")
+    assert report["cpu-throttle-percentage"] == 50 and report["x-vfmig"]["stuck-rounds"] >= 3
+    assert source("query-migrate-parameters")["max-cpu-throttle"] == 50
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert_guest_lives(source)
+
+
 def test_journals_that_cannot_be_written(world):
     source, _ = start(world)
     source.journal.rmdir()

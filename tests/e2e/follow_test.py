@@ -103,6 +103,17 @@ def test_the_report_of_a_completed_migration(vmm):
     assert arguments["migrate"] == {"uri": "unix:/x", "x-deadline": 9}
 
 
+def test_what_is_said_about_convergence(vmm):
+    told = status("completed", prediction={"ns": 44400000, "bound-ns": 66600000})
+    it = vmm(told)
+    result = run(it, "--deadline", "9", "--on-deadline", "force", "--throttle-max", "70")
+    assert result.returncode == 0
+    assert "predicted 44.4 ms, reckoned with up to 66.6 ms" in result.stdout
+    arguments = {r["execute"]: r.get("arguments") for r in it.commands}
+    assert arguments["migrate-set-parameters"]["max-cpu-throttle"] == 70
+    assert arguments["migrate"] == {"uri": "unix:/x", "x-deadline": 9, "x-on-deadline": "force"}
+
+
 def test_json_is_the_answer_and_nothing_else(vmm):
     result = run(vmm(status("completed")), "--json")
     assert result.returncode == 0

@@ -61,6 +61,11 @@ def test_there_and_back_over_tcp(world):
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["status"] == "completed"
+    told = report["x-vfmig"]["prediction"]
+    assert told["ns"] == sum(part["expected-ns"] for part in told["parts"])
+    assert 0 < told["bound-ns"] <= 2e9 and told["error"] >= -1
+    assert told["parts"][0]["ns"] == report["x-vfmig"]["parts"][0]["ns"]
+    assert "cpu-throttle-percentage" not in report and not report["x-vfmig"]["not-converging"]
     back = world.vm("c", devices=[world.device("dev-c")], incoming=world.uri())
     result = migrate(target, world.uri(), "--quiet", "--downtime-limit", "2000", "--channels", "4")
     assert result.returncode == 0, result.stderr
@@ -130,6 +135,11 @@ def test_what_cannot_be_done_is_said(world):
             (source, "system_reset", {}, "cannot reset"),
             (source, "migrate-set-parameters", {"multifd_channels": 99}, "from 1 to 16"),
             (source, "migrate-set-parameters", {"downtime_limit": 0}, "from 1"),
+            (source, "migrate-set-parameters", {"max_cpu_throttle": 100}, "from 0 to 99"),
+            (source, "migrate-set-parameters", {"max_bandwidth": -1}, "from 0"),
+            (source, "migrate", {"uri": "unix:/x", "x_deadline": 0}, "from 1"),
+            (source, "migrate", {"uri": "unix:/x", "x_on_deadline": "force"}, "without x-deadline"),
+            (source, "migrate", {"uri": "unix:/x", "x_deadline": 1, "x_on_deadline": "x"}, "fail or force"),
             (target, "migrate", {"uri": "unix:/x"}, "not arrived yet")):
         with pytest.raises(QmpError, match=words):
             qmp(command, **arguments)
