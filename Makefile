@@ -1,6 +1,6 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench fuzz model interop docs lint install clean
+.PHONY: all deps demo check bench bench-long fuzz model interop docs lint install clean
 
 BUILD ?= build
 SABOTAGE ?=
@@ -37,6 +37,10 @@ check: $(BUILD)/check/build.ninja
 
 bench: all
 	python3 scripts/bench.py $(BUILD)/release
+
+# The promise about the downtime, 50 times for each kind of guest: an hour and more.
+bench-long: all
+	python3 scripts/bench.py $(BUILD)/release --long
 
 # make fuzz T=wire SECONDS=60, and MERGE=1: docs/fuzzing.md. Installs clang.
 fuzz: | deps

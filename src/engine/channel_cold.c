@@ -12,7 +12,7 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-#define TIMED_RECORDS 8u /* one of so many that have new pages */
+#define TIMED_RECORDS 32u /* one of so many that have new pages */
 
 /* Pages of a run that were not written here before; they are from now on. A page belongs to one
  * channel, so nobody else changes its word meanwhile (memory_mover.h). */
