@@ -97,6 +97,8 @@ void vfmig_measured_fill(const struct vfmig_measured *m, bool careful,
     uint32_t low = wary ? VFMIG_CAREFUL_LOW : 50, high = wary ? VFMIG_CAREFUL_HIGH : 50;
 
     in->bandwidth = vfmig_samples_quantile(&m->bandwidth, low, in->bandwidth);
+    if (!careful)
+        in->bandwidth = vfmig_samples_quantile(&m->alone, 50, in->bandwidth);
     in->dirty_pages_per_s = vfmig_samples_quantile(&m->dirty_rate, high, in->dirty_pages_per_s);
     in->until_stop_ns = vfmig_samples_quantile(&m->until_stop, high, in->until_stop_ns);
     in->drain_ns = vfmig_samples_quantile(&m->drain, high, in->drain_ns);
@@ -153,4 +155,23 @@ uint64_t vfmig_converge_momentary(uint64_t pages, uint64_t working_set_pages, ui
     uint64_t rate = pages ? scale(pages, SECOND_NS, max(time_ns, 1)) : 0;
 
     return min(scale(rate, share < 16 ? unseen[share] : 300, 100), UINT64_MAX - 1);
+}
+
+uint64_t vfmig_converge_log(const struct vfmig_log_reading *a, const struct vfmig_log_reading *b,
+                            uint64_t pages)
+{
+    const struct vfmig_log_reading *more = a->pages > b->pages ? a : b;
+    const struct vfmig_log_reading *less = more == a ? b : a;
+
+    if (less->pages <= pages || more->pages - less->pages < more->pages / 8 || more->ns <= less->ns)
+        return min(a->ns, b->ns);
+    uint64_t saved = scale(less->pages - pages, more->ns - less->ns, more->pages - less->pages);
+    return saved < less->ns ? less->ns - saved : 0;
+}
+
+uint64_t vfmig_converge_alone(uint64_t busy_ns, uint64_t vcpu_ns, uint64_t waited_ns, uint32_t cpus)
+{
+    uint64_t back = min(vcpu_ns / (cpus ? cpus : 1), waited_ns);
+
+    return busy_ns - min(back, busy_ns / 2);
 }

@@ -48,6 +48,7 @@ struct vfmig_converge_input {
 /* What was measured more than once. */
 struct vfmig_measured {
     struct vfmig_samples bandwidth, dirty_rate; /* per second */
+    struct vfmig_samples alone; /* bandwidth without the vCPUs beside it: what is to be expected */
     struct vfmig_samples until_stop, drain, stop, log, vm_state, vm_load, journal, peer_journal;
 };
 
@@ -92,5 +93,20 @@ int32_t vfmig_converge_error(uint64_t predicted_ns, uint64_t measured_ns);
  * no more than its size, however often each page was written. Between 1 and 3 times the plain
  * quotient; UINT64_MAX is never returned. */
 uint64_t vfmig_converge_momentary(uint64_t pages, uint64_t working_set_pages, uint64_t time_ns);
+
+/* A reading of all logs: pages that it found, and how long it took. */
+struct vfmig_log_reading {
+    uint64_t pages, ns;
+};
+
+/* What reading them would take that finds so few pages, from two readings that found more: a part
+ * of the time goes with the pages, and the final ones find hardly any. Never more than the shorter
+ * reading took, never less than nothing. */
+uint64_t vfmig_converge_log(const struct vfmig_log_reading *a, const struct vfmig_log_reading *b,
+                            uint64_t pages);
+
+/* The time that a round would have taken without the vCPUs beside it: of their CPU time each CPU
+ * would have given back its share, but not more than the senders waited for a CPU. */
+uint64_t vfmig_converge_alone(uint64_t busy_ns, uint64_t vcpu_ns, uint64_t waited_ns, uint32_t cpus);
 
 #endif

@@ -2,6 +2,7 @@
 #include "engine/measure.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "base/le.h"
 #include "base/sabotage.h"
@@ -36,14 +37,21 @@ static uint64_t rate_of(uint64_t bytes, uint64_t ns)
 
 /* --- source: what is measured --- */
 
-void engine_measure_round(struct engine *e, uint64_t bytes, uint64_t busy_ns)
+void engine_measure_round(struct engine *e, uint64_t bytes, const struct vfmig_mover_progress *moved,
+                          uint64_t process_ns)
 {
     struct engine_measure *m = &e->measure;
+    uint64_t busy_ns = moved->busy_ns;
+    /* Of this process, what was not sending was the guest and those that serve it. */
+    uint64_t guest_ns = process_ns > moved->use.cpu_ns ? process_ns - moved->use.cpu_ns : 0;
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
     pthread_mutex_lock(&m->lock);
     m->round = e->round;
     m->round_bytes = bytes;
     m->round_busy_ns = busy_ns;
+    m->round_alone_ns = vfmig_converge_alone(busy_ns, guest_ns, moved->use.waited_ns,
+                                             cpus > 0 ? (uint32_t)cpus : 1);
     m->round_sent_ns = vfmig_now_ns();
     if (busy_ns && (bytes >= MEASURED_BYTES || !m->rough_bandwidth))
         m->rough_bandwidth = rate_of(bytes, busy_ns);
@@ -57,6 +65,8 @@ void engine_measure_log(struct engine *e, uint64_t pages, uint64_t since_ns, uin
 
     pthread_mutex_lock(&m->lock);
     vfmig_samples_add(&m->samples.log, took_ns);
+    m->readings[1] = m->samples.log.count > 1 ? m->readings[0] : (struct vfmig_log_reading){pages, took_ns};
+    m->readings[0] = (struct vfmig_log_reading){pages, took_ns};
     if (since_ns)
         vfmig_samples_add(&m->samples.dirty_rate, vfmig_converge_momentary(pages, seen, since_ns));
     pthread_mutex_unlock(&m->lock);
@@ -70,8 +80,10 @@ static void sample_round(struct engine *e, const struct engine_taken *taken, uin
     uint64_t late_ns = now_ns > m->round_sent_ns ? now_ns - m->round_sent_ns : 0;
 
     /* Into cold memory it is another rate: not a word about what comes last. */
-    if (m->round_bytes >= MEASURED_BYTES && cold_pages < m->round_bytes / VFMIG_PAGE_SIZE / 8)
+    if (m->round_bytes >= MEASURED_BYTES && cold_pages < m->round_bytes / VFMIG_PAGE_SIZE / 8) {
         vfmig_samples_add(&m->samples.bandwidth, rate_of(m->round_bytes, m->round_busy_ns));
+        vfmig_samples_add(&m->samples.alone, rate_of(m->round_bytes, m->round_alone_ns));
+    }
     vfmig_samples_add(&m->samples.drain,
                       late_ns > e->clock.rtt_ns / 2 ? late_ns - e->clock.rtt_ns / 2 : 0);
 }
@@ -213,6 +225,9 @@ void engine_measure_tell(struct engine *e)
 
 /* --- source: the decision --- */
 
+/* A kick and the end of an exit, as it mostly is; the careful calculation has its own idea. */
+#define USUAL_STOP_NS UINT64_C(300000)
+
 /* A device nobody has seen saving: careful means as slow as slow ones are. */
 #define UNKNOWN_DEVICE_RATE (UINT64_C(200) << 20)
 
@@ -252,8 +267,11 @@ static void fill_input(struct engine *e, bool careful, struct vfmig_converge_inp
     input->peer_change_ns = m->taken.change_ns;
     vfmig_measured_fill(&m->samples, careful, input);
     pthread_mutex_unlock(&m->lock);
-    if (!careful)
+    if (!careful) {
         input->dirty_pages_per_s = e->dirty_rate;
+        input->stop_ns = input->stop_ns ? input->stop_ns : USUAL_STOP_NS;
+        input->log_ns = vfmig_converge_log(&m->readings[0], &m->readings[1], 0);
+    }
     for (uint32_t i = 0; i < e->vm.device_count; i++)
         measure_device(&e->devices[i], careful, input->bandwidth, input);
     /* The logs were read a moment ago; the devices go to N before the vCPUs stop. */

@@ -12,6 +12,7 @@
 
 #include "core/converge.h"
 #include "core/throttle.h"
+#include "engine/memory_mover.h"
 
 struct engine;
 struct device_worker;
@@ -31,8 +32,9 @@ struct engine_measure {
     pthread_mutex_t lock;
     struct vfmig_measured samples; /* under lock, like the rest */
     struct engine_taken taken;     /* the newest */
+    struct vfmig_log_reading readings[2]; /* the last ones */
     /* The round that was sent last, until the destination has it. */
-    uint64_t round, round_bytes, round_busy_ns, round_sent_ns;
+    uint64_t round, round_bytes, round_busy_ns, round_alone_ns, round_sent_ns;
     uint64_t rough_bandwidth; /* cold memory included */
     /* Control thread. */
     struct vfmig_throttle throttle;
@@ -48,7 +50,9 @@ void engine_measure_init(struct engine_measure *measure);
 void engine_measure_done(struct engine_measure *measure);
 
 /* Source: a round was sent; the logs were read; what the destination says. Any thread. */
-void engine_measure_round(struct engine *e, uint64_t bytes, uint64_t busy_ns);
+/* process_ns: CPU time of all threads, the guest's too. */
+void engine_measure_round(struct engine *e, uint64_t bytes, const struct vfmig_mover_progress *moved,
+                          uint64_t process_ns);
 void engine_measure_log(struct engine *e, uint64_t pages, uint64_t since_ns, uint64_t took_ns);
 void engine_measure_taken(struct engine *e, const void *data, size_t size);
 void engine_measure_loaded(struct engine *e, const void *data, size_t size);

@@ -2,6 +2,7 @@
 /* The source's memory: what the trackers say, and rounds of sending it. */
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/bitmap.h"
 #include "base/sabotage.h"
@@ -180,11 +181,19 @@ static void ask_devices(struct engine *e)
     }
 }
 
+static uint64_t process_cpu_ns(void)
+{
+    struct timespec used = {0};
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * SECOND_NS + (uint64_t)used.tv_nsec;
+}
+
 /* Sends what is known dirty. */
 int engine_send_round(struct engine *e, uint32_t work, uint64_t round, struct vfmig_error *reterr)
 {
     struct vfmig_mover_progress before, after;
-    uint64_t begin = vfmig_now_ns();
+    uint64_t begin = vfmig_now_ns(), cpu_ns = process_cpu_ns();
 
     vfmig_mover_progress(e->mover, &before);
     engine_trace(e, ROUND_BEGIN, VFMIG_U(round), VFMIG_S(vfmig_work_name(work)));
@@ -195,7 +204,7 @@ int engine_send_round(struct engine *e, uint32_t work, uint64_t round, struct vf
     if (ret == 0 && work == VFMIG_WORK_ROUND) {
         e->rounds++;
         tell_rate(e, bytes, took);
-        engine_measure_round(e, bytes, after.busy_ns);
+        engine_measure_round(e, bytes, &after, process_cpu_ns() - cpu_ns);
     }
     engine_trace(e, ROUND_END, VFMIG_U(round), VFMIG_S(vfmig_work_name(work)), VFMIG_I(ret),
                  VFMIG_U(after.pages_done), VFMIG_U(bytes), VFMIG_U(took),

@@ -3,6 +3,7 @@
 #include "engine/memory_mover.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -36,6 +37,7 @@ struct worker {
     pthread_t thread;
     uint64_t round_seen;
     uint64_t waited_ns; /* of this round, for its share of the bandwidth */
+    struct vfmig_cpu_use use; /* of its thread, when the round began */
     uint32_t zero_misses;
     uint32_t page_count, run_count, zero_run_count;
     struct vfmig_page_run runs[RECORD_PAGES];
@@ -61,6 +63,7 @@ struct vfmig_mover {
     struct vfmig_error failed;
     struct vfmig_pace pace;
     uint64_t busy_ns; /* of the round: the longest of its workers */
+    struct vfmig_cpu_use use; /* and of all of them; waits: the longest */
 
     atomic_bool cancelled;
     _Atomic uint64_t bytes_per_second;
@@ -272,6 +275,35 @@ static int send_round(struct worker *w, struct vfmig_error *reterr)
     return rc;
 }
 
+/* What the scheduler says of this thread; nothing where the kernel does not tell. */
+static struct vfmig_cpu_use thread_use(void)
+{
+    struct vfmig_cpu_use use = {0};
+    char text[64] = {0};
+    int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return use;
+    if (read(fd, text, sizeof(text) - 1) > 0) {
+        char *end;
+        use.cpu_ns = strtoull(text, &end, 10);
+        use.waited_ns = strtoull(end, NULL, 10);
+    }
+    close(fd);
+    return use;
+}
+
+/* Under the lock. */
+static void add_use(struct worker *w)
+{
+    const struct vfmig_cpu_use now = thread_use();
+    uint64_t waited_ns = now.waited_ns - w->use.waited_ns;
+
+    w->mover->use.cpu_ns += now.cpu_ns - w->use.cpu_ns;
+    if (waited_ns > w->mover->use.waited_ns)
+        w->mover->use.waited_ns = waited_ns;
+}
+
 /* The first failure ends the round for all: half a round has no use. */
 static void end_of_round(struct worker *w, uint64_t took_ns, const struct vfmig_error *error)
 {
@@ -281,6 +313,7 @@ static void end_of_round(struct worker *w, uint64_t took_ns, const struct vfmig_
     pthread_mutex_lock(&mover->lock);
     if (took_ns - w->waited_ns > mover->busy_ns)
         mover->busy_ns = took_ns - w->waited_ns;
+    add_use(w);
     if (error->code && !mover->failed.code) {
         mover->failed = *error;
         mover->cancelled = true;
@@ -313,6 +346,7 @@ static void *worker_main(void *argument)
             return NULL;
         struct vfmig_error error = {0};
         uint64_t begin_ns = vfmig_channel_now_ns();
+        w->use = thread_use();
         send_round(w, &error);
         end_of_round(w, vfmig_channel_now_ns() - begin_ns, &error);
     }
@@ -449,6 +483,7 @@ int vfmig_mover_start(struct vfmig_mover *mover, struct vfmig_dirty_map *map, ui
         mover->round = round;
         mover->pages_total = total;
         mover->busy_ns = 0;
+        mover->use = (struct vfmig_cpu_use){0};
         atomic_store(&mover->pages_done, 0);
         mover->busy = mover->worker_count;
         mover->running = true;
@@ -498,6 +533,7 @@ void vfmig_mover_progress(struct vfmig_mover *mover, struct vfmig_mover_progress
     progress.round = mover->round;
     progress.pages_total = mover->pages_total;
     progress.busy_ns = mover->busy_ns;
+    progress.use = mover->use;
     progress.running = mover->running && mover->busy;
     pthread_mutex_unlock(&mover->lock);
     progress.pages_done = atomic_load(&mover->pages_done);

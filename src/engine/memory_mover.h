@@ -26,6 +26,11 @@
 
 struct vfmig_mover;
 
+/* CPU time used, and time that a CPU was waited for. */
+struct vfmig_cpu_use {
+    uint64_t cpu_ns, waited_ns;
+};
+
 struct vfmig_mover_progress {
     uint64_t round;       /* of the last start */
     uint64_t pages_total; /* set in the map when the round was started */
@@ -34,6 +39,7 @@ struct vfmig_mover_progress {
     uint64_t zero_pages;  /* all rounds */
     uint64_t bytes_sent;  /* everything on these channels, heads included */
     uint64_t busy_ns;     /* the last round's time without the waits for its share of the bandwidth */
+    struct vfmig_cpu_use use; /* the last round's: of all threads; the longest wait of one */
     bool running;
 };
 

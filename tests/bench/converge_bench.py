@@ -97,8 +97,9 @@ def describe(status):
 
 
 def prediction(build, runs):
+    # Guests that have something to move in the downtime: that of others is all fsyncs.
     kinds = [{"memory": memory, "set": working, "rate": rate, "bulk": bulk, "warm": warm}
-             for memory, working in ((512, 128), (1024, 512)) for rate in (100, 400, 800)
+             for memory, working in ((1024, 512), (2048, 1024)) for rate in (400, 800, 1600)
              for bulk, warm in ((False, False), (True, False), (False, True))]
     errors = []
     for run in range(runs):

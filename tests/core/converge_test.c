@@ -236,6 +236,37 @@ static void careful_takes_the_bad_end(void **state)
     }
 }
 
+static void a_log_with_few_pages_is_read_faster(void **state)
+{
+    const struct {
+        struct vfmig_log_reading a, b;
+        uint64_t pages, ns;
+    } rows[] = {
+        {{1000, 5000}, {3000, 9000}, 0, 3000}, /* 3000 and 2 a page */
+        {{3000, 9000}, {1000, 5000}, 500, 4000},
+        {{3000, 9000}, {1000, 5000}, 1000, 5000},
+        {{3000, 9000}, {1000, 5000}, 9999, 5000}, /* nothing is told beyond what was seen */
+        {{1000, 5000}, {1001, 9000}, 0, 5000},    /* too much alike to say anything */
+        {{1000, 9000}, {3000, 5000}, 0, 5000},    /* it was something else */
+        {{1000, 100}, {2000, 9000}, 0, 0},
+        {{7, 70}, {7, 70}, 0, 70},
+        {{0, 0}, {0, 0}, 0, 0},
+        {{UINT64_MAX, UINT64_MAX}, {UINT64_MAX / 2, UINT64_MAX / 2}, 0, 0},
+    };
+
+    for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        assert_int_equal(vfmig_converge_log(&rows[i].a, &rows[i].b, rows[i].pages), rows[i].ns);
+}
+
+static void the_guest_gives_its_cpus_back(void **state)
+{
+    assert_int_equal(vfmig_converge_alone(1000, 0, 500, 2), 1000);
+    assert_int_equal(vfmig_converge_alone(1000, 600, 500, 2), 700);
+    assert_int_equal(vfmig_converge_alone(1000, 600, 100, 2), 900); /* nobody waited for more */
+    assert_int_equal(vfmig_converge_alone(1000, 600, 0, 2), 1000);  /* there was room for both */
+    assert_int_equal(vfmig_converge_alone(1000, UINT64_MAX, UINT64_MAX, 0), 500); /* not too good */
+}
+
 /* --- a guest and a link, simulated round by round --- */
 
 struct world {
@@ -423,6 +454,8 @@ int main(void)
         cmocka_unit_test(deadline_ends_it),
         cmocka_unit_test(errors_are_thousandths_of_what_came),
         cmocka_unit_test(the_moment_is_wilder_than_the_mean),
+        cmocka_unit_test(a_log_with_few_pages_is_read_faster),
+        cmocka_unit_test(the_guest_gives_its_cpus_back),
         cmocka_unit_test(careful_takes_the_bad_end),
         cmocka_unit_test(the_limit_is_kept_in_the_model),
         cmocka_unit_test(converges_when_it_can),

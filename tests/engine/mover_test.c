@@ -14,7 +14,7 @@
 #include "mover_rig.h"
 
 struct seen {
-    atomic_uint records, byes, errors;
+    atomic_uint records, byes, errors, rounds;
     struct vfmig_error error;
 };
 
@@ -509,6 +509,52 @@ static void cancelling_ends_a_round_between_records(void **state)
     live_done(&l);
 }
 
+static void count_round(void *user, uint64_t round)
+{
+    struct seen *seen = user;
+
+    assert_int_equal(atomic_fetch_add(&seen->rounds, 1) + 1, round);
+}
+
+/* Cold is what was never sent as bytes: zero pages stay cold, and the same page is cold once. */
+static void both_sides_know_what_is_cold(void **state)
+{
+    struct vfmig_mover_progress sent;
+    struct vfmig_rates rates;
+    struct live l;
+    uint64_t cold, all, waited;
+
+    live_init(&l, 2, /* tcp= */ true);
+    live_receive(&l);
+    vfmig_receiver_on_round(l.dest, count_round);
+    all = rig_map_count(&l.map);
+    assert_int_equal(vfmig_mover_count_new(l.mover, &l.map.map), all);
+    for (uint64_t round = 1; round <= 2; round++) {
+        rig_map_fill(&l.map);
+        assert_int_equal(vfmig_mover_send(l.mover, &l.map.map, round, NULL), 0);
+        assert_int_equal(vfmig_receiver_wait_round(l.dest, round, UINT64_MAX, NULL), 0);
+        rig_map_fill(&l.map);
+        vfmig_mover_progress(l.mover, &sent);
+        assert_true(sent.busy_ns > 0);
+        /* The search for zero pages is not thorough, so every round may find others. */
+        uint64_t unsent = vfmig_mover_count_new(l.mover, &l.map.map);
+        vfmig_receiver_cold(l.dest, &rates, &cold);
+        assert_int_equal(cold, all - unsent);
+        assert_true(unsent > 0 && unsent <= sent.zero_pages);
+        assert_true(rates.total > 0 && rates.total <= cold * VFMIG_PAGE_SIZE);
+    }
+    while (atomic_load(&l.dest_seen.rounds) < 2)
+        usleep(1000); /* told after it is done */
+    /* Whoever else sends has his share of the limit, and the end of the limit ends the wait. */
+    assert_int_equal(vfmig_mover_share(l.mover, 1000, &waited, NULL), 0);
+    assert_int_equal(waited, 0);
+    vfmig_mover_set_bandwidth(l.mover, 1);
+    assert_int_equal(vfmig_mover_share(l.mover, 1, &waited, NULL), 0); /* the next one is due in 1 s */
+    vfmig_mover_cancel(l.mover);
+    assert_int_equal(vfmig_mover_share(l.mover, 1, &waited, NULL), -ECANCELED);
+    live_done(&l);
+}
+
 static void freeing_a_running_mover_ends_it(void **state)
 {
     struct live l;
@@ -700,6 +746,7 @@ int main(void)
         cmocka_unit_test(a_peer_that_goes_away_is_an_error),
         cmocka_unit_test(a_peer_that_takes_nothing_is_an_error),
         cmocka_unit_test(cancelling_ends_a_round_between_records),
+        cmocka_unit_test(both_sides_know_what_is_cold),
         cmocka_unit_test(freeing_a_running_mover_ends_it),
         cmocka_unit_test(memory_before_the_map_is_agreed_is_refused),
         cmocka_unit_test(hello_binds_channels),
