@@ -1,11 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Verifies model/handover.pml and shows that every mutant of it is caught.
+# Verifies model/handover.pml and model/file.pml, and shows that every mutant of them is caught.
 # usage: scripts/model.sh [--quick]    --quick: the smaller bounds, as the tests do
 set -euo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 model=$top/model/handover.pml
+file_model=$top/model/file.pml
 jobs=$(nproc 2>/dev/null || echo 2)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -43,7 +44,15 @@ if [ "${1:-}" != "--quick" ]; then
     order="$order two-crashes two-crashes-one-failed-write a-lost-link a-user-cancels two-attempts queues-of-three"
 fi
 
-mutants=$(grep -oE '^ \*  ?[0-9 ][0-9] [a-zA-Z]' "$model" | grep -oE '[0-9]+')
+mutants_of() {
+    grep -oE '^ \*  ?[0-9 ][0-9] [a-zA-Z]' "$1" | grep -oE '[0-9]+'
+}
+mutants=$(mutants_of "$model")
+file_mutants=$(mutants_of "$file_model")
+declare -A file_bounds=(
+    [file-no-faults]="-DCRASHES=0 -DFAILS=0"
+    [file-two-crashes-two-failed-writes]="-DCRASHES=2 -DFAILS=2"
+)
 mutant_bounds() {
     case $1 in
     9) echo "-DCRASHES=0 -DFAILS=1 -DLINKS=0 -DABORTS=1 -DEPOCHS=2" ;;
@@ -66,7 +75,23 @@ for n in $mutants; do
     # shellcheck disable=SC2046
     run "mutant-$n" -O0 -DMUTANT="$n" $(mutant_bounds "$n") &
 done
+for name in "${!file_bounds[@]}"; do
+    throttle
+    # shellcheck disable=SC2086
+    model=$file_model run "$name" -O0 ${file_bounds[$name]} &
+done
+for n in $file_mutants; do
+    throttle
+    model=$file_model run "mutant-file-$n" -O0 -DMUTANT="$n" -DCRASHES=1 -DFAILS=2 &
+done
 wait
+for name in "${!file_bounds[@]}"; do
+    order="$order $name"
+    bounds[$name]=${file_bounds[$name]}
+done
+for n in $file_mutants; do
+    mutants="$mutants file-$n"
+done
 
 bad=0
 printf '%-30s %10s %7s %8s  %s\n' model states depth seconds bounds
@@ -93,5 +118,5 @@ for n in $mutants; do
     fi
 done
 echo "model: $caught of $count mutants caught"
-[ "$count" -ge 14 ] || { echo "model: the list of mutants in $model cannot be read" >&2; bad=1; }
+[ "$count" -ge 23 ] || { echo "model: the lists of mutants cannot be read" >&2; bad=1; }
 exit $bad
