@@ -102,8 +102,9 @@ enum vfmig_ho_event_kind {
     VFMIG_HO_EVENT_ABORT,          /* a user or a failure asks to unwind (source) or refuse (dest.) */
     VFMIG_HO_EVENT_STOPPED,        /* source: vCPUs and devices stopped, all data sent */
     VFMIG_HO_EVENT_SAVED,          /* source, to a file: the file is complete and durable */
-    VFMIG_HO_EVENT_DISCARD,        /* source: give up the file (SAVED), or the memory that is kept
-                                      after the destination died with the guest (GRANTED) */
+    VFMIG_HO_EVENT_DISCARD,        /* source: the file is void, by its own log (SAVED), or the memory is
+                                      given up that is kept after the destination died with the
+                                      guest (GRANTED) */
     VFMIG_HO_EVENT_LOADED,         /* destination: everything loaded and validated, nothing runs */
     VFMIG_HO_EVENT_LOAD_FAILED,    /* destination: it never will be */
     VFMIG_HO_EVENT_PREPARED,       /* destination: PREPARE is done; only RUN is missing */
