@@ -12,7 +12,7 @@
 #include "qmp_client.h"
 
 static const char *id_text, *role_text, *peer_path;
-static bool run, fenced, refuse, discard, json;
+static bool run, fenced, refuse, discard, discard_file, file_is_gone, json;
 
 static const struct tool_option options[] = {
     {"id", TOOL_TEXT, &id_text, "ID", "the migration; may be left out if DIR has just one open"},
@@ -25,7 +25,11 @@ static const struct tool_option options[] = {
      "with --run and no grant on record: the source is off and stays off"},
     {"refuse", TOOL_FLAG, &refuse, NULL, "destination: never run it, give the copy up"},
     {"discard", TOOL_FLAG, &discard, NULL,
-     "source: give up the saved file, or the memory of a guest that died elsewhere"},
+     "source: give up the memory of a guest that died elsewhere"},
+    {"discard-file", TOOL_FLAG, &discard_file, NULL,
+     "source: give up the saved file; a guest that still stands here goes on"},
+    {"file-is-gone", TOOL_FLAG, &file_is_gone, NULL,
+     "with --discard-file: the file is not there, and nowhere else either"},
     {"json", TOOL_FLAG, &json, NULL, "print the result as one JSON object"},
     {NULL},
 };
@@ -33,9 +37,9 @@ static const struct tool_option options[] = {
 static const struct tool_usage usage = {
     .command = "resolve",
     .operands = "DIR",
-    .about = "Settles a migration of journal directory DIR. Without --run, --refuse or --discard it\n"
-             "does what the journals of both sides allow by themselves. A living VMM is asked over\n"
-             "its control socket; the decision is put on record first.",
+    .about = "Settles a migration of journal directory DIR. Without --run, --refuse, --discard or\n"
+             "--discard-file it does what the journals of both sides allow by themselves. A living VMM\n"
+             "is asked over its control socket; the decision is put on record first.",
     .options = options,
     .operand_min = 1,
     .operand_max = 1,
@@ -47,8 +51,11 @@ static int check_options(void)
 {
     uint8_t id[VFMIG_HO_ID_BYTES];
 
-    if (run + refuse + discard > 1)
-        return tool_fail(&usage, TOOL_USAGE, "--run, --refuse and --discard exclude each other");
+    if (run + refuse + discard + discard_file > 1)
+        return tool_fail(&usage, TOOL_USAGE,
+                         "--run, --refuse, --discard and --discard-file exclude each other");
+    if (file_is_gone && !discard_file)
+        return tool_fail(&usage, TOOL_USAGE, "--file-is-gone goes with --discard-file");
     if (fenced && !run)
         return tool_fail(&usage, TOOL_USAGE, "--source-is-fenced goes with --run");
     if (id_text && vfmig_ho_id_parse(id_text, id) < 0)
@@ -63,10 +70,16 @@ static bool wanted(const struct vfmig_resolve_view *view)
 
     if (role_text && source != !strcmp(role_text, "source"))
         return false;
+    if (discard_file && (!source || view->own.last.record != VFMIG_HO_RECORD_SAVED))
+        return false;
+    if (discard && source && view->own.last.record == VFMIG_HO_RECORD_SAVED)
+        return false;
     if (id_text)
         return !vfmig_ho_id_parse(id_text, id) && !memcmp(id, view->own.last.id, sizeof(id));
     if (run || refuse)
         return !source && !view->settled;
+    if (discard_file)
+        return true;
     return discard ? source && view->own.last.record != VFMIG_HO_RECORD_RESUMED : !view->settled;
 }
 
@@ -130,9 +143,10 @@ static int decide(const char *dir, struct vfmig_resolve_view *view, struct vfmig
     struct vfmig_resolve_request request = {
         .decision = run       ? VFMIG_RESOLVE_RUN
                     : refuse  ? VFMIG_RESOLVE_REFUSE
-                    : discard ? VFMIG_RESOLVE_DISCARD
+                    : discard || discard_file ? VFMIG_RESOLVE_DISCARD
                               : VFMIG_RESOLVE_SETTLE,
         .source_is_fenced = fenced,
+        .file_is_gone = file_is_gone,
     };
 
     if (view->peer_known) {
@@ -192,6 +206,8 @@ static int nothing_chosen(const char *dir, size_t fitting)
                          "%zu journals of %s fit; choose with --id and --role (see vfmig status)",
                          fitting, dir);
     if (!refuse || !id_text) {
+        if (discard_file)
+            return tool_fail(&usage, TOOL_FAILED, "no guest of %s is in a file", dir);
         if (!id_text && !run && !refuse && !discard) {
             printf(json ? "{}\n" : "nothing to settle in %s\n", dir);
             return TOOL_OK;

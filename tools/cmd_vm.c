@@ -18,7 +18,7 @@ static const char *name = "guest";
 static const char *qmp_path, *incoming, *journal, *trace;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
-static bool paused, discard_released, prefault;
+static bool paused, discard_released, prefault, as_clone;
 
 static const struct tool_option options[] = {
     {"name", TOOL_TEXT, &name, "NAME", "name of the guest, in messages"},
@@ -33,7 +33,9 @@ static const struct tool_option options[] = {
      "peer to peer DMA: auto is among devices that have NDMA, on among all, which then may be "
      "refused a migration", .choices = "auto|on|off"},
     {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket that speaks QMP"},
-    {"incoming", TOOL_TEXT, &incoming, "URI", "wait for a guest at tcp:HOST:PORT or unix:PATH"},
+    {"incoming", TOOL_TEXT, &incoming, "URI",
+     "wait for a guest at tcp:HOST:PORT or unix:PATH; restore the one in file:PATH; or defer"},
+    {"clone", TOOL_FLAG, &as_clone, NULL, "with --incoming file:PATH: restore it whoever else does, or did"},
     {"journal", TOOL_TEXT, &journal, "DIR", "directory of the handover journal"},
     {"discard-released", TOOL_FLAG, &discard_released, NULL,
      "start a fresh guest although the journal says that it moved away"},
@@ -131,6 +133,11 @@ int cmd_vm(int argc, char **argv)
         code = tool_fail(&usage, TOOL_USAGE,
                          incoming ? "--discard-released makes no sense with --incoming"
                                   : "--discard-released makes no sense without --journal");
+    if (code < 0 && as_clone && (!incoming || strncmp(incoming, "file:", 5)))
+        code = tool_fail(&usage, TOOL_USAGE, "--clone goes with --incoming file:PATH");
+    if (code < 0 && as_clone)
+        fprintf(stderr, "vfmig vm: warning: a clone: the guest of this file may run, or have run, "
+                        "elsewhere; what it shares with others, its addresses and disks, is not its own\n");
     if (code < 0) {
         struct vfmig_vmm_config config = {
             .name = name,
@@ -140,6 +147,7 @@ int cmd_vm(int argc, char **argv)
             .device_count = devices.count,
             .qmp_path = qmp_path,
             .incoming = incoming,
+            .clone = as_clone,
             .journal_dir = journal,
             .trace_path = trace,
             .channels = (uint32_t)channels,

@@ -17,6 +17,8 @@ static const struct command commands[] = {
     {"device", cmd_device, "serve a simulated device over vfio-user"},
     {"vm", cmd_vm, "run the reference VMM with a guest, or wait for one"},
     {"migrate", cmd_migrate, "move a guest to another VMM"},
+    {"save", cmd_save, "put a guest into a file"},
+    {"restore", cmd_restore, "take a guest out of a file, once"},
     {"status", cmd_status, "who has the guest of each migration, by the journals"},
     {"resolve", cmd_resolve, "settle a migration that cannot settle itself"},
     {NULL, NULL, NULL},

@@ -180,6 +180,7 @@ enum vfmig_migrate_state {
     VFMIG_MIGRATE_CANCELLED, /* the same, because the user wished it */
     VFMIG_MIGRATE_UNDECIDED, /* grant sent, no answer: the guest stands still, `vfmig status` */
     VFMIG_MIGRATE_PAUSED,    /* destination: the guest is here and could not be started */
+    VFMIG_MIGRATE_SAVED,     /* the guest is in a file; it stands still here */
     VFMIG_MIGRATE_STATE_COUNT
 };
 const char *vfmig_migrate_state_name(unsigned state);
@@ -287,14 +288,16 @@ struct vfmig_source;
 /* Checks vm and options (copied), opens the journal; -EINVAL, or what the journal said. */
 int vfmig_source_new(const struct vfmig_vm *vm, const struct vfmig_migrate_options *options,
                      struct vfmig_source **ret_source, struct vfmig_error *reterr);
-/* "tcp:HOST:PORT" or "unix:PATH". Returns at once; everything else is told by status. Once only. */
+/* "tcp:HOST:PORT", "unix:PATH", or "file:PATH" of a new file: then the end is SAVED, and the guest stands
+ * still with its memory kept until free, or until an operator discards the file. Returns at once;
+ * everything else is told by status. Once only. */
 int vfmig_source_start(struct vfmig_source *source, const char *uri, struct vfmig_error *reterr);
 /* Unwinds unless the grant is already on its way; status tells. Any thread, any time. */
 void vfmig_source_cancel(struct vfmig_source *source);
 /* Any thread, any time. */
 void vfmig_source_status(struct vfmig_source *source, struct vfmig_progress *ret_progress);
-/* Until the state is no longer ACTIVE: 0, or the code of progress.error when it is not COMPLETED;
- * -ETIMEDOUT. UINT64_MAX waits for ever. */
+/* Until the state is no longer ACTIVE: 0, or the code of progress.error when it is neither COMPLETED
+ * nor SAVED; -ETIMEDOUT. UINT64_MAX waits for ever. */
 int vfmig_source_wait(struct vfmig_source *source, uint64_t timeout_ns, struct vfmig_error *reterr);
 /* For a process that ends: cancels, and what cannot be decided here any more is left to the journal
  * (UNDECIDED), so that every wait ends. Nothing but status and free may follow. */
@@ -312,10 +315,17 @@ int vfmig_destination_new(const struct vfmig_vm *vm, const struct vfmig_migrate_
                           struct vfmig_destination **ret_destination, struct vfmig_error *reterr);
 int vfmig_destination_listen(struct vfmig_destination *destination, const char *uri,
                              struct vfmig_error *reterr);
+/* Restores the guest of a file that the source was told as "file:PATH"; instead of listen. The file is
+ * claimed once its identity fits, and given back if the attempt fails before the guest runs. clone:
+ * the file is only read, whoever has claimed or discarded it; the copy is a migration of its own.
+ * One attempt: wait says how it ended. */
+int vfmig_destination_restore(struct vfmig_destination *destination, const char *path, bool clone,
+                              struct vfmig_error *reterr);
 void vfmig_destination_status(struct vfmig_destination *destination,
                               struct vfmig_progress *ret_progress);
 /* Until a guest was taken over (0), could not be started (PAUSED), or the wait for one was
- * cancelled (-ECANCELED); failed attempts are survived and seen in status. -ETIMEDOUT. */
+ * cancelled (-ECANCELED); failed attempts are survived and seen in status. Of restore: why it failed.
+ * -ETIMEDOUT. */
 int vfmig_destination_wait(struct vfmig_destination *destination, uint64_t timeout_ns,
                            struct vfmig_error *reterr);
 /* Refuses what can be refused and stops listening. */

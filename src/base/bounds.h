@@ -59,6 +59,7 @@
 #define VFMIG_MAX_STREAM_TEXT    1024u        /* bytes of a verdict, an error, a progress text */
 #define VFMIG_MAX_SKIPPED        (1u << 20)   /* payload of an unknown optional record */
 #define VFMIG_MAX_CHANNEL_BUFFER ((1u << 20) + 16u) /* receive buffer of one channel */
+#define VFMIG_MAX_SAVE_RECORDS   64u          /* in the log of a saved guest's file: claims, above all */
 #define VFMIG_MAX_JOURNALS       4096u        /* files in one journal directory */
 #define VFMIG_MAX_JOURNAL_RECORDS 4096u      /* records in one journal */
 

@@ -72,6 +72,16 @@ int vfmig_channel_new(int fd, uint32_t index, enum vfmig_side side,
     return 0;
 }
 
+int vfmig_channel_new_file(int fd, enum vfmig_side side, struct vfmig_channel **ret_channel,
+                           struct vfmig_error *reterr)
+{
+    int ret = vfmig_channel_new(fd, VFMIG_RECORD_CONTROL, side, ret_channel, reterr);
+
+    if (ret == 0)
+        (*ret_channel)->file = true;
+    return ret;
+}
+
 void vfmig_channel_free(struct vfmig_channel *channel)
 {
     if (!channel)
@@ -102,6 +112,8 @@ int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
 
     if (timeout_ns && !timeout.tv_sec && !timeout.tv_usec)
         timeout.tv_usec = 1; /* 0 would mean for ever */
+    if (channel->file)
+        return 0;
     uint64_t ms = timeout_ns / 1000000u + (timeout_ns % 1000000u != 0);
     channel->stall_ms = ms < INT_MAX ? (int)ms : INT_MAX;
     if (setsockopt(channel->fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)) < 0 ||
@@ -134,7 +146,7 @@ void vfmig_channel_set_warm(struct vfmig_channel *channel, struct vfmig_dirty_ma
 void vfmig_channel_shutdown(struct vfmig_channel *channel)
 {
     atomic_store(&channel->cancelled, true);
-    shutdown(channel->fd, SHUT_RDWR);
+    shutdown(channel->fd, SHUT_RDWR); /* of a file: nobody is ever stuck inside */
 }
 
 void vfmig_channel_end_sending(struct vfmig_channel *channel)
@@ -154,8 +166,24 @@ static int send_error(struct vfmig_channel *channel, int code, struct vfmig_erro
     if (code == -EPIPE || code == -ECONNRESET)
         return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
                                "the peer closed channel %u", channel->index);
+    if (channel->file)
+        return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0, "cannot write the file: %s",
+                               strerror(-code));
     return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0, "sending on channel %u failed: %s",
                            channel->index, strerror(-code));
+}
+
+static ssize_t send_some(struct vfmig_channel *channel, struct iovec *iov, size_t count)
+{
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
+
+    if (!channel->file)
+        return sendmsg(channel->fd, &msg, MSG_NOSIGNAL);
+    if (atomic_load(&channel->cancelled)) {
+        errno = ECANCELED;
+        return -1;
+    }
+    return writev(channel->fd, iov, (int)count);
 }
 
 /* Sends all of iov; what it points to is consumed. */
@@ -163,8 +191,7 @@ static int send_all(struct vfmig_channel *channel, struct iovec *iov, size_t cou
                     struct vfmig_error *reterr)
 {
     while (count) {
-        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
-        ssize_t sent = sendmsg(channel->fd, &msg, MSG_NOSIGNAL);
+        ssize_t sent = send_some(channel, iov, count);
         if (sent < 0) {
             int code = -errno;
             if (code == -EINTR)
@@ -188,6 +215,8 @@ static int send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
 {
     uint8_t head[VFMIG_RECORD_HEAD_BYTES];
 
+    if (channel->file && channel->side == VFMIG_SIDE_DEST)
+        return 0;
     pthread_mutex_lock(&channel->send_lock);
     if (!channel->send_failed.code) {
         vfmig_record_head_encode(head, tag, channel->index, channel->send_sequence++, length, crc);

@@ -36,6 +36,10 @@ struct vfmig_channel_stats {
 /* Takes a connected stream socket (unix or TCP), on failure too. side is our own. */
 int vfmig_channel_new(int fd, uint32_t index, enum vfmig_side side,
                       struct vfmig_channel **ret_channel, struct vfmig_error *reterr);
+/* The same records in a file, from where its descriptor stands. Nobody answers in a file: what the
+ * destination would send goes nowhere. */
+int vfmig_channel_new_file(int fd, enum vfmig_side side, struct vfmig_channel **ret_channel,
+                           struct vfmig_error *reterr);
 void vfmig_channel_free(struct vfmig_channel *channel);
 
 uint32_t vfmig_channel_index(const struct vfmig_channel *channel);

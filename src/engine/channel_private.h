@@ -15,6 +15,7 @@
 
 struct vfmig_channel {
     int fd;
+    bool file; /* read and written, never waited for */
     uint32_t index;
     enum vfmig_side side;
     int stall_ms; /* 0: no limit */

@@ -25,6 +25,13 @@ static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool
     if (atomic_load(&channel->cancelled))
         return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
                                "receiving on channel %u was cancelled", channel->index);
+    if (channel->file && got == 0)
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, 0,
+                               inside ? "the file ends in the middle of a record"
+                                      : "the file ends without a BYE");
+    if (channel->file)
+        return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0, "cannot read the file: %s",
+                               strerror(-code));
     if (got == 0 || code == -ECONNRESET)
         return vfmig_error_set(reterr, -ECONNRESET,
                                inside ? VFMIG_ORIGIN_STREAM : VFMIG_ORIGIN_PEER, 0,
@@ -66,14 +73,19 @@ static void wait_low_water(struct vfmig_channel *channel)
 static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, size_t count,
                             size_t at_least, bool inside, struct vfmig_error *reterr)
 {
-    bool patient = at_least > 1;
+    bool patient = at_least > 1 && !channel->file;
 
-    set_low_water(channel, at_least);
+    if (!channel->file)
+        set_low_water(channel, at_least);
     for (;;) {
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
         if (patient)
             wait_low_water(channel);
-        ssize_t got = recvmsg(channel->fd, &msg, MSG_CMSG_CLOEXEC | (patient ? MSG_DONTWAIT : 0));
+        if (channel->file && atomic_load(&channel->cancelled))
+            return recv_error(channel, 0, 0, inside, reterr);
+        ssize_t got = channel->file ? readv(channel->fd, iov, (int)count)
+                                    : recvmsg(channel->fd, &msg,
+                                              MSG_CMSG_CLOEXEC | (patient ? MSG_DONTWAIT : 0));
         int code = got < 0 ? -errno : 0;
         if (got > 0) {
             atomic_fetch_add_explicit(&channel->bytes_received, (uint64_t)got,

@@ -69,15 +69,21 @@ static void attempt_over(struct engine *e)
 {
     engine_enter_step(e, VFMIG_STEP_END);
     e->retry_at_ns = 0;
-    if (e->progress.state == VFMIG_MIGRATE_ACTIVE || e->progress.state == VFMIG_MIGRATE_UNDECIDED)
+    if (e->file)
+        destination_unclaim(e);
+    bool open = e->progress.state == VFMIG_MIGRATE_ACTIVE ||
+                e->progress.state == VFMIG_MIGRATE_UNDECIDED;
+    if (open && !e->file)
         engine_state(e, VFMIG_MIGRATE_FAILED);
     engine_trace_send(e);
-    if (e->linked) {
+    if (e->linked && !e->file) {
         e->closing = true;
         e->give_up_at_ns = vfmig_now_ns() + CLOSE_NS;
     } else {
         close_attempt(e);
     }
+    if (open && e->file)
+        end_wait(e, VFMIG_MIGRATE_FAILED); /* there is no next source */
 }
 
 static int open_journal(struct engine *e, const uint8_t *id, bool memory, struct vfmig_error *reterr)
@@ -178,6 +184,8 @@ static void new_migration(struct engine *e, struct arrival *arrival)
     if (ret == 0) {
         forget_attempt(e);
         ret = open_journal(e, arrival->id, /* memory= */ true, &error);
+        if (ret == 0 && e->file)
+            ret = destination_claim(e, &error);
         e->handover_active = ret == 0;
     }
     verdict.accept = ret == 0;
@@ -191,6 +199,10 @@ static void new_migration(struct engine *e, struct arrival *arrival)
         pthread_mutex_lock(&e->status_lock);
         e->progress.error = error;
         pthread_mutex_unlock(&e->status_lock);
+        if (e->file && !e->flow_active) {
+            destination_unclaim(e);
+            end_wait(e, VFMIG_MIGRATE_FAILED);
+        }
     }
 }
 
@@ -350,12 +362,30 @@ static void on_handover(struct engine *e, const struct vfmig_ho_actions *actions
 
 /* --- events --- */
 
+/* It has been read to its end, or to where it is damaged; it goes on answering. */
+static void file_ended(struct engine *e, struct vfmig_error *error)
+{
+    if (!error->code && e->flow_active)
+        (void)destination_file_complete(e, error);
+    if (!error->code)
+        return;
+    engine_note(e, error);
+    if (e->handover.state == VFMIG_HO_DST_LISTEN)
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
+    else if (e->handover.state == VFMIG_HO_DST_LOADING)
+        engine_flow(e, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_FAIL, .err = error->code});
+}
+
 static void link_lost(struct engine *e, const struct engine_event *event)
 {
     struct vfmig_error error = event->error;
 
     if (!e->linked || event->generation != e->generation)
         return;
+    if (e->file) {
+        file_ended(e, &error);
+        return;
+    }
     e->linked = false;
     if (!error.code)
         vfmig_error_set(&error, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
@@ -481,7 +511,7 @@ static void on_time(struct engine *e)
         e->finished = true;
 }
 
-static void *destination_main(void *arg)
+void *destination_main(void *arg)
 {
     struct vfmig_destination *destination = arg;
     struct engine *e = &destination->e;
@@ -573,7 +603,7 @@ int vfmig_destination_listen(struct vfmig_destination *destination, const char *
         pthread_join(e->control, NULL);
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
     }
-    destination->listening = true;
+    destination->listening = destination->accepting = true;
     return 0;
 }
 
@@ -595,7 +625,7 @@ int vfmig_destination_wait(struct vfmig_destination *destination, uint64_t timeo
         engine_sleep_until(&e->status_changed, &e->status_lock, until_ns);
     if (!destination->ended) {
         ret = vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_LOCAL, 0, "no guest has arrived");
-    } else if (e->progress.state == VFMIG_MIGRATE_PAUSED) {
+    } else if (e->progress.state == VFMIG_MIGRATE_PAUSED || e->progress.state == VFMIG_MIGRATE_FAILED) {
         ret = e->progress.error.code ? e->progress.error.code : -EIO;
         if (reterr)
             *reterr = e->progress.error;
@@ -635,11 +665,13 @@ void vfmig_destination_free(struct vfmig_destination *destination)
         return;
     if (destination->listening) {
         atomic_store(&destination->quit, true);
-        (void)eventfd_write(destination->wake, 1);
+        if (destination->accepting)
+            (void)eventfd_write(destination->wake, 1);
         pthread_mutex_lock(&destination->arrival_lock);
         pthread_cond_signal(&destination->arrival_wake);
         pthread_mutex_unlock(&destination->arrival_lock);
-        pthread_join(destination->acceptor, NULL);
+        if (destination->accepting)
+            pthread_join(destination->acceptor, NULL);
         vfmig_destination_quit(destination);
         pthread_join(destination->e.control, NULL);
     }

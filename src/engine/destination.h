@@ -21,6 +21,7 @@ struct vfmig_destination {
     int wake; /* eventfd: quit was set */
     uint16_t port;
     bool listening; /* threads were started */
+    bool accepting; /* acceptor is one of them */
     bool ended;     /* for the waiters: completed, paused or cancelled; under status_lock */
     atomic_bool quit;
 
@@ -34,6 +35,21 @@ struct vfmig_destination {
 /* destination_accept.c */
 void *destination_acceptor(void *arg);
 void arrival_free(struct arrival *arrival); /* closes what was not taken */
+
+/* destination_file.c */
+/* After the identity was found to fit and the journal was opened: from here on it is claimed. */
+int destination_claim(struct engine *e, struct vfmig_error *reterr);
+/* The attempt is over and the guest did not run: what no message gave back is given back. */
+void destination_unclaim(struct engine *e);
+/* What a file must have brought when it ends; 0 or -ENODATA. */
+int destination_file_complete(struct engine *e, struct vfmig_error *reterr);
+
+/* destination.c */
+void *destination_main(void *arg);
+
+/* destination_accept.c */
+/* The first record says what the connection is for. */
+int arrival_read(struct arrival *arrival, struct vfmig_error *reterr);
 
 /* destination_works.c */
 int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr);

@@ -60,8 +60,7 @@ void arrival_free(struct arrival *arrival)
     free(arrival);
 }
 
-/* The first record says what the connection is for. */
-static int read_purpose(struct arrival *arrival, struct vfmig_error *reterr)
+int arrival_read(struct arrival *arrival, struct vfmig_error *reterr)
 {
     struct vfmig_record record;
     int ret = vfmig_channel_recv(arrival->channels[0], &record, reterr);
@@ -107,7 +106,7 @@ void *destination_acceptor(void *arg)
         ret = vfmig_channels_accept(next_fd, destination, e->options.stall_ns, arrival->id,
                                     arrival->channels, &arrival->count, &error);
         if (ret == 0)
-            ret = read_purpose(arrival, &error);
+            ret = arrival_read(arrival, &error);
         if (ret == 0) {
             hand_in(destination, arrival);
             continue;

@@ -189,8 +189,10 @@ static int write_journal(struct engine *e, uint32_t record)
 
     if (record == VFMIG_HO_RECORD_GRANT_SENT)
         engine_stamp(e, &e->stamps.grant_journal_begin);
-    ret = vfmig_journal_append(e->journal, e->handover.epoch, record, e->failure.text, &sync_ns,
-                               &error);
+    ret = vfmig_journal_append(e->journal, e->handover.epoch, record,
+                               record == VFMIG_HO_RECORD_SAVED ? vfmig_save_path(e->file)
+                                                               : e->failure.text,
+                               &sync_ns, &error);
     if (record == VFMIG_HO_RECORD_GRANT_SENT)
         engine_stamp(e, &e->stamps.grant_journal_end);
     engine_trace(e, JOURNAL, VFMIG_S(vfmig_ho_record_name(record)), VFMIG_I(ret), VFMIG_U(sync_ns));

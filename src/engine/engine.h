@@ -22,6 +22,7 @@
 #include "engine/measure.h"
 #include "engine/memory_mover.h"
 #include "engine/resolve.h"
+#include "engine/save_file.h"
 #include "engine/trace.h"
 #include "target/target.h"
 #include "vfmig/migrate.h"
@@ -40,6 +41,7 @@ enum engine_event_kind {
     ENGINE_EVENT_ROUND,      /* destination: all of a round is here */
     ENGINE_EVENT_CONNECTION, /* destination: a connection with its first record is waiting */
     ENGINE_EVENT_RESOLVE,    /* ask is filled */
+    ENGINE_EVENT_FILE,       /* source: the file is complete; error says that it is not */
     ENGINE_EVENT_CANCEL,
     ENGINE_EVENT_QUIT,
 };
@@ -181,6 +183,15 @@ struct engine {
     uint32_t generation;
     bool linked;
 
+    /* A file in the peer's place (file_link.c); NULL when there is a peer. */
+    struct vfmig_save_file *file;
+    pthread_t file_thread; /* source: completes it */
+    bool file_ending;      /* the thread exists */
+    atomic_bool file_give_up;
+    bool clone; /* destination: the file is read and not claimed */
+    uint8_t file_id[VFMIG_MIGRATION_ID_BYTES]; /* destination: the file's own, or the clone's */
+    uint32_t file_epoch; /* destination: number of the claim; 1 of a clone */
+
     /* Source: memory. Work threads, one after the other; map's words are atomic. */
     struct vfmig_dirty_map map, fresh, seen;
     bool maps_made, trackers_on;
@@ -288,6 +299,16 @@ int engine_ho_msg_decode(const struct vfmig_record *record, struct vfmig_ho_msg 
 #define PROGRESS_TRACE  'e' /* a line of the destination's trace; none: that was all */
 int engine_send_progress(struct engine *e, char kind, const void *data, size_t size);
 int engine_send_report(struct engine *e, const struct engine_report *report);
+
+/* file_link.c: a file stands in for the other side */
+bool engine_uri_is_file(const char *uri, const char **ret_path);
+/* The source's stream into a file: HELLO and IDENTITY are in it then. */
+int engine_file_create(struct engine *e, struct vfmig_error *reterr);
+/* What would be sent to the other side; what the file answers comes as an event. */
+int engine_file_msg(struct engine *e, const struct vfmig_ho_msg *msg, struct vfmig_error *reterr);
+/* A message that the source wrote into the file: made one of this claim. */
+int engine_file_heard(struct engine *e, struct vfmig_ho_msg *msg, struct vfmig_error *reterr);
+void engine_file_done(struct engine *e); /* after the link has gone */
 
 /* identity.c */
 int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct vfmig_error *reterr);

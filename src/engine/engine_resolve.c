@@ -12,6 +12,7 @@
 static int decide(struct engine *e, const struct vfmig_resolve_request *request,
                   struct vfmig_error *reterr)
 {
+    struct vfmig_error gone = {0};
     struct vfmig_ho_event event;
 
     /* The offer was lost with its source: only the journal knows of which migration it was. */
@@ -27,6 +28,16 @@ static int decide(struct engine *e, const struct vfmig_resolve_request *request,
     int ret = vfmig_resolve_event(&e->handover, request, &event, reterr);
     if (ret)
         return ret;
+    /* The guest goes on only when nobody can restore it any more (docs/handover.md, "Files"). */
+    if (event.kind == VFMIG_HO_EVENT_DISCARD && e->handover.state == VFMIG_HO_SRC_SAVED) {
+        ret = vfmig_save_discard(e->file, reterr);
+        if (ret)
+            return ret;
+        e->cancelled = true;
+        vfmig_error_set(&gone, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
+                        "the file was discarded: the guest goes on here");
+        engine_note(e, &gone);
+    }
     engine_trace(e, RESOLVE, VFMIG_U(request->decision), VFMIG_B(request->source_is_fenced));
     ret = event.kind == VFMIG_HO_EVENT_MESSAGE
               ? engine_handover_msg(e, &event.msg)

@@ -22,6 +22,7 @@ struct vfmig_journal {
     uint32_t count; /* durable records; the next goes behind them */
     uint32_t room;  /* records that the file has space for */
     struct vfmig_journal_entry last;
+    uint32_t opened_epoch; /* of the newest opening: an attempt of which nothing may be on record */
     char path[512];
 };
 
@@ -91,7 +92,9 @@ static int append_entry(struct vfmig_journal *journal, const struct vfmig_journa
             return r;
     }
     vfmig_journal_encode(entry, journal->count, raw);
-    int r = vfmig_sabotage("journal-full") && entry->record ? -ENOSPC : 0;
+    bool full = vfmig_sabotage("journal-full") ||
+                vfmig_sabotage_on("journal-full", vfmig_ho_record_name(entry->record));
+    int r = full && entry->record ? -ENOSPC : 0;
     if (r == 0)
         r = write_all(journal->fd, raw, sizeof(raw), (off_t)journal->count * (off_t)sizeof(raw));
     if (r == 0 && !vfmig_sabotage("journal-no-sync") && fdatasync(journal->fd) < 0)
@@ -207,6 +210,7 @@ static int take_up(struct vfmig_journal *journal, struct vfmig_error *reterr)
     journal->count = found.count;
     journal->room = found.count; /* laid out anew: a torn record goes with it */
     journal->last = found.last;
+    journal->opened_epoch = found.opened.epoch;
     return 0;
 }
 
@@ -228,7 +232,9 @@ int vfmig_journal_open(const char *dir, const uint8_t *id, enum vfmig_ho_role ro
     if (r == 0)
         r = take_up(journal, reterr);
     if (r == 0) {
-        fill_entry(journal, journal->last.epoch, VFMIG_HO_RECORD_NONE, control, &entry);
+        uint32_t epoch = journal->last.epoch > journal->opened_epoch ? journal->last.epoch
+                                                                     : journal->opened_epoch;
+        fill_entry(journal, epoch, VFMIG_HO_RECORD_NONE, control, &entry);
         entry.memory = memory;
         r = append_entry(journal, &entry, reterr);
     }
@@ -238,6 +244,21 @@ int vfmig_journal_open(const char *dir, const uint8_t *id, enum vfmig_ho_role ro
     }
     *ret_journal = journal;
     return 0;
+}
+
+int vfmig_journal_note(struct vfmig_journal *journal, uint32_t epoch, const char *control,
+                       struct vfmig_error *reterr)
+{
+    struct vfmig_journal_entry entry;
+
+    fill_entry(journal, epoch, VFMIG_HO_RECORD_NONE, control, &entry);
+    entry.memory = true;
+    return append_entry(journal, &entry, reterr);
+}
+
+const char *vfmig_journal_name(const struct vfmig_journal *journal)
+{
+    return journal->path;
 }
 
 void vfmig_journal_close(struct vfmig_journal *journal)

@@ -68,6 +68,11 @@ int vfmig_journal_append(struct vfmig_journal *journal, uint32_t epoch, enum vfm
  * append it belongs to the thread that owns the journal. */
 int vfmig_journal_probe(struct vfmig_journal *journal, uint64_t *ret_sync_ns,
                         struct vfmig_error *reterr);
+/* Puts on record once more that this process holds the journal, now for the attempt of this epoch. */
+int vfmig_journal_note(struct vfmig_journal *journal, uint32_t epoch, const char *control,
+                       struct vfmig_error *reterr);
+/* Absolute; valid until close. */
+const char *vfmig_journal_name(const struct vfmig_journal *journal);
 
 /* Reads without locking. Returns 0 even for a damaged file: the summary says so. */
 int vfmig_journal_read(const char *path, struct vfmig_journal_summary *ret_summary,

@@ -162,6 +162,8 @@ int engine_send_msg(struct engine *e, const struct vfmig_ho_msg *msg, struct vfm
 
     if (!e->linked)
         return vfmig_error_set(reterr, -ENOTCONN, VFMIG_ORIGIN_PEER, 0, "no connection to the peer");
+    if (e->file)
+        return engine_file_msg(e, msg, reterr);
     make_way(e);
     memcpy(out, msg->id, VFMIG_HO_ID_BYTES);
     vfmig_le32_put(out + VFMIG_HO_ID_BYTES, msg->epoch);
@@ -253,6 +255,8 @@ int engine_common_record(struct engine *e, const struct vfmig_record *record,
     switch (record->tag) {
     case VFMIG_RECORD_HANDOVER:
         ret = engine_ho_msg_decode(record, &event.msg, reterr);
+        if (ret == 0 && e->file)
+            ret = engine_file_heard(e, &event.msg, reterr);
         if (ret == 0)
             engine_post(e, &event);
         return ret;

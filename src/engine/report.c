@@ -11,7 +11,7 @@ static const char *const state_names[VFMIG_MIGRATE_STATE_COUNT] = {
     [VFMIG_MIGRATE_NONE] = "none",           [VFMIG_MIGRATE_ACTIVE] = "active",
     [VFMIG_MIGRATE_COMPLETED] = "completed", [VFMIG_MIGRATE_FAILED] = "failed",
     [VFMIG_MIGRATE_CANCELLED] = "cancelled", [VFMIG_MIGRATE_UNDECIDED] = "undecided",
-    [VFMIG_MIGRATE_PAUSED] = "paused",
+    [VFMIG_MIGRATE_PAUSED] = "paused",       [VFMIG_MIGRATE_SAVED] = "saved",
 };
 
 const char *vfmig_migrate_state_name(unsigned state)
@@ -207,7 +207,7 @@ int engine_wait_state(struct engine *e, uint64_t timeout_ns, struct vfmig_error 
         engine_sleep_until(&e->status_changed, &e->status_lock, until_ns);
     if (e->progress.state <= VFMIG_MIGRATE_ACTIVE)
         ret = vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_LOCAL, 0, "the migration goes on");
-    else if (e->progress.state != VFMIG_MIGRATE_COMPLETED) {
+    else if (e->progress.state != VFMIG_MIGRATE_COMPLETED && e->progress.state != VFMIG_MIGRATE_SAVED) {
         ret = e->progress.error.code ? e->progress.error.code : -EIO;
         if (reterr)
             *reterr = e->progress.error;

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "engine/save_file.h"
+
 static const struct vfmig_journal_summary *find_peer(const struct vfmig_journal_summary *list,
                                                      size_t count,
                                                      const struct vfmig_journal_summary *own)
@@ -214,6 +216,25 @@ static int refuse_unseen(struct vfmig_journal *journal, const struct vfmig_resol
                   "resolve: nothing complete had arrived", reterr);
 }
 
+/* The file of a guest that nobody has any more: nobody may restore it from here on. */
+static int discard_file(const char *path, bool is_gone, struct vfmig_error *reterr)
+{
+    struct vfmig_save_file *file = NULL;
+    int r = vfmig_save_open(path, /* claim= */ true, &file, reterr);
+
+    if (r == -ENOENT && is_gone)
+        return 0;
+    if (r == -ENOENT)
+        return vfmig_error_set(reterr, r, VFMIG_ORIGIN_LOCAL, 0,
+                               "%s is not there, so that it cannot be claimed: bring it back, or say "
+                               "--file-is-gone",
+                               path);
+    if (r == 0)
+        r = vfmig_save_discard(file, reterr);
+    vfmig_save_close(file);
+    return r;
+}
+
 /* The machine goes on where its process left off; then it hears what its peer has on record. */
 static int go_on(struct vfmig_journal *journal, const struct vfmig_resolve_view *view,
                  const struct vfmig_resolve_request *request, struct vfmig_error *reterr)
@@ -223,6 +244,9 @@ static int go_on(struct vfmig_journal *journal, const struct vfmig_resolve_view 
     struct vfmig_resolve_request hears = *request;
     struct vfmig_handover h;
 
+    if (last->role != VFMIG_HO_SOURCE && view->own.opened.epoch > last->epoch)
+        return refuse(journal, view->own.last.id, view->own.opened.epoch,
+                      "resolve: its process is gone", reterr);
     if (!last->record)
         return refuse_unseen(journal, view, request, reterr);
     int r = vfmig_handover_init(&h, last->role, last->id, last->epoch, last->record, /* memory= */ false);
@@ -237,6 +261,8 @@ static int go_on(struct vfmig_journal *journal, const struct vfmig_resolve_view 
         if (r == 0)
             r = step(&h, journal, &event, "resolve: by the peer's journal", reterr);
     }
+    if (r == 0 && request->decision == VFMIG_RESOLVE_DISCARD && h.state == VFMIG_HO_SRC_SAVED)
+        r = discard_file(last->text, request->file_is_gone, reterr);
     if (r == 0 && request->decision == VFMIG_RESOLVE_DISCARD) {
         r = vfmig_resolve_event(&h, request, &event, reterr);
         if (r == 0)
@@ -340,9 +366,15 @@ static int check_released(const struct vfmig_resolve_view *views, size_t count, 
     const struct vfmig_journal_summary *newest = find_newest(views, count);
     char text[2 * VFMIG_HO_ID_BYTES + 1];
 
-    if (!newest || newest->last.record != VFMIG_HO_RECORD_RELEASED)
+    bool saved = newest && newest->last.record == VFMIG_HO_RECORD_SAVED;
+    if (!newest || (newest->last.record != VFMIG_HO_RECORD_RELEASED && !saved))
         return 0;
     vfmig_ho_id_format(newest->last.id, text);
+    if (saved)
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
+                               "the guest was saved to %.160s: a fresh one is started only with "
+                               "--discard-released",
+                               newest->last.text);
     return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
                            "the guest moved away from here in migration %s: a fresh one is started "
                            "only with --discard-released; see vfmig status %s",

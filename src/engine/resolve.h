@@ -31,7 +31,7 @@ enum vfmig_resolve_decision {
     VFMIG_RESOLVE_SETTLE = 0, /* whatever the records allow */
     VFMIG_RESOLVE_RUN,        /* destination: run the copy that stands here */
     VFMIG_RESOLVE_REFUSE,     /* destination: never run it, give the copy up */
-    VFMIG_RESOLVE_DISCARD,    /* source: give up the file, or the memory of a guest that died there */
+    VFMIG_RESOLVE_DISCARD,    /* source: give up the file, which is claimed for that, or the memory of a guest that died there */
     VFMIG_RESOLVE_DECISION_COUNT
 };
 
@@ -40,6 +40,8 @@ struct vfmig_resolve_request {
     uint8_t id[VFMIG_HO_ID_BYTES]; /* for a living side, which checks it */
     enum vfmig_resolve_decision decision;
     bool source_is_fenced; /* RUN without a grant on record: the operator vouches for the source */
+    bool file_is_gone;     /* DISCARD of a file that is not where it was: the operator vouches that it
+                              is nowhere else either */
     bool peer_memory;      /* the peer lives and has the memory */
     uint8_t peer_record;   /* enum vfmig_ho_record; NONE: unknown */
     uint32_t peer_epoch;

@@ -89,8 +89,15 @@ static const struct row rows[] = {
      "the guest moved to the destination, and its process has ended there", ""},
     {S(RELEASED), ANY, ANY, ANY, O(RUNS_AT_DESTINATION), SETTLED,
      "the guest moved to the destination", ""},
-    {S(SAVED), ANY, ANY, ANY, O(SAVED), SETTLED,
-     "the guest is in a file", "vfmig resolve --discard, once the file is removed, ends that"},
+    {S(SAVED), ANY, P(RUNNING), HELD, O(RUNS_AT_DESTINATION), SETTLED,
+     "the guest was saved to a file and restored from it; it runs there", ""},
+    {S(SAVED), ANY, P(RUNNING), DEAD, O(DIED_AT_DESTINATION), SETTLED,
+     "the guest was saved to a file and restored from it; its process has ended there", ""},
+    {S(SAVED), HELD, ANY, ANY, O(SAVED), SETTLED,
+     "the guest is in a file and stands still here",
+     "restore it; or vfmig resolve --discard-file: it goes on here"},
+    {S(SAVED), DEAD, ANY, ANY, O(SAVED), SETTLED,
+     "the guest is in a file", "restore it; or vfmig resolve --discard-file gives it up"},
 
     {S(ABORTED), HELD, ANY, ANY, O(RUNS_AT_SOURCE), SETTLED,
      "the migration was unwound; the guest runs here", ""},
@@ -175,6 +182,18 @@ static bool fits(const struct row *row, const struct vfmig_resolve_view *view)
            (row->peer_held == ANY || row->peer_held == view->peer.held);
 }
 
+/* Its process had claimed a file and is gone: what it has on record is of an earlier claim. */
+static void judge_claim(struct vfmig_resolve_view *view)
+{
+    if (view->own.last.role != VFMIG_HO_DESTINATION || view->own.held ||
+        view->own.opened.epoch <= view->own.last.epoch)
+        return;
+    view->outcome = O(REFUSED);
+    view->settled = view->may_start = false;
+    view->now = "it died while it restored a guest from a file, and the claim on that stands";
+    view->todo = "vfmig resolve here puts the refusal on record: the file can be restored again";
+}
+
 /* Records that the guest's memory goes with, in a process that had it when it opened the journal. */
 static bool has_memory(const struct vfmig_journal_summary *side)
 {
@@ -195,6 +214,7 @@ void vfmig_resolve_judge(const struct vfmig_journal_summary *own,
     bool empty = own->held && !own->opened.memory;
     /* A peer of another attempt says nothing about this one; an empty journal is of every attempt. */
     bool same = peer && (peer->last.epoch == own->last.epoch || !peer->last.record ||
+                         own->last.record == P(SAVED) || peer->last.record == P(SAVED) ||
                          (!own->last.record && own->last.role == VFMIG_HO_DESTINATION));
     if (same && !peer->damage) {
         ret_view->peer = *peer;
@@ -213,5 +233,6 @@ void vfmig_resolve_judge(const struct vfmig_journal_summary *own,
         break;
     }
     ret_view->own.held = own->held;
+    judge_claim(ret_view);
     ret_view->memory_here = has_memory(own);
 }

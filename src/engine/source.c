@@ -34,11 +34,17 @@ static void deadline_error(struct engine *e, struct vfmig_error *error)
                         (unsigned long long)(e->progress.rate_bytes >> 20));
 }
 
+/* A file takes every copy of a page that is sent, so that more rounds cost room and save little. */
+#define FILE_ROUNDS 2u
+
 static void decide(struct engine *e)
 {
     struct vfmig_error error = {0};
+    enum vfmig_converge_verdict verdict = engine_decide(e);
 
-    switch (engine_decide(e)) {
+    if (verdict == VFMIG_CONVERGE_AGAIN && e->file && e->rounds >= FILE_ROUNDS)
+        verdict = VFMIG_CONVERGE_GO;
+    switch (verdict) {
     case VFMIG_CONVERGE_AGAIN:
         if (engine_pause(e))
             e->again_at_ns = vfmig_now_ns() + engine_pause(e);
@@ -66,6 +72,8 @@ static void unwound(struct engine *e)
 {
     engine_throttle_off(e);
     engine_enter_step(e, VFMIG_STEP_END);
+    if (e->file)
+        vfmig_save_abandon(e->file);
     engine_state(e, unwound_state(e));
     e->give_up_at_ns = vfmig_now_ns() + (e->linked ? REPORT_NS : e->options.reconnect_ns);
 }
@@ -131,6 +139,8 @@ static void note_outcome(struct engine *e, uint8_t outcome)
     else if (outcome == VFMIG_HO_OUTCOME_CONFLICT)
         vfmig_error_set(&error, -EEXIST, VFMIG_ORIGIN_PEER, 0,
                         "the destination runs a guest that was taken back: stop one of them");
+    else if (outcome == VFMIG_HO_OUTCOME_SAVED && e->handover.record == VFMIG_HO_RECORD_SAVED)
+        source_file_saved(e);
     engine_note(e, &error);
     if (outcome == VFMIG_HO_OUTCOME_DIED_AT_DESTINATION && e->handover.state == VFMIG_HO_SRC_GRANTED)
         engine_state(e, VFMIG_MIGRATE_UNDECIDED);
@@ -213,7 +223,8 @@ static void cancel(struct engine *e)
         e->cancelled = true;
     vfmig_error_set(&error, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the migration was cancelled");
     engine_note(e, &error);
-    engine_handover(e, VFMIG_HO_EVENT_ABORT);
+    if (!source_file_abort(e))
+        engine_handover(e, VFMIG_HO_EVENT_ABORT);
 }
 
 static void handle(struct engine *e, const struct engine_event *event)
@@ -239,6 +250,9 @@ static void handle(struct engine *e, const struct engine_event *event)
         break;
     case ENGINE_EVENT_RESOLVE:
         engine_resolve_asked(e);
+        break;
+    case ENGINE_EVENT_FILE:
+        source_file_ended(e, &event->error);
         break;
     case ENGINE_EVENT_CANCEL:
         cancel(e);
@@ -292,7 +306,7 @@ static void check_answer(struct engine *e, uint64_t now)
     struct vfmig_error error = {0};
     uint8_t state = e->handover.state;
     bool waits = (state == VFMIG_HO_SRC_STOPPED || state == VFMIG_HO_SRC_GRANTED) && e->linked &&
-                 e->progress.state == VFMIG_MIGRATE_ACTIVE;
+                 !e->file && e->progress.state == VFMIG_MIGRATE_ACTIVE;
 
     if (!waits || state != e->answer_state)
         e->answer_at_ns = 0;
@@ -359,7 +373,7 @@ static void on_time(struct engine *e)
         e->finished = true;
     /* Nothing here may decide it: the journal stands. */
     if (e->quit && (e->handover.state == VFMIG_HO_SRC_GRANTED ||
-                    e->handover.state == VFMIG_HO_SRC_ABORTING))
+                    e->handover.state == VFMIG_HO_SRC_SAVED || e->handover.state == VFMIG_HO_SRC_ABORTING))
         e->finished = true;
 }
 
@@ -419,9 +433,10 @@ static void *source_main(void *arg)
         engine_note(e, &error);
         engine_enter_step(e, VFMIG_STEP_END);
         engine_workers_stop(e);
-        engine_link_free(e, /* bye= */ true);
+        engine_link_free(e, /* bye= */ !e->file);
         engine_workers_free(e);
         engine_maps_done(e);
+        engine_file_done(e);
         engine_state(e, unwound_state(e));
         engine_trace(e, END);
         return NULL;
@@ -436,9 +451,10 @@ static void *source_main(void *arg)
         engine_state(e, VFMIG_MIGRATE_UNDECIDED);
     engine_workers_stop(e);
     engine_count_bytes(e);
-    engine_link_free(e, /* bye= */ true);
+    engine_link_free(e, /* bye= */ !e->file);
     engine_workers_free(e);
     engine_maps_done(e);
+    engine_file_done(e);
     engine_trace(e, END);
     return NULL;
 }
@@ -525,7 +541,7 @@ void vfmig_source_cancel(struct vfmig_source *source)
     engine_post(e, &(struct engine_event){.kind = ENGINE_EVENT_CANCEL});
     /* While identity is exchanged nobody looks at events: cut it. */
     pthread_mutex_lock(&e->link_lock);
-    for (uint32_t i = 0; !e->receiver && i < e->channel_count; i++)
+    for (uint32_t i = 0; !e->receiver && !e->file && i < e->channel_count; i++)
         vfmig_channel_shutdown(e->channels[i]);
     pthread_mutex_unlock(&e->link_lock);
 }

@@ -100,9 +100,11 @@ int source_connect(struct vfmig_source *source, struct vfmig_error *reterr)
     struct engine *e = &source->e;
     struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
     uint32_t count = e->options.channels;
+
+    if (engine_uri_is_file(e->uri, NULL))
+        return engine_file_create(e, reterr);
     int ret = vfmig_channels_open(next_fd, source, count, e->options.migration_id,
                                   e->options.stall_ns, channels, reterr);
-
     if (ret)
         return ret;
     /* From here on a cancel can cut them. */

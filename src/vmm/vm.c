@@ -270,7 +270,10 @@ int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
         break;
     default:
         ret = vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0,
-                              vmm->run_state == VMM_POSTMIGRATE
+                              vmm->run_state == VMM_POSTMIGRATE && vmm->migration.saved
+                                  ? "the guest is in a file: it goes on here only when that is "
+                                    "given up, by vfmig resolve --discard-file"
+                              : vmm->run_state == VMM_POSTMIGRATE
                                   ? "the guest was migrated away; it must not run here"
                                   : "the guest cannot run: it failed");
     }
@@ -427,8 +430,14 @@ int vfmig_vmm_run(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 
     for (;;) {
         int ready = poll(&pollfd, 1, 200);
-        if (ready > 0)
-            return 0;
+        if (ready > 0) {
+            pthread_mutex_lock(&vmm->lock);
+            struct vfmig_error failed = vmm->migration.failed;
+            pthread_mutex_unlock(&vmm->lock);
+            if (failed.code && reterr)
+                *reterr = failed;
+            return failed.code;
+        }
         if (ready < 0 && errno != EINTR)
             return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0, "poll: %s",
                                    strerror(errno));

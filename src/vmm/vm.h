@@ -29,7 +29,9 @@ struct vfmig_vmm_config {
     const struct vfmig_vmm_device_config *devices;
     uint32_t device_count;
     const char *qmp_path;    /* NULL: none */
-    const char *incoming;    /* where a migration comes in, "tcp:HOST:PORT" or "unix:PATH" */
+    const char *incoming;    /* where a migration comes in, "tcp:HOST:PORT" or "unix:PATH"; a file to
+                                restore, "file:PATH"; or "defer": QMP will say */
+    bool clone;              /* of file:PATH: it is read and not claimed */
     const char *journal_dir; /* NULL: none, and then no migration */
     const char *trace_path;  /* NULL: none. The trace of every migration */
     uint64_t viommu_timeout_ns; /* for the guest's last responses to page requests; 0: 10 s */

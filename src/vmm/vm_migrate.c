@@ -48,11 +48,13 @@ static int on_vcpus_start(void *opaque, struct vfmig_error *reterr)
     if (vmm->iommu)
         vmm_iommu_resume(vmm->iommu);
     pthread_mutex_lock(&vmm->lock);
-    if (vmm->run_state == VMM_FINISH_MIGRATE || vmm->run_state == VMM_INMIGRATE) {
+    if (vmm->run_state == VMM_FINISH_MIGRATE || vmm->run_state == VMM_INMIGRATE ||
+        (vmm->run_state == VMM_POSTMIGRATE && vmm->migration.saved)) {
         if (vmm->run_wanted)
             ret = vfmig_machine_start(vmm->machine, reterr);
         if (!ret) {
             vmm->run_state = vmm->run_wanted ? VMM_RUNNING : VMM_PAUSED;
+            vmm->migration.saved = false; /* the file was discarded */
             if (vmm->run_wanted)
                 vmm_emit(vmm, "RESUME", NULL);
         }
@@ -361,28 +363,89 @@ static void *watch_destination(void *arg)
     struct vfmig_error err = {0};
     int ret = vfmig_destination_wait(vmm->migration.destination, UINT64_MAX, &err);
 
+    struct vfmig_progress progress;
+    vfmig_destination_status(vmm->migration.destination, &progress);
     if (ret && ret != -ECANCELED) {
-        /* The guest is ours, only its start failed: `cont` may try again. */
-        fprintf(stderr, "vfmig vm: %s\n", err.text);
+        /* The guest is ours, only its start failed: `cont` may try again. A file that could not be
+         * restored leaves nothing here. */
+        bool paused = progress.state == VFMIG_MIGRATE_PAUSED;
+        if (paused || !vmm->migration.must_arrive)
+            fprintf(stderr, "vfmig vm: %s\n", err.text);
         pthread_mutex_lock(&vmm->lock);
-        if (vmm->run_state == VMM_INMIGRATE)
+        if (paused && vmm->run_state == VMM_INMIGRATE)
             vmm->run_state = VMM_PAUSED;
+        else if (!paused && vmm->migration.must_arrive)
+            vmm->migration.failed = err;
         pthread_mutex_unlock(&vmm->lock);
+        if (!paused && vmm->migration.must_arrive)
+            vfmig_vmm_quit(vmm);
     }
     emit_status(vmm, ret ? VFMIG_MIGRATE_FAILED : VFMIG_MIGRATE_COMPLETED);
     return NULL;
 }
 
-static int listen_for_guest(struct vfmig_vmm *vmm, const char *uri, struct vfmig_error *reterr)
+static int listen_for_guest(struct vfmig_vmm *vmm, const char *uri, bool clone,
+                            struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
-    int ret = vfmig_destination_new(&migration->vm, &migration->options, &migration->destination, reterr);
+    bool file = !strncmp(uri, "file:", 5);
 
-    if (!ret)
+    if (clone && !file)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "only a guest from file:PATH can be cloned");
+    int ret = vfmig_destination_new(&migration->vm, &migration->options, &migration->destination, reterr);
+    if (!ret && file)
+        ret = vfmig_destination_restore(migration->destination, uri + 5, clone, reterr);
+    else if (!ret)
         ret = vfmig_destination_listen(migration->destination, uri, reterr);
     if (!ret)
         ret = -pthread_create(&migration->watcher, NULL, watch_destination, vmm);
     migration->watching = !ret;
+    if (ret) {
+        vfmig_destination_free(migration->destination);
+        migration->destination = NULL;
+    }
+    return ret;
+}
+
+/* Called with the lock held: what an earlier migrate-incoming has left, if that has ended. */
+static int forget_failed(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+{
+    struct vmm_migration *migration = &vmm->migration;
+    struct vfmig_progress progress;
+
+    if (migration->ending)
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0, "the VMM is about to end");
+    if (!migration->destination)
+        return 0;
+    vfmig_destination_status(migration->destination, &progress);
+    if (progress.state != VFMIG_MIGRATE_FAILED ||
+        vfmig_destination_wait(migration->destination, 0, NULL) == -ETIMEDOUT)
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
+                               "a guest is awaited or taken in already");
+    pthread_join(migration->watcher, NULL);
+    migration->watching = false;
+    vfmig_destination_free(migration->destination);
+    migration->destination = NULL;
+    return 0;
+}
+
+int vmm_migration_incoming(struct vfmig_vmm *vmm, const char *uri, bool clone,
+                           struct vfmig_error *reterr)
+{
+    struct vmm_migration *migration = &vmm->migration;
+
+    pthread_mutex_lock(&vmm->lock);
+    bool waits = vmm->run_state == VMM_INMIGRATE;
+    pthread_mutex_unlock(&vmm->lock);
+    if (!waits)
+        return vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0,
+                               "this VMM waits for no guest; start it with --incoming defer");
+    pthread_mutex_lock(&migration->lock);
+    int ret = forget_failed(vmm, reterr);
+    if (!ret)
+        ret = listen_for_guest(vmm, uri, clone, reterr);
+    pthread_mutex_unlock(&migration->lock);
     return ret;
 }
 
@@ -418,7 +481,10 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
     };
     vmm_migration_note_peers(vmm);
     int ret = make_trackers(vmm, reterr);
-    return ret || !config->incoming ? ret : listen_for_guest(vmm, config->incoming, reterr);
+    if (ret || !config->incoming || !strcmp(config->incoming, "defer"))
+        return ret;
+    migration->must_arrive = !strncmp(config->incoming, "file:", 5);
+    return listen_for_guest(vmm, config->incoming, config->clone, reterr);
 }
 
 void vmm_migration_done(struct vfmig_vmm *vmm)
@@ -465,7 +531,9 @@ static void *watch_source(void *arg)
     vfmig_source_wait(vmm->migration.source, UINT64_MAX, NULL);
     vfmig_source_status(vmm->migration.source, &progress);
     pthread_mutex_lock(&vmm->lock);
-    if (progress.state == VFMIG_MIGRATE_COMPLETED)
+    if (progress.state == VFMIG_MIGRATE_SAVED && vmm->run_state == VMM_FINISH_MIGRATE)
+        vmm->migration.saved = true;
+    if (progress.state == VFMIG_MIGRATE_COMPLETED || vmm->migration.saved)
         vmm->run_state = VMM_POSTMIGRATE;
     pthread_mutex_unlock(&vmm->lock);
     emit_status(vmm, progress.state);
@@ -492,7 +560,8 @@ int vmm_migration_check_idle(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
         why = "the VMM is about to end";
     pthread_mutex_lock(&vmm->lock);
     if (vmm->run_state == VMM_POSTMIGRATE)
-        why = "the guest was migrated away already";
+        why = vmm->migration.saved ? "the guest is in a file already"
+                                   : "the guest was migrated away already";
     else if (vmm->run_state == VMM_INMIGRATE)
         why = "the guest has not arrived yet";
     else if (vmm->run_state == VMM_INTERNAL_ERROR)

@@ -47,6 +47,9 @@ struct vmm_migration {
     struct vfmig_destination *destination;
     bool watching; /* watcher exists and is to be joined */
     bool ending;   /* the VMM goes away */
+    atomic_bool saved; /* the guest is in a file; it stands still here */
+    bool must_arrive;  /* --incoming file: without its guest this VMM is of no use */
+    struct vfmig_error failed; /* then why; under the VMM's lock */
     pthread_t watcher;
 };
 
@@ -108,6 +111,9 @@ struct vmm_migration_request {
 };
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
                         const struct vmm_migration_request *request, struct vfmig_error *reterr);
+/* Listens for a guest, or restores one: what --incoming defer left open. */
+int vmm_migration_incoming(struct vfmig_vmm *vmm, const char *uri, bool clone,
+                           struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
 
 /* With the migration's lock held. 0 when no migration is under way or open. */

@@ -247,6 +247,15 @@ static int run_set_dialect(void *opaque, struct json_object *args,
                            "'dialect' is neither feature nor region");
 }
 
+static int run_migrate_incoming(void *opaque, struct json_object *args,
+                                struct json_object **ret_result, struct vfmig_error *reterr)
+{
+    const char *uri = json_object_get_string(json_object_object_get(args, "uri"));
+
+    return vmm_migration_incoming(
+        opaque, uri, json_object_get_boolean(json_object_object_get(args, "x-clone")), reterr);
+}
+
 static int run_migrate_cancel(void *opaque, struct json_object *args,
                               struct json_object **ret_result, struct vfmig_error *reterr)
 {
@@ -362,6 +371,7 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"system_reset", NULL, run_system_reset},
     {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-on-deadline:s?,x-trace:b?", run_migrate},
     {"x-vfmig-trace", "from:i", run_trace},
+    {"migrate-incoming", "uri:s,x-clone:b?", run_migrate_incoming},
     {"migrate_cancel", NULL, run_migrate_cancel},
     {"x-set-dialect", "dialect:s", run_set_dialect},
     {"migrate-set-parameters",

@@ -24,6 +24,7 @@ const char *vmm_migration_word(enum vfmig_migrate_state state)
     case VFMIG_MIGRATE_ACTIVE:
         return "active";
     case VFMIG_MIGRATE_COMPLETED:
+    case VFMIG_MIGRATE_SAVED: /* "x-vfmig" tells */
         return "completed";
     case VFMIG_MIGRATE_CANCELLED:
         return "cancelled";

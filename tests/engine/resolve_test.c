@@ -241,7 +241,7 @@ static void a_destination_that_never_heard_of_it_can_refuse(void **state)
 
 static void damage_and_a_saved_guest(void **state)
 {
-    const struct vfmig_resolve_request discard = {.decision = VFMIG_RESOLVE_DISCARD};
+    struct vfmig_resolve_request discard = {.decision = VFMIG_RESOLVE_DISCARD};
     const struct vfmig_resolve_request refuse = {.decision = VFMIG_RESOLVE_REFUSE};
     struct place *p = *state;
     struct vfmig_error err;
@@ -250,6 +250,9 @@ static void damage_and_a_saved_guest(void **state)
     struct vfmig_resolve_view view = resolve(p->source, NULL);
     assert_int_equal(view.outcome, VFMIG_HO_OUTCOME_SAVED);
     assert_int_equal(vfmig_resolve_apply(p->source, &view, &refuse, &err), -EPERM);
+    /* The journal of this test names a file that never was. */
+    assert_int_equal(vfmig_resolve_apply(p->source, &view, &discard, &err), -ENOENT);
+    discard.file_is_gone = true;
     assert_int_equal(vfmig_resolve_apply(p->source, &view, &discard, &err), 0);
     assert_true(view.may_start);
     FILE *file = fopen(view.own.path, "r+");

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Saving a guest to a file and restoring it: once, whatever dies, fails or fills up meanwhile."""
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from world import VFMIG, World, assert_guest_lives, have_kvm, wait_until
+
+GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
+
+
+@pytest.fixture
+def world():
+    with World() as it:
+        yield it
+
+
+def run(*args, **kwargs):
+    return subprocess.run([VFMIG, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def source_vm(world, name="a", device_args=(), kind="dma", **kwargs):
+    device = world.device(f"dev-{name}", *device_args, kind=kind)
+    vm = world.vm(name, *GUEST, devices=[device], **kwargs)
+    assert_guest_lives(vm)
+    return vm
+
+
+def waiting_vm(world, name, device_args=(), kind="dma", **kwargs):
+    return world.vm(name, devices=[world.device(f"dev-{name}", *device_args, kind=kind)],
+                    incoming="defer", **kwargs)
+
+
+def save(vm, file, *args):
+    return run("save", "--qmp", vm.path, "--quiet", *args, file)
+
+
+def restore(vm, file, *args):
+    return run("restore", "--qmp", vm.path, "--quiet", *args, file)
+
+
+def views(journal):
+    return json.loads(run("status", "--json", journal).stdout)
+
+
+def record(journal):
+    [view] = views(journal)
+    return view["record"]
+
+
+def assert_fails(result, code, *words):
+    assert result.returncode == code, result
+    assert result.stderr.count("\n") == 1, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("accel", ["none", pytest.param("kvm", marks=pytest.mark.skipif(
+    not have_kvm(), reason="no usable /dev/kvm"))])
+def test_a_guest_goes_through_a_file(world, accel):
+    file = world.folder / "guest"
+    a = source_vm(world, accel=accel)
+    result = run("save", "--qmp", a.path, "--json", file)
+    assert result.returncode == 0, result.stderr
+    saved = json.loads(result.stdout)["x-vfmig"]
+    assert saved["state"] == "saved" and saved["rounds"] >= 2
+    assert not a("query-status")["running"] and record(a.journal) == "SAVED"
+    with pytest.raises(Exception, match="in a file"):
+        a("cont")
+    with pytest.raises(Exception, match="in a file"):
+        a("migrate", uri=world.uri())
+    assert not list(world.folder.glob("*.partial"))
+    b = waiting_vm(world, "b", accel=accel)
+    assert restore(b, file).returncode == 0
+    assert_guest_lives(b)
+    assert record(b.journal) == "RUNNING"
+    # Restored once; also under another name, and by a VMM that needs no command.
+    file = file.rename(world.folder / "moved")
+    c = waiting_vm(world, "c", accel=accel)
+    assert_fails(restore(c, file), 1, "claimed by process", str(b.journal))
+    assert not c("query-status")["running"]
+    # The source cannot have it back either.
+    assert_fails(run("resolve", a.journal, "--discard-file"), 1, "claimed by process")
+    assert not a("query-status")["running"]
+    # And it can be saved again from where it is.
+    assert save(b, world.folder / "second").returncode == 0
+    assert restore(c, world.folder / "second").returncode == 0
+    assert_guest_lives(c)
+
+
+def test_incoming_file(world):
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    b = world.vm("b", devices=[world.device("dev-b")], incoming=f"file:{file}")
+    wait_until(lambda: b("query-status")["running"], "the guest from the file")
+    assert_guest_lives(b)
+    result = run("vm", "--accel", "none", "--memory", "48M", "--device",
+                 f"vfio-user:{world.device('dev-c')}", "--journal", world.folder / "c",
+                 "--incoming", f"file:{file}")
+    assert_fails(result, 1, "claimed by process", str(b.journal))
+
+
+def test_a_clone_is_told_aloud(world):
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    b, c = waiting_vm(world, "b"), waiting_vm(world, "c")
+    assert restore(b, file).returncode == 0
+    before = file.read_bytes()
+    result = restore(c, file, "--clone")
+    assert result.returncode == 0 and "warning: a clone" in result.stderr
+    assert_guest_lives(c)
+    assert file.read_bytes() == before
+    assert views(b.journal)[0]["id"] == views(a.journal)[0]["id"] != views(c.journal)[0]["id"]
+
+
+def test_a_discarded_file(world):
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    copy = world.folder / "copy"
+    assert_fails(run("resolve", a.journal, "--discard"), 1, "no such migration")
+    assert record(a.journal) == "SAVED"
+    os.link(file, copy)
+    assert run("resolve", a.journal, "--discard-file").returncode == 0
+    assert not file.exists() and record(a.journal) == "RESUMED"
+    assert_guest_lives(a)
+    b = waiting_vm(world, "b")
+    assert_fails(restore(b, copy), 1, "discarded")
+    assert save(a, file).returncode == 0
+    assert restore(b, file).returncode == 0
+    assert_guest_lives(b)
+
+
+def test_a_dead_source_gives_its_file_up(world):
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    world.kill("a")
+    assert [v["outcome"] for v in views(a.journal)] == ["saved"]
+    start = ("vm", "--accel", "none", "--memory", "48M", "--journal", a.journal)
+    assert_fails(run(*start), 1, str(file), "--discard-released")
+    moved = file.rename(world.folder / "moved")
+    assert_fails(run("resolve", a.journal, "--discard-file"), 1, "not there", "--file-is-gone")
+    file = moved.rename(file)
+    assert run("resolve", a.journal, "--discard-file").returncode == 0
+    assert not file.exists() and record(a.journal) == "RESUMED"
+
+
+def test_nothing_is_replaced(world):
+    file = world.folder / "guest"
+    file.write_text("something dear")
+    a = source_vm(world)
+    assert_fails(save(a, file), 1, "exists")
+    assert_fails(save(a, world.folder / "none" / "guest"), 1, "No such file")
+    assert_fails(restore(a, file), 1, "waits for no guest")
+    b = waiting_vm(world, "b")
+    assert_fails(restore(b, file), 1, "not a file with a saved guest")
+    assert file.read_text() == "something dear"
+    assert_guest_lives(a)
+
+
+def test_a_cancelled_save(world):
+    file = world.folder / "guest"
+    a = source_vm(world)
+    process = subprocess.Popen([VFMIG, "save", "--qmp", a.path, "--max-bandwidth", "1M", "--quiet", file],
+                               stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: a("query-migrate").get("ram", {}).get("transferred", 0) > 0, "a piece of it")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4 and "cancelled" in err
+    assert not list(world.folder.glob("guest*")) and record(a.journal) == "RESUMED"
+    assert_guest_lives(a)
+
+
+def test_an_identity_that_does_not_fit_claims_nothing(world):
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    before = file.read_bytes()
+    b = waiting_vm(world, "b", memory="64M")
+    assert_fails(restore(b, file), 1, "memory.0")
+    assert file.read_bytes() == before
+    c = waiting_vm(world, "c")
+    assert restore(c, file).returncode == 0
+
+
+@pytest.mark.parametrize("damage, word", [
+    ("cut", "was cut"), ("page", "altered"), ("head", "magic"), ("log", "damaged"), ("tail", "")])
+def test_damage(world, damage, word):
+    """It is found before the guest runs; then the claim is given back, on record."""
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    data = bytearray(file.read_bytes())
+    where = {"cut": None, "page": len(data) // 2, "head": 32768 + 3, "log": 700, "tail": len(data) - 60}
+    if damage == "cut":
+        del data[-1:]
+    else:
+        data[where[damage]] ^= 1
+    file.write_bytes(data)
+    b = waiting_vm(world, "b")
+    result = restore(b, file)
+    assert result.returncode == 1 and word in result.stderr, result
+    assert not b("query-status")["running"]
+    if damage in ("page", "tail"):
+        assert record(b.journal) == "REFUSED"
+        data[where[damage]] ^= 1
+        with open(file, "r+b") as again:
+            again.seek(where[damage])
+            again.write(data[where[damage]:where[damage] + 1])
+        c = waiting_vm(world, "c")
+        assert restore(c, file).returncode == 0
+        assert_guest_lives(c)
+
+
+def test_several_devices(world):
+    file = world.folder / "guest"
+    devices = [world.device("dev-a"), world.device("dev-a2"), world.device("bulk-a", kind="bulk")]
+    a = world.vm("a", *GUEST, devices=devices)
+    assert_guest_lives(a)
+    assert save(a, file).returncode == 0
+    devices = [world.device("dev-b"), world.device("dev-b2"), world.device("bulk-b", kind="bulk")]
+    b = world.vm("b", devices=devices, incoming="defer")
+    assert restore(b, file).returncode == 0
+    assert_guest_lives(b)
+
+
+SAVING = ("before-begun", "after-begun", "before-sync", "before-complete", "after-complete", "before-SAVED",
+          "after-SAVED")
+
+
+@pytest.mark.parametrize("kill", SAVING)
+def test_a_killed_save(world, kill):
+    """Either nothing can be restored, or the guest can, once."""
+    file = world.folder / "guest"
+    a = source_vm(world, sabotage=f"kill-{kill}")
+    assert save(a, file).returncode == 5
+    a.process.wait(60)
+    b = waiting_vm(world, "b")
+    found = [path for path in (file, world.folder / "guest.partial") if path.exists()]
+    assert len(found) == 1
+    whole = SAVING.index(kill) >= SAVING.index("after-complete")
+    assert (found == [file]) == (SAVING.index(kill) >= SAVING.index("before-complete"))
+    if not whole:
+        assert_fails(restore(b, found[0]), 1, "not a file" if kill == "before-begun" else "incomplete")
+    # The source does not start its guest as if nothing had been.
+    if not kill.endswith("-begun"):  # before that nothing was offered to anybody
+        start = ("vm", "--accel", "none", "--memory", "48M", "--journal", a.journal)
+        assert_fails(run(*start), 1, "saved to" if kill == "after-SAVED" else "not settled")
+    if whole:
+        assert restore(b, file).returncode == 0
+        assert_guest_lives(b)
+        [view] = json.loads(run("status", "--json", a.journal, "--peer-journal", b.journal).stdout)
+        assert view["outcome"] == "runs-at-destination"
+
+
+RESTORING = ("before-claimed", "after-claimed", "before-READY", "after-READY", "after-GRANTED",
+             "before-RUNNING", "after-RUNNING")
+
+
+@pytest.mark.parametrize("kill", RESTORING)
+def test_a_killed_restore(world, kill):
+    """What is on record counts: before RUNNING the file goes back, after it never."""
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    b = waiting_vm(world, "b", sabotage=f"kill-{kill}")
+    assert restore(b, file).returncode == 5
+    b.process.wait(60)
+    c = waiting_vm(world, "c")
+    if kill != "before-claimed":
+        assert_fails(restore(c, file), 1, "claimed by process", str(b.journal))
+        assert_fails(run("resolve", a.journal, "--discard-file"), 1, "claimed by process")
+    resolved = run("resolve", b.journal, "--json")
+    assert resolved.returncode == 0, resolved
+    if kill == "after-RUNNING":
+        assert_fails(restore(c, file), 1, "claimed by process")
+        assert record(b.journal) == "RUNNING"
+        d = waiting_vm(world, "d", journal=b.journal)
+        assert_fails(restore(d, file), 1, "has run")
+    else:
+        assert restore(c, file).returncode == 0
+        assert_guest_lives(c)
+
+
+def test_a_restore_returns_on_its_journal(world):
+    """A second claim of one journal, and its process dies twice: the records of the first say nothing."""
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    b = waiting_vm(world, "b", sabotage="kill-before-RUNNING")
+    assert restore(b, file).returncode == 5
+    b.process.wait(60)
+    c = waiting_vm(world, "c", journal=b.journal, sabotage="kill-after-claimed")
+    assert restore(c, file).returncode == 5
+    c.process.wait(60)
+    [view] = views(b.journal)
+    assert view["record"] == "REFUSED"
+    d = waiting_vm(world, "d", journal=b.journal)
+    assert restore(d, file).returncode == 0
+    assert_guest_lives(d)
+
+
+@pytest.mark.parametrize("fault", ["journal-full", "journal-full-SAVED", "fail-complete"])
+def test_a_save_that_cannot_be_put_on_record(world, fault):
+    """The file may be complete by then: it is void before the guest goes on."""
+    file = world.folder / "guest"
+    a = source_vm(world, sabotage=fault)
+    result = save(a, file)
+    assert result.returncode == 1, result
+    assert not list(world.folder.glob("guest*"))
+    assert_guest_lives(a)
+
+
+def test_a_full_disk(world):
+    """The guest goes on, and nothing is left of the file."""
+    disk = world.folder / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True,
+                          text=True)
+    if made.returncode:
+        pytest.skip(f"no tmpfs can be mounted: {made.stderr.strip()}")
+    try:
+        a = source_vm(world)
+        assert_fails(save(a, disk / "guest"), 1, "No space left on device")
+        assert not list(disk.iterdir()) and record(a.journal) == "RESUMED"
+        assert_guest_lives(a)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_devices_that_cannot_take_it(world):
+    file = world.folder / "guest"
+    a = source_vm(world, kind="bulk")
+    assert save(a, file).returncode == 0
+    b = waiting_vm(world, "b", ("--fail", "load"), kind="bulk")
+    result = restore(b, file)
+    assert result.returncode == 1 and "dev0" in result.stderr, result
+    assert record(b.journal) == "REFUSED" and not b("query-status")["running"]
+    c = waiting_vm(world, "c", kind="bulk")
+    assert restore(c, file).returncode == 0
+    assert_guest_lives(c)
