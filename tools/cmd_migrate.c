@@ -9,11 +9,12 @@
 #include <unistd.h>
 
 #include "commands.h"
+#include "follow.h"
 #include "options.h"
 #include "qmp_client.h"
 #include "vfmig/error.h"
 
-static const char *qmp_path, *dialect, *trace_path, *on_deadline;
+static const char *qmp_path, *dialect, *trace_path, *on_deadline, *compress;
 static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth, throttle;
 static bool json, quiet;
 
@@ -30,6 +31,7 @@ static const struct tool_option options[] = {
     {"throttle-max", TOOL_NUMBER, &throttle, "PERCENT",
      "slow a guest down that gets no nearer to the limit, so far; 0: never", .min = 0, .max = 99},
     {"max-bandwidth", TOOL_SIZE, &bandwidth, "SIZE", "bytes each second at most; 0: no limit"},
+    {"compress", TOOL_TEXT, &compress, "HOW", "zstd or zstd:LEVEL, 1 to 19; memory and device data"},
     {"dialect", TOOL_CHOICE, &dialect, NULL, "speak to the devices in another dialect",
      .choices = "feature|region"},
     {"trace", TOOL_TEXT, &trace_path, "FILE", "write what the migration does, as lines of JSON"},
@@ -308,7 +310,12 @@ static int set_parameters(struct qmp_client *client, struct vfmig_error *reterr)
     json_object_object_add(args, "max-bandwidth", json_object_new_uint64(bandwidth));
     json_object_object_add(args, "multifd-channels", json_object_new_uint64(channels));
     json_object_object_add(args, "max-cpu-throttle", json_object_new_uint64(throttle));
-    int ret = qmp_execute(client, "migrate-set-parameters", args, NULL, reterr);
+    int ret = follow_add_compression(compress, args, reterr);
+    if (ret) {
+        json_object_put(args);
+        return ret;
+    }
+    ret = qmp_execute(client, "migrate-set-parameters", args, NULL, reterr);
     if (ret || !dialect)
         return ret;
     args = json_object_new_object();
@@ -359,7 +366,8 @@ int cmd_migrate(int argc, char **argv)
         ret = start(client, uri, &err);
     if (ret) {
         qmp_close(client);
-        return close_trace(tool_fail(&usage, TOOL_FAILED, "%s", err.text));
+        return close_trace(tool_fail(&usage, err.code == -EINVAL ? TOOL_USAGE : TOOL_FAILED, "%s",
+                                     err.text));
     }
     ret = follow(client, &err);
     qmp_close(client);

@@ -10,7 +10,7 @@
 #include "commands.h"
 #include "follow.h"
 
-static const char *qmp_path;
+static const char *qmp_path, *compress;
 static uint64_t bandwidth;
 static bool json, quiet;
 
@@ -18,6 +18,7 @@ static const struct tool_option options[] = {
     {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket of the VMM that runs the guest",
      .required = true},
     {"max-bandwidth", TOOL_SIZE, &bandwidth, "SIZE", "bytes each second at most; 0: no limit"},
+    {"compress", TOOL_TEXT, &compress, "HOW", "zstd or zstd:LEVEL, 1 to 19; memory and device data"},
     {"json", TOOL_FLAG, &json, NULL, "print the result as one JSON object"},
     {"quiet", TOOL_FLAG, &quiet, NULL, "no progress"},
     {NULL},
@@ -45,7 +46,12 @@ static int start(struct qmp_client *client, const char *file, struct vfmig_error
     char folder[4096] = "", uri[8192];
 
     json_object_object_add(args, "max-bandwidth", json_object_new_uint64(bandwidth));
-    int ret = qmp_execute(client, "migrate-set-parameters", args, NULL, reterr);
+    int ret = follow_add_compression(compress, args, reterr);
+    if (ret) {
+        json_object_put(args);
+        return ret;
+    }
+    ret = qmp_execute(client, "migrate-set-parameters", args, NULL, reterr);
     if (ret)
         return ret;
     if (file[0] != '/' && !getcwd(folder, sizeof(folder)))
@@ -93,7 +99,7 @@ int cmd_save(int argc, char **argv)
         return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
     follow_catch_interrupts();
     if (start(client, operands.items[0], &err))
-        code = tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+        code = tool_fail(&usage, err.code == -EINVAL ? TOOL_USAGE : TOOL_FAILED, "%s", err.text);
     else
         code = follow_to_end(&usage, client, quiet, &status);
     qmp_close(client);

@@ -42,6 +42,21 @@ const char *follow_text(struct json_object *object, const char *name)
     return value ? json_object_get_string(value) : "";
 }
 
+int follow_add_compression(const char *text, struct json_object *args, struct vfmig_error *reterr)
+{
+    uint64_t level = 0;
+
+    json_object_object_add(args, "multifd-compression", json_object_new_string(text ? "zstd" : "none"));
+    if (!text || !strcmp(text, "zstd"))
+        return 0;
+    if (strncmp(text, "zstd:", 5) || tool_parse_number(text + 5, &level) || level < 1 || level > 19)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "--compress: '%s' is neither zstd nor zstd:LEVEL, with a level of 1 to 19",
+                               text);
+    json_object_object_add(args, "multifd-zstd-level", json_object_new_uint64(level));
+    return 0;
+}
+
 /* The exit code of what has ended. */
 static int judge(const struct tool_usage *usage, struct json_object *status)
 {

@@ -16,6 +16,9 @@ void follow_catch_interrupts(void);
 int follow_to_end(const struct tool_usage *usage, struct qmp_client *client, bool quiet,
                   struct json_object **ret_status);
 
+/* "zstd" or "zstd:LEVEL" of --compress, NULL for none, into the arguments of migrate-set-parameters. */
+int follow_add_compression(const char *text, struct json_object *args, struct vfmig_error *reterr);
+
 /* Members by name, whatever is missing is NULL, 0 or "". */
 struct json_object *follow_get(struct json_object *object, const char *name);
 double follow_number(struct json_object *object, const char *name);

@@ -159,6 +159,7 @@ struct vfmig_migrate_options {
                                    by up to this percentage of its time, 1 to 99; not at all */
     uint64_t max_bandwidth;     /* bytes per second over all channels, before vCPUs stop; no limit */
     uint32_t channels;          /* 2 */
+    uint32_t zstd_level;        /* memory and device data compressed by zstd, 1 to 19; 0: not */
     uint64_t device_timeout_ns; /* for one state change or reset of one device; 10 s */
     uint64_t viommu_timeout_ns; /* for the vIOMMU to become idle; 10 s */
     uint64_t stall_ns;          /* a connection on which no byte moves for so long is lost; 10 s */

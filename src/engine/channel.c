@@ -15,6 +15,7 @@
 
 #include "base/crc32c.h"
 #include "engine/channel_private.h"
+#include "engine/pack.h"
 
 #define MAX_PARTS 4
 
@@ -64,6 +65,7 @@ int vfmig_channel_new(int fd, uint32_t index, enum vfmig_side side,
     channel->side = side;
     channel->low_water = 1;
     pthread_mutex_init(&channel->send_lock, NULL);
+    pthread_mutex_init(&channel->pack_lock, NULL);
     /* Control records are small and awaited; a unix socket says no, which is fine. */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     if (peer_is_here(fd))
@@ -88,6 +90,9 @@ void vfmig_channel_free(struct vfmig_channel *channel)
         return;
     close(channel->fd);
     pthread_mutex_destroy(&channel->send_lock);
+    pthread_mutex_destroy(&channel->pack_lock);
+    vfmig_pack_free(channel->pack);
+    free(channel->unpacked);
     free(channel->buffer);
     free(channel);
 }
@@ -209,9 +214,9 @@ static int send_all(struct vfmig_channel *channel, struct iovec *iov, size_t cou
     return 0;
 }
 
-/* One record; iov[0] is for the head, the payload's CRC is known. iov is consumed. */
-static int send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag, struct iovec *iov,
-                       size_t iov_count, uint32_t length, uint32_t crc, struct vfmig_error *reterr)
+int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                              struct iovec *iov, size_t iov_count, uint32_t length, uint32_t crc,
+                              struct vfmig_error *reterr)
 {
     uint8_t head[VFMIG_RECORD_HEAD_BYTES];
 
@@ -252,7 +257,7 @@ int vfmig_channel_sendv(struct vfmig_channel *channel, enum vfmig_record_tag tag
         return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_LOCAL, 0,
                                "%zu bytes are no payload of a record %s", size,
                                info ? info->name : "of this version");
-    return send_record(channel, tag, used, used_count, (uint32_t)size, crc, reterr);
+    return vfmig_channel_send_record(channel, tag, used, used_count, (uint32_t)size, crc, reterr);
 }
 
 int vfmig_channel_send(struct vfmig_channel *channel, enum vfmig_record_tag tag, const void *data,
@@ -288,6 +293,12 @@ int vfmig_channel_send_pages(struct vfmig_channel *channel, const struct vfmig_m
     uint64_t pages = 0, n = 0;
     int rc = count_pages(runs, run_count, VFMIG_MAX_MEMORY_PAGES, &pages, reterr);
 
+    if (rc == 0 && channel->pack) {
+        rc = vfmig_channel_pack_pages(channel, memory, runs, run_count, pages, reterr);
+        if (rc == 0)
+            atomic_fetch_add_explicit(&channel->pages_sent, pages, memory_order_relaxed);
+        return rc;
+    }
     if (rc < 0)
         return rc;
     for (uint32_t i = 0; i < run_count; i++) {
@@ -298,9 +309,9 @@ int vfmig_channel_send_pages(struct vfmig_channel *channel, const struct vfmig_m
     }
     size_t size = vfmig_runs_encode(table, runs, run_count, crcs);
     iov[1] = (struct iovec){table, size};
-    rc = send_record(channel, VFMIG_RECORD_MEMORY, iov, 2 + run_count,
-                     (uint32_t)(size + pages * VFMIG_PAGE_SIZE), vfmig_crc32c(0, table, size),
-                     reterr);
+    rc = vfmig_channel_send_record(channel, VFMIG_RECORD_MEMORY, iov, 2 + run_count,
+                                   (uint32_t)(size + pages * VFMIG_PAGE_SIZE),
+                                   vfmig_crc32c(0, table, size), reterr);
     if (rc == 0)
         atomic_fetch_add_explicit(&channel->pages_sent, pages, memory_order_relaxed);
     return rc;
@@ -353,7 +364,9 @@ int vfmig_channel_send_segment(struct vfmig_channel *channel, uint32_t device, u
                                               .segment = segment,
                                           });
         struct iovec parts[2] = {{prefix, sizeof(prefix)}, {(void *)(uintptr_t)at, piece}};
-        rc = vfmig_channel_sendv(channel, VFMIG_RECORD_DEVDATA, parts, 2, reterr);
+        rc = channel->pack
+                 ? vfmig_channel_pack_parts(channel, VFMIG_RECORD_DEVDATA, parts, 2, reterr)
+                 : vfmig_channel_sendv(channel, VFMIG_RECORD_DEVDATA, parts, 2, reterr);
         at += piece;
         size -= piece;
     } while (rc == 0 && size);

@@ -69,6 +69,10 @@ void vfmig_channel_set_warm(struct vfmig_channel *channel, struct vfmig_dirty_ma
 /* Ends both directions at once; whoever is inside returns -ECANCELED. Any thread. */
 void vfmig_channel_shutdown(struct vfmig_channel *channel);
 
+/* From now on memory and device data are compressed by zstd of this level where it makes them shorter;
+ * -ENOTSUP without zstd. The peer was asked before. */
+int vfmig_channel_set_pack(struct vfmig_channel *channel, unsigned level, struct vfmig_error *reterr);
+
 /* One record from parts, payload at most the table's maximum. */
 int vfmig_channel_send(struct vfmig_channel *channel, enum vfmig_record_tag tag, const void *data,
                        size_t size, struct vfmig_error *reterr);

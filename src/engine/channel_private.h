@@ -30,6 +30,8 @@ struct vfmig_channel {
     pthread_mutex_t send_lock;
     uint64_t send_sequence;         /* under send_lock */
     struct vfmig_error send_failed; /* under send_lock; code 0 while all is well */
+    pthread_mutex_t pack_lock;      /* taken before send_lock */
+    struct vfmig_pack *pack;        /* NULL: nothing is compressed; its contents under pack_lock */
 
     /* Receiving thread only. */
     uint64_t recv_sequence;
@@ -38,7 +40,9 @@ struct vfmig_channel {
     uint8_t ahead[AHEAD_BYTES];
     size_t ahead_at, ahead_end;
     int low_water; /* what SO_RCVLOWAT is set to */
-    uint8_t *buffer; /* grows to the largest record met, at most VFMIG_MAX_CHANNEL_BUFFER */
+    uint8_t *buffer; /* grows to the largest record met, at most VFMIG_MAX_CHANNEL_BUFFER, or of PACKED
+                        8 bytes and VFMIG_MAX_MEMORY_RECORD */
+    uint8_t *unpacked; /* VFMIG_MAX_MEMORY_RECORD bytes from the first PACKED on */
     size_t buffer_bytes;
     uint8_t table[VFMIG_MAX_RUNS_BYTES];
     struct vfmig_page_run runs[VFMIG_MAX_MEMORY_RUNS];
@@ -63,5 +67,29 @@ void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, 
 void vfmig_channel_note_cold(struct vfmig_channel *channel, uint32_t run_count);
 
 uint64_t vfmig_channel_now_ns(void);
+
+/* One record; iov[0] is for the head, the payload's CRC is known. iov is consumed. */
+int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                              struct iovec *iov, size_t iov_count, uint32_t length, uint32_t crc,
+                              struct vfmig_error *reterr);
+
+/* A table of runs that is here whole: checked, into channel->runs. */
+int vfmig_channel_check_runs(struct vfmig_channel *channel, const uint8_t *table, size_t size,
+                             const struct vfmig_record_head *head, uint32_t *ret_run_count,
+                             const uint8_t **ret_page_crcs, struct vfmig_error *reterr);
+/* A page that is in its place: trusted or in doubt by its CRC. */
+int vfmig_channel_check_page(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                             uint32_t block, uint64_t page, uint8_t *at, uint32_t crc,
+                             struct vfmig_error *reterr);
+
+/* channel_pack.c. Of the first two, the channel has a pack. unpack: 1 when a record for the caller
+ * is in *ret_record, 0 when it was pages. */
+int vfmig_channel_pack_pages(struct vfmig_channel *channel, const struct vfmig_memory *memory,
+                             const struct vfmig_page_run *runs, uint32_t run_count, uint64_t pages,
+                             struct vfmig_error *reterr);
+int vfmig_channel_pack_parts(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                             const struct iovec *parts, int part_count, struct vfmig_error *reterr);
+int vfmig_channel_unpack(struct vfmig_channel *channel, const uint8_t *payload, uint32_t length,
+                         struct vfmig_record *ret_record, struct vfmig_error *reterr);
 
 #endif

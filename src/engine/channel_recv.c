@@ -242,6 +242,20 @@ static int check_stripes(const struct vfmig_channel *channel, const struct vfmig
 }
 
 /* Table and page CRCs of a MEMORY or ZERO record into channel->table and channel->runs. */
+int vfmig_channel_check_runs(struct vfmig_channel *channel, const uint8_t *table, size_t size,
+                             const struct vfmig_record_head *head, uint32_t *ret_run_count,
+                             const uint8_t **ret_page_crcs, struct vfmig_error *reterr)
+{
+    int rc = need_memory(channel, head, reterr);
+
+    if (rc == 0)
+        rc = vfmig_runs_decode(table, size, head, channel->memory, channel->runs, ret_run_count,
+                               ret_page_crcs, reterr);
+    for (uint32_t i = 0; rc == 0 && i < *ret_run_count; i++)
+        rc = check_stripes(channel, &channel->runs[i], head, reterr);
+    return rc;
+}
+
 static int receive_runs(struct vfmig_channel *channel, const struct vfmig_record_head *head,
                         uint32_t *ret_run_count, const uint8_t **ret_page_crcs,
                         struct vfmig_error *reterr)
@@ -258,10 +272,8 @@ static int receive_runs(struct vfmig_channel *channel, const struct vfmig_record
         rc = receive_bytes(channel, channel->table + prefix, size - prefix, /* inside= */ true,
                            reterr);
     if (rc == 0)
-        rc = vfmig_runs_decode(channel->table, size, head, channel->memory, channel->runs,
-                               ret_run_count, ret_page_crcs, reterr);
-    for (uint32_t i = 0; rc == 0 && i < *ret_run_count; i++)
-        rc = check_stripes(channel, &channel->runs[i], head, reterr);
+        rc = vfmig_channel_check_runs(channel, channel->table, size, head, ret_run_count,
+                                      ret_page_crcs, reterr);
     return rc;
 }
 
@@ -285,6 +297,18 @@ static void trust_page(struct vfmig_channel *channel, uint32_t block, uint64_t p
         __atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED);
 }
 
+int vfmig_channel_check_page(struct vfmig_channel *channel, const struct vfmig_record_head *head,
+                             uint32_t block, uint64_t page, uint8_t *at, uint32_t crc,
+                             struct vfmig_error *reterr)
+{
+    if (vfmig_sabotage("alter-page"))
+        at[page % VFMIG_PAGE_SIZE] ^= 1;
+    if (vfmig_crc32c(0, at, VFMIG_PAGE_SIZE) != crc)
+        return doubt_page(channel, head, block, page, reterr);
+    trust_page(channel, block, page);
+    return 0;
+}
+
 static int check_pages(struct vfmig_channel *channel, struct pages *pages, uint64_t left,
                        struct vfmig_error *reterr)
 {
@@ -299,12 +323,8 @@ static int check_pages(struct vfmig_channel *channel, struct pages *pages, uint6
         uint64_t page = pages->run->first_page + pages->page;
         uint8_t *at = vfmig_page_address(channel->memory, pages->run) +
                       (size_t)pages->page++ * VFMIG_PAGE_SIZE;
-        if (vfmig_sabotage("alter-page"))
-            at[page % VFMIG_PAGE_SIZE] ^= 1;
-        if (vfmig_crc32c(0, at, VFMIG_PAGE_SIZE) == vfmig_le32_get(pages->crcs))
-            trust_page(channel, pages->run->block, page);
-        else
-            rc = doubt_page(channel, pages->head, pages->run->block, page, reterr);
+        rc = vfmig_channel_check_page(channel, pages->head, pages->run->block, page, at,
+                                      vfmig_le32_get(pages->crcs), reterr);
     }
     return rc;
 }
@@ -416,6 +436,8 @@ static int receive_record(struct vfmig_channel *channel, struct vfmig_record *re
         rc = check_round(channel, reterr);
     if (rc < 0 || !known)
         return rc;
+    if (head.tag == VFMIG_RECORD_PACKED)
+        return vfmig_channel_unpack(channel, channel->buffer, head.length, ret_record, reterr);
     *ret_record = (struct vfmig_record){
         .tag = (enum vfmig_record_tag)head.tag,
         .channel = channel->index,

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "base/bounds.h"
+#include "engine/pack.h"
 #include "io/sock.h"
 
 #define SECOND_NS UINT64_C(1000000000)
@@ -79,6 +80,11 @@ static int check_arguments(const struct vfmig_vm *vm, const struct vfmig_migrate
     if (options->throttle_max && !ops->throttle)
         return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0,
                                "this VMM cannot slow its vCPUs down");
+    if (options->zstd_level > VFMIG_PACK_LEVEL_MAX)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "zstd has no level %u, only 1 to %u",
+                               options->zstd_level, VFMIG_PACK_LEVEL_MAX);
+    if (options->zstd_level && !vfmig_pack_supported())
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0, "this build has no zstd");
     return 0;
 }
 

@@ -312,6 +312,10 @@ void engine_file_done(struct engine *e); /* after the link has gone */
 
 /* identity.c */
 int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct vfmig_error *reterr);
+/* What the stream of this source will need: a line that the destination answers for. */
+int engine_identity_needs(struct engine *e, struct vfmig_buffer *out, struct vfmig_error *reterr);
+/* After it was accepted: the source's channels begin to compress, if they are to. */
+int engine_pack(struct engine *e, struct vfmig_error *reterr);
 /* 0 when text (the peer's) agrees with ours, else -EINVAL naming the first difference. */
 int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_error *reterr);
 /* What no migration can do anything about: C63, C70, devices that cannot migrate. */

@@ -37,6 +37,8 @@ static int send_opening(struct engine *e, struct vfmig_channel *channel, struct 
     vfmig_hello_encode(out, &hello);
     int ret = engine_identity(&e->vm, &text, reterr);
     if (ret == 0)
+        ret = engine_identity_needs(e, &text, reterr);
+    if (ret == 0)
         ret = vfmig_channel_send(channel, VFMIG_RECORD_HELLO, out, sizeof(out), reterr);
     if (ret == 0)
         ret = vfmig_channel_send(channel, VFMIG_RECORD_IDENTITY, text.data, text.size, reterr);
@@ -71,6 +73,8 @@ int engine_file_create(struct engine *e, struct vfmig_error *reterr)
     pthread_mutex_unlock(&e->link_lock);
     e->linked = true;
     ret = send_opening(e, channel, reterr);
+    if (ret == 0)
+        ret = engine_pack(e, reterr);
     if (ret)
         engine_link_free(e, /* bye= */ false);
     return ret;

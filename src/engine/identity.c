@@ -8,8 +8,11 @@
 #include "base/bounds.h"
 #include "base/sabotage.h"
 #include "engine/engine.h"
+#include "engine/pack.h"
 
 #define IDENTITY_VERSION 1
+#define NEEDS            "needs"
+#define ZSTD             "zstd"
 #define MAX_SHOWN        48 /* characters of a value in a sentence */
 
 static int append_device(struct vfmig_buffer *out, uint32_t index, const char *id,
@@ -46,6 +49,22 @@ int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct 
     if (ret)
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity");
     return vm->ops->identity ? vm->ops->identity(vm->opaque, out, reterr) : 0;
+}
+
+int engine_identity_needs(struct engine *e, struct vfmig_buffer *out, struct vfmig_error *reterr)
+{
+    int ret = e->options.zstd_level ? vfmig_buffer_printf(out, NEEDS "=" ZSTD "\n") : 0;
+
+    return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity") : 0;
+}
+
+int engine_pack(struct engine *e, struct vfmig_error *reterr)
+{
+    int ret = 0;
+
+    for (uint32_t i = 0; ret == 0 && e->options.zstd_level && i < e->channel_count; i++)
+        ret = vfmig_channel_set_pack(e->channels[i], e->options.zstd_level, reterr);
+    return ret;
 }
 
 struct line {
@@ -94,12 +113,31 @@ static bool is_info(const struct line *line)
     return begins(line, "info.");
 }
 
+/* Not compared but answered for: 1, 0 when the line is something else, or -ENOTSUP. */
+static int meet_need(const struct line *line, struct vfmig_error *reterr)
+{
+    bool have = vfmig_pack_supported() && !vfmig_sabotage("no-zstd");
+
+    if (line->key_size != (int)strlen(NEEDS) || memcmp(line->key, NEEDS, strlen(NEEDS)))
+        return 0;
+    if (have && line->value_size == (int)strlen(ZSTD) && !memcmp(line->value, ZSTD, strlen(ZSTD)))
+        return 1;
+    return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0,
+                           "the stream needs %.*s, which the destination does not have",
+                           shown(line->value_size), line->value);
+}
+
 int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_error *reterr)
 {
     struct line line, other;
 
     for (const char *at = theirs; next_line(&at, &line);) {
         if (is_info(&line))
+            continue;
+        int met = meet_need(&line, reterr);
+        if (met < 0)
+            return met;
+        if (met)
             continue;
         if (!find_line(ours, &line, &other))
             return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,

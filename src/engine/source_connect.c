@@ -48,6 +48,8 @@ static int agree(struct engine *e, struct vfmig_channel *channel, struct vfmig_e
     if (ret == 0)
         ret = engine_trace_wish(e, &text, reterr);
     if (ret == 0)
+        ret = engine_identity_needs(e, &text, reterr);
+    if (ret == 0)
         ret = vfmig_channel_send(channel, VFMIG_RECORD_IDENTITY, text.data, text.size, reterr);
     vfmig_buffer_free(&text);
     if (ret == 0)
@@ -117,6 +119,8 @@ int source_connect(struct vfmig_source *source, struct vfmig_error *reterr)
         ret = agree(e, channels[0], reterr);
     if (ret == 0)
         ret = measure_clock(e, channels[0], reterr);
+    if (ret == 0)
+        ret = engine_pack(e, reterr);
     if (ret) {
         engine_link_free(e, /* bye= */ false);
         return ret;

@@ -76,6 +76,31 @@ int vfmig_round_decode(const uint8_t *in, size_t size, struct vfmig_round *ret_r
     return 0;
 }
 
+void vfmig_packed_encode(uint8_t out[VFMIG_PACKED_BYTES], const struct vfmig_packed *packed)
+{
+    vfmig_le32_put(out, packed->tag);
+    vfmig_le32_put(out + 4, packed->bytes);
+}
+
+int vfmig_packed_decode(const uint8_t *in, size_t size, struct vfmig_packed *ret_packed,
+                        struct vfmig_error *reterr)
+{
+    if (size <= VFMIG_PACKED_BYTES)
+        return bad_payload("PACKED", size, reterr);
+    uint32_t tag = vfmig_le32_get(in), bytes = vfmig_le32_get(in + 4);
+    const struct vfmig_record_info *info = vfmig_record_info(tag);
+    if (tag != VFMIG_RECORD_MEMORY && tag != VFMIG_RECORD_DEVDATA)
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, tag,
+                               "record PACKED holds %s, which is never compressed",
+                               info ? info->name : "what is not known here");
+    if (bytes < info->min_bytes || bytes > info->max_bytes)
+        return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_STREAM, tag,
+                               "record PACKED says that its %s has %u bytes, it must have %u to %u",
+                               info->name, bytes, info->min_bytes, info->max_bytes);
+    *ret_packed = (struct vfmig_packed){.tag = (enum vfmig_record_tag)tag, .bytes = bytes};
+    return 0;
+}
+
 #define PIECE_MORE 0x1u
 
 void vfmig_device_piece_encode(uint8_t out[VFMIG_DEVICE_PIECE_BYTES],

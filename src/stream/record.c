@@ -25,7 +25,9 @@ static const struct vfmig_record_info infos[VFMIG_RECORD_COUNT] = {
 #define STREAM_RECORD(name, tag, min, max, required, senders, channels, text)                      \
     _Static_assert(sizeof(#name) - 1 <= VFMIG_RECORD_NAME_BYTES, "the name travels in the head");  \
     _Static_assert((min) <= (max), #name);                                                         \
-    _Static_assert((tag) == VFMIG_RECORD_MEMORY || (max) <= VFMIG_MAX_CHANNEL_BUFFER, #name);
+    _Static_assert((tag) == VFMIG_RECORD_MEMORY || (tag) == VFMIG_RECORD_PACKED ||                 \
+                       (max) <= VFMIG_MAX_CHANNEL_BUFFER,                                          \
+                   #name);
 #include "../tables/stream.def"
 #undef STREAM_RECORD
 _Static_assert(VFMIG_MAX_SKIPPED <= VFMIG_MAX_CHANNEL_BUFFER, "skipped records are read whole");

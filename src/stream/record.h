@@ -183,6 +183,17 @@ void vfmig_device_end_encode(uint8_t out[VFMIG_DEVICE_END_BYTES],
 int vfmig_device_end_decode(const uint8_t *in, size_t size, struct vfmig_device_end *ret_end,
                             struct vfmig_error *reterr);
 
+/* --- PACKED: u32 tag, u32 bytes of the payload that is compressed, one zstd frame that gives just
+ * these. The bytes are inside the row of that tag, so that what is unpacked is bounded before. */
+struct vfmig_packed {
+    enum vfmig_record_tag tag;
+    uint32_t bytes;
+};
+#define VFMIG_PACKED_BYTES 8u
+void vfmig_packed_encode(uint8_t out[VFMIG_PACKED_BYTES], const struct vfmig_packed *packed);
+int vfmig_packed_decode(const uint8_t *in, size_t size, struct vfmig_packed *ret_packed,
+                        struct vfmig_error *reterr);
+
 /* --- VERDICT and ERROR: text is always terminated and made printable by the decoder. */
 struct vfmig_verdict {
     bool accept;

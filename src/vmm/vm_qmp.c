@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/bounds.h"
+#include "engine/pack.h"
 
 static void add_u64(struct json_object *object, const char *name, uint64_t value)
 {
@@ -312,9 +313,19 @@ static int run_set_parameters(void *opaque, struct json_object *args,
         ret = check_range(args, "multifd-channels", 1, VFMIG_MAX_CHANNELS, reterr);
     if (!ret)
         ret = check_range(args, "max-cpu-throttle", 0, VFMIG_MACHINE_MAX_THROTTLE, reterr);
+    if (!ret)
+        ret = check_range(args, "multifd-zstd-level", 1, VFMIG_PACK_LEVEL_MAX, reterr);
+    const char *compression = json_object_get_string(json_object_object_get(args, "multifd-compression"));
+    if (!ret && compression && strcmp(compression, "none") && strcmp(compression, "zstd"))
+        ret = vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                              "multifd-compression is neither none nor zstd");
     if (ret)
         return ret;
     pthread_mutex_lock(&vmm->migration.lock);
+    if (compression)
+        options->zstd_level = strcmp(compression, "zstd") ? 0 : VFMIG_PACK_LEVEL_DEFAULT;
+    if (options->zstd_level && json_object_object_get(args, "multifd-zstd-level"))
+        options->zstd_level = (uint32_t)get_int(args, "multifd-zstd-level");
     if (json_object_object_get(args, "downtime-limit"))
         options->downtime_limit_ns = (uint64_t)get_int(args, "downtime-limit") * 1000000u;
     if (json_object_object_get(args, "max-bandwidth"))
@@ -338,6 +349,10 @@ static int run_query_parameters(void *opaque, struct json_object *args,
     add_u64(result, "max-bandwidth", vmm->migration.options.max_bandwidth);
     add_u64(result, "multifd-channels", vmm->migration.options.channels);
     add_u64(result, "max-cpu-throttle", vmm->migration.options.throttle_max);
+    json_object_object_add(result, "multifd-compression",
+                           json_object_new_string(vmm->migration.options.zstd_level ? "zstd" : "none"));
+    if (vmm->migration.options.zstd_level)
+        add_u64(result, "multifd-zstd-level", vmm->migration.options.zstd_level);
     pthread_mutex_unlock(&vmm->migration.lock);
     *ret_result = result;
     return 0;
@@ -375,7 +390,9 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"migrate_cancel", NULL, run_migrate_cancel},
     {"x-set-dialect", "dialect:s", run_set_dialect},
     {"migrate-set-parameters",
-     "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?,max-cpu-throttle:i?", run_set_parameters},
+     "downtime-limit:i?,max-bandwidth:i?,multifd-channels:i?,max-cpu-throttle:i?,"
+     "multifd-compression:s?,multifd-zstd-level:i?",
+     run_set_parameters},
     {"query-migrate-parameters", NULL, run_query_parameters},
     {"query-migrate", NULL, run_query_migrate},
     {"x-vfmig-resolve",

@@ -345,3 +345,43 @@ def test_devices_that_cannot_take_it(world):
     c = waiting_vm(world, "c", kind="bulk")
     assert restore(c, file).returncode == 0
     assert_guest_lives(c)
+
+
+def zstd(vm):
+    try:
+        vm("migrate-set-parameters", multifd_compression="zstd")
+    except Exception as error:  # noqa: B902 - a build without
+        pytest.skip(str(error))
+
+
+def test_compressed(world):
+    """By file and by connection; the other side must have it, and says so before anything moves."""
+    plain, packed = world.folder / "plain", world.folder / "packed"
+    a = source_vm(world)
+    zstd(a)
+    assert save(a, plain).returncode == 0
+    size = plain.stat().st_size
+    assert run("resolve", a.journal, "--discard-file").returncode == 0
+    assert save(a, packed, "--compress", "zstd:1").returncode == 0
+    assert packed.stat().st_size < size / 2
+    without = waiting_vm(world, "b", sabotage="no-zstd")
+    assert_fails(restore(without, packed), 1, "needs zstd")
+    c = waiting_vm(world, "c")
+    assert restore(c, packed).returncode == 0
+    assert_guest_lives(c)
+    uri = world.uri()
+    without("migrate-incoming", uri=uri)
+    result = run("migrate", "--qmp", c.path, "--quiet", "--compress", "zstd", uri)
+    assert_fails(result, 1, "needs zstd")
+    assert_guest_lives(c)
+    d = world.vm("d", devices=[world.device("dev-d")], incoming=world.uri("second"))
+    result = run("migrate", "--qmp", c.path, "--quiet", "--compress", "zstd", "--downtime-limit", "2000",
+                 world.uri("second"))
+    assert result.returncode == 0, result.stderr
+    assert_guest_lives(d)
+
+
+@pytest.mark.parametrize("how", ["lz4", "zstd:", "zstd:0", "zstd:20", "zstd:1x"])
+def test_compression_that_is_none(world, how):
+    a = world.vm("a")
+    assert_fails(save(a, world.folder / "guest", "--compress", how), 2, "--compress")

@@ -99,7 +99,7 @@ def test_the_report_of_a_completed_migration(vmm):
     arguments = {r["execute"]: r.get("arguments") for r in it.commands}
     assert arguments["migrate-set-parameters"] == {
         "downtime-limit": 70, "max-bandwidth": 1 << 30, "multifd-channels": 2,
-        "max-cpu-throttle": 0}
+        "max-cpu-throttle": 0, "multifd-compression": "none"}
     assert arguments["migrate"] == {"uri": "unix:/x", "x-deadline": 9}
 
 
