@@ -6,6 +6,7 @@
 int cmd_device(int argc, char **argv);
 int cmd_vm(int argc, char **argv);
 int cmd_migrate(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
 int cmd_save(int argc, char **argv);
 int cmd_restore(int argc, char **argv);
 int cmd_resolve(int argc, char **argv);

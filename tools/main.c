@@ -19,6 +19,7 @@ static const struct command commands[] = {
     {"migrate", cmd_migrate, "move a guest to another VMM"},
     {"save", cmd_save, "put a guest into a file"},
     {"restore", cmd_restore, "take a guest out of a file, once"},
+    {"inspect", cmd_inspect, "print what is in a file or a captured stream"},
     {"status", cmd_status, "who has the guest of each migration, by the journals"},
     {"resolve", cmd_resolve, "settle a migration that cannot settle itself"},
     {NULL, NULL, NULL},

@@ -231,6 +231,10 @@ int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_t
     int rc = channel->send_failed.code;
     if (rc < 0 && reterr)
         *reterr = channel->send_failed;
+    /* Whoever reads a file takes what follows its end for damage. */
+    if (rc == 0 && channel->file && tag == VFMIG_RECORD_BYE)
+        vfmig_error_set(&channel->send_failed, -EPIPE, VFMIG_ORIGIN_LOCAL, 0,
+                        "nothing follows the BYE of a file");
     pthread_mutex_unlock(&channel->send_lock);
     return rc;
 }

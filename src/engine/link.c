@@ -197,7 +197,7 @@ int engine_send_progress(struct engine *e, char kind, const void *data, size_t s
     struct iovec parts[2] = {{.iov_base = &kind, .iov_len = 1},
                              {.iov_base = (void *)data, .iov_len = size}};
 
-    if (!e->linked)
+    if (!e->linked || e->file) /* a file needs no sign of life */
         return -ENOTCONN;
     return vfmig_channel_sendv(e->channels[0], VFMIG_RECORD_PROGRESS, parts, 2, NULL);
 }

@@ -385,3 +385,44 @@ def test_compressed(world):
 def test_compression_that_is_none(world, how):
     a = world.vm("a")
     assert_fails(save(a, world.folder / "guest", "--compress", how), 2, "--compress")
+
+
+def inspect(file, **kwargs):
+    result = run("inspect", "--json", file, **kwargs)
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    return result, lines[:-1], lines[-1]
+
+
+def test_inspect(world):
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    result, items, totals = inspect(file)
+    assert result.returncode == 0, result.stderr
+    assert totals["whole"] and totals["offset"] == file.stat().st_size
+    assert totals["file"].startswith("not claimed") and totals["devices"][0]["ended"]
+    assert [i["log"] for i in items if "log" in i] == ["begun", "complete"]
+    names = [i["record"] for i in items if "record" in i]
+    assert names[:2] == ["HELLO", "IDENTITY"] and names[-1] == "BYE"
+    assert [i["message"] for i in items if i.get("record") == "HANDOVER"] == ["offer", "seal"]
+    # For people, and from a pipe.
+    with open(file, "rb") as stream:
+        text = run("inspect", "-", stdin=stream)
+    assert text.returncode == 0 and "memory.0=" in text.stdout and text.stderr == ""
+    assert run("inspect", "--quiet", file).stdout.count("\n") < 8
+    # Up to the cut; the head of a file and what follows it are told apart.
+    data = file.read_bytes()
+    for size in (0, 5, 700, 40000, len(data) - 1):
+        cut = world.folder / "cut"
+        cut.write_bytes(data[:size])
+        result, some, totals = inspect(cut)
+        assert_fails(result, 1, f"at offset {totals['offset']}")
+        assert not totals["whole"] and some == items[:len(some)]
+    stream = world.folder / "stream"
+    stream.write_bytes(data[32768:])
+    result, rest, _ = inspect(stream)
+    assert result.returncode == 0 and [i["record"] for i in rest] == names
+    b = waiting_vm(world, "b")
+    assert restore(b, file).returncode == 0
+    assert inspect(file)[2]["file"] == "claimed"
+    assert_fails(run("inspect", world.folder / "none"), 1, "No such file")
