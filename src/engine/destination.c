@@ -83,7 +83,7 @@ static void attempt_over(struct engine *e)
         close_attempt(e);
     }
     if (open && e->file)
-        end_wait(e, VFMIG_MIGRATE_FAILED); /* there is no next source */
+        end_wait(e, e->cancelled ? VFMIG_MIGRATE_CANCELLED : VFMIG_MIGRATE_FAILED);
 }
 
 static int open_journal(struct engine *e, const uint8_t *id, bool memory, struct vfmig_error *reterr)

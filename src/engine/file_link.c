@@ -101,10 +101,11 @@ static int write_msg(struct engine *e, const struct vfmig_ho_msg *msg, struct vf
     if (ret || msg->kind != VFMIG_HO_MSG_SEAL)
         return ret;
     ret = vfmig_channel_send(e->channels[0], VFMIG_RECORD_BYE, NULL, 0, reterr);
-    if (ret == 0)
-        ret = -pthread_create(&e->file_thread, NULL, complete_main, e);
+    if (ret)
+        return ret;
+    ret = -pthread_create(&e->file_thread, NULL, complete_main, e);
     e->file_ending = ret == 0;
-    return ret;
+    return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread") : 0;
 }
 
 static void answer(struct engine *e, const struct vfmig_ho_msg *msg, uint8_t kind, uint8_t record,
@@ -128,11 +129,11 @@ static int source_msg(struct engine *e, const struct vfmig_ho_msg *msg, struct v
     case VFMIG_HO_MSG_SEAL:
         if (e->file_ending)
             return 0;
-        ret = write_msg(e, msg, reterr);
-        if (ret && reterr && msg->kind == VFMIG_HO_MSG_SEAL) {
-            event.error = *reterr;
+        ret = write_msg(e, msg, &event.error);
+        if (ret && reterr)
+            *reterr = event.error;
+        if (ret && msg->kind == VFMIG_HO_MSG_SEAL)
             engine_post(e, &event);
-        }
         return ret;
     case VFMIG_HO_MSG_ABORT:
         /* It is not complete, or void: source.c sees to that before it lets the machine abort. */

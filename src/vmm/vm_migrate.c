@@ -394,6 +394,7 @@ static int listen_for_guest(struct vfmig_vmm *vmm, const char *uri, bool clone,
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                "only a guest from file:PATH can be cloned");
     int ret = vfmig_destination_new(&migration->vm, &migration->options, &migration->destination, reterr);
+    migration->restoring = file;
     if (!ret && file)
         ret = vfmig_destination_restore(migration->destination, uri + 5, clone, reterr);
     else if (!ret)
@@ -419,7 +420,8 @@ static int forget_failed(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     if (!migration->destination)
         return 0;
     vfmig_destination_status(migration->destination, &progress);
-    if (progress.state != VFMIG_MIGRATE_FAILED ||
+    bool over = progress.state == VFMIG_MIGRATE_FAILED || progress.state == VFMIG_MIGRATE_CANCELLED;
+    if (!over ||
         vfmig_destination_wait(migration->destination, 0, NULL) == -ETIMEDOUT)
         return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
                                "a guest is awaited or taken in already");
@@ -657,6 +659,8 @@ void vmm_migration_cancel(struct vfmig_vmm *vmm)
     pthread_mutex_lock(&vmm->migration.lock);
     if (vmm->migration.source)
         vfmig_source_cancel(vmm->migration.source);
+    else if (vmm->migration.destination && vmm->migration.restoring)
+        vfmig_destination_cancel(vmm->migration.destination);
     pthread_mutex_unlock(&vmm->migration.lock);
 }
 

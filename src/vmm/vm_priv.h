@@ -48,6 +48,7 @@ struct vmm_migration {
     bool watching; /* watcher exists and is to be joined */
     bool ending;   /* the VMM goes away */
     atomic_bool saved; /* the guest is in a file; it stands still here */
+    bool restoring;    /* destination reads a file; under lock */
     bool must_arrive;  /* --incoming file: without its guest this VMM is of no use */
     struct vfmig_error failed; /* then why; under the VMM's lock */
     pthread_t watcher;

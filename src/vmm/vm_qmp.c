@@ -319,6 +319,8 @@ static int run_set_parameters(void *opaque, struct json_object *args,
     if (!ret && compression && strcmp(compression, "none") && strcmp(compression, "zstd"))
         ret = vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
                               "multifd-compression is neither none nor zstd");
+    if (!ret && compression && !strcmp(compression, "zstd") && !vfmig_pack_supported())
+        ret = vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0, "this build has no zstd");
     if (ret)
         return ret;
     pthread_mutex_lock(&vmm->migration.lock);

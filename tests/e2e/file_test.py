@@ -218,6 +218,49 @@ def test_damage(world, damage, word):
         assert_guest_lives(c)
 
 
+def test_devices_that_cannot_start(world):
+    """After the claim became a grant: nothing has run, so it goes back all the same."""
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    b = waiting_vm(world, "b", ("--fail", "start"))
+    result = restore(b, file)
+    assert result.returncode == 1 and "dev0" in result.stderr, result
+    assert record(b.journal) == "REFUSED" and not b("query-status")["running"]
+    c = waiting_vm(world, "c")
+    assert restore(c, file).returncode == 0
+    assert_guest_lives(c)
+
+
+def test_a_cancelled_restore(world):
+    file = world.folder / "guest"
+    a = source_vm(world, kind="bulk")
+    assert save(a, file).returncode == 0
+    b = waiting_vm(world, "b", ("--load-rate", "1M"), kind="bulk")
+    process = subprocess.Popen([VFMIG, "restore", "--qmp", b.path, "--quiet", file],
+                               stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: b("query-migrate").get("x-vfmig", {}).get("step") == "R2", "its devices loading")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4 and "cancelled" in err
+    assert record(b.journal) == "REFUSED"
+    c = waiting_vm(world, "c", kind="bulk")
+    assert restore(c, file).returncode == 0
+    assert_guest_lives(c)
+
+
+def test_a_paused_guest_stays_paused(world):
+    file = world.folder / "guest"
+    a = source_vm(world)
+    a("stop")
+    assert save(a, file).returncode == 0
+    b = waiting_vm(world, "b")
+    assert restore(b, file).returncode == 0
+    assert b("query-status") == {"running": False, "status": "paused"}
+    b("cont")
+    assert_guest_lives(b)
+
+
 def test_several_devices(world):
     file = world.folder / "guest"
     devices = [world.device("dev-a"), world.device("dev-a2"), world.device("bulk-a", kind="bulk")]
@@ -310,7 +353,8 @@ def test_a_restore_returns_on_its_journal(world):
 def test_a_save_that_cannot_be_put_on_record(world, fault):
     """The file may be complete by then: it is void before the guest goes on."""
     file = world.folder / "guest"
-    a = source_vm(world, sabotage=fault)
+    faults = [fault] + [f for f in [os.environ.get("VFMIG_SABOTAGE")] if f]
+    a = source_vm(world, sabotage=",".join(faults))
     result = save(a, file)
     assert result.returncode == 1, result
     assert not list(world.folder.glob("guest*"))
