@@ -71,7 +71,7 @@ int cmd_restore(int argc, char **argv)
         return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
     follow_catch_interrupts();
     if (start(client, operands.items[0], &err))
-        code = tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+        code = follow_not_begun(&usage, &err);
     else
         code = follow_to_end(&usage, client, quiet, &status);
     qmp_close(client);

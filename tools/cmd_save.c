@@ -99,7 +99,7 @@ int cmd_save(int argc, char **argv)
         return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
     follow_catch_interrupts();
     if (start(client, operands.items[0], &err))
-        code = tool_fail(&usage, err.code == -EINVAL ? TOOL_USAGE : TOOL_FAILED, "%s", err.text);
+        code = follow_not_begun(&usage, &err);
     else
         code = follow_to_end(&usage, client, quiet, &status);
     qmp_close(client);

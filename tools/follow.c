@@ -42,6 +42,13 @@ const char *follow_text(struct json_object *object, const char *name)
     return value ? json_object_get_string(value) : "";
 }
 
+int follow_not_begun(const struct tool_usage *usage, const struct vfmig_error *err)
+{
+    if (err->code == -ECONNRESET)
+        return tool_fail(usage, TOOL_UNRESOLVED, "lost sight of it: %s; see vfmig status", err->text);
+    return tool_fail(usage, err->code == -EINVAL ? TOOL_USAGE : TOOL_FAILED, "%s", err->text);
+}
+
 int follow_add_compression(const char *text, struct json_object *args, struct vfmig_error *reterr)
 {
     uint64_t level = 0;

@@ -16,6 +16,10 @@ void follow_catch_interrupts(void);
 int follow_to_end(const struct tool_usage *usage, struct qmp_client *client, bool quiet,
                   struct json_object **ret_status);
 
+/* What a failure to begin means: the exit code, after its sentence. Who lost the VMM meanwhile does not
+ * know whether it began. */
+int follow_not_begun(const struct tool_usage *usage, const struct vfmig_error *err);
+
 /* "zstd" or "zstd:LEVEL" of --compress, NULL for none, into the arguments of migrate-set-parameters. */
 int follow_add_compression(const char *text, struct json_object *args, struct vfmig_error *reterr);
 

@@ -541,7 +541,7 @@ void vfmig_source_cancel(struct vfmig_source *source)
     engine_post(e, &(struct engine_event){.kind = ENGINE_EVENT_CANCEL});
     /* While identity is exchanged nobody looks at events: cut it. */
     pthread_mutex_lock(&e->link_lock);
-    for (uint32_t i = 0; !e->receiver && !e->file && i < e->channel_count; i++)
+    for (uint32_t i = 0; i < e->channel_count && !e->receiver && !e->file; i++)
         vfmig_channel_shutdown(e->channels[i]);
     pthread_mutex_unlock(&e->link_lock);
 }

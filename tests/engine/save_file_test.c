@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "engine/journal.h"
@@ -237,6 +238,48 @@ static void a_log_that_is_full(void **state)
     vfmig_save_close(source);
 }
 
+/* Processes that all begin at once, as in a race of two operators. */
+static void one_of_many(void **state)
+{
+    enum { CHILDREN = 8, ROUNDS = 10 };
+    struct vfmig_save_file *source = save(*state);
+    struct vfmig_error err = {0};
+    uint32_t number = 0;
+
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        unsigned winners = 0;
+        int gate[2], status;
+        assert_int_equal(pipe(gate), 0);
+        for (unsigned i = 0; i < CHILDREN; i++) {
+            if (fork() == 0) {
+                char byte;
+                struct vfmig_save_file *file = open_it(*state);
+                close(gate[1]);
+                (void)!read(gate[0], &byte, 1); /* its end is the signal */
+                int ret = claim(file, "/j/one", &number, &err);
+                if (ret == 0 && vfmig_save_is_claimed(file) && number != round + 1)
+                    _exit(2);
+                _exit(ret == 0 ? 0 : ret == -EBUSY ? 1 : 3);
+            }
+        }
+        close(gate[0]);
+        close(gate[1]);
+        for (unsigned i = 0; i < CHILDREN; i++) {
+            assert_true(wait(&status) > 0 && WIFEXITED(status) && WEXITSTATUS(status) < 2);
+            winners += WEXITSTATUS(status) == 0;
+        }
+        assert_int_equal(winners, 1);
+        /* Given back in their place: its journal, which is not there, cannot say so. */
+        struct vfmig_save_entry entry = {.kind = VFMIG_SAVE_GIVEN_BACK, .epoch = round + 1};
+        uint8_t raw[VFMIG_SAVE_RECORD_BYTES];
+        memcpy(entry.id, id, sizeof(id));
+        vfmig_save_entry_encode(&entry, 3 + 2 * round, raw);
+        assert_int_equal(pwrite(vfmig_save_fd(source), raw, sizeof(raw),
+                                (off_t)(3 + 2 * round) * VFMIG_SAVE_RECORD_BYTES), sizeof(raw));
+    }
+    vfmig_save_close(source);
+}
+
 /* With a name: that test alone. */
 int main(int argc, char **argv)
 {
@@ -244,6 +287,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(claimed_once),
         TEST(given_back),
+        TEST(one_of_many),
         TEST(nobody_has_it_while_it_is_written),
         TEST(discarded_for_good),
         TEST(a_claim_that_its_journal_refuses_is_none),
