@@ -134,6 +134,15 @@ class Demo:
         if result.returncode:
             raise Failed(f"vfmig migrate ended with {result.returncode}")
 
+    def draw(self, trace, name):
+        """The migration as a picture, and as a page to look around in."""
+        folder = self.folder if self.options.quick else self.options.build
+        for suffix in ("svg", "html"):
+            picture = folder / f"demo-{name}.{suffix}"
+            subprocess.run([self.vfmig, "timeline", trace, "-o", picture], check=True, timeout=60)
+        if folder != self.folder:
+            print(f"demo: {name}: {os.path.relpath(picture)} shows what happened", flush=True)
+
     def close(self):
         for _, process in reversed(self.processes):
             if process.poll() is None:
@@ -242,7 +251,8 @@ def migrate(demo, way, source, destination, port, dialect):
     before = totals(healthy(source_qmp.run("x-guest"), "before " + way))
     source_qmp.run("x-guest-reset-pause")
     time.sleep(0.1)
-    demo.migrate_command(source_path, port, "--dialect", dialect)
+    trace = demo.folder / "trace.jsonl"
+    demo.migrate_command(source_path, port, "--dialect", dialect, "--trace", trace)
     report = source_qmp.run("query-migrate")["x-vfmig"]
     if report["state"] != "completed":
         raise Failed(f"{way}: the source says {report['state']}")
@@ -257,6 +267,7 @@ def migrate(demo, way, source, destination, port, dialect):
           f"downtime {engine:.1f} ms, the guest saw {seen:.1f} ms, working set "
           f"{report['working-set-pages'] * PAGE // MIB} MiB, {report['dma-in-flight']} DMA in "
           f"flight at N, {report['interrupts-latched']} interrupts latched", flush=True)
+    demo.draw(trace, way.split()[0])
     return {"rounds": report["rounds"], "share": share, "engine": engine, "seen": seen,
             "working": report["working-set-pages"] * PAGE // MIB,
             "flight": report["dma-in-flight"], "latched": report["interrupts-latched"], **counts}

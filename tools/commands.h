@@ -11,5 +11,6 @@ int cmd_save(int argc, char **argv);
 int cmd_restore(int argc, char **argv);
 int cmd_resolve(int argc, char **argv);
 int cmd_status(int argc, char **argv);
+int cmd_timeline(int argc, char **argv);
 
 #endif

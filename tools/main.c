@@ -21,6 +21,7 @@ static const struct command commands[] = {
     {"restore", cmd_restore, "take a guest out of a file, once"},
     {"inspect", cmd_inspect, "print what is in a file or a captured stream"},
     {"status", cmd_status, "who has the guest of each migration, by the journals"},
+    {"timeline", cmd_timeline, "draw what a migration did, from its trace"},
     {"resolve", cmd_resolve, "settle a migration that cannot settle itself"},
     {NULL, NULL, NULL},
 };

@@ -197,11 +197,19 @@ static int store(const struct tool_usage *usage, const struct tool_option *optio
     return -1;
 }
 
-/* One argument that starts with "--"; *index moves on when the value is the next argument. */
-static int parse_option(const struct tool_usage *usage, int argc, char **argv, int *index,
-                        uint64_t *seen)
+/* The long name of "-x"; NULL when no option is called so. */
+static const char *name_of_letter(const struct tool_usage *usage, const char *arg)
 {
-    const char *name = argv[*index] + 2;
+    for (const struct tool_option *option = usage->options; option->name; option++)
+        if (option->letter && option->letter == arg[1] && !arg[2])
+            return option->name;
+    return NULL;
+}
+
+/* One option by its name without dashes; *index moves on when the value is the next argument. */
+static int parse_option(const struct tool_usage *usage, const char *name, int argc, char **argv,
+                        int *index, uint64_t *seen)
+{
     size_t length = strcspn(name, "=");
     const char *value = name[length] == '=' ? name + length + 1 : NULL;
     const struct tool_option *option = usage->options;
@@ -254,10 +262,11 @@ int tool_parse(const struct tool_usage *usage, int argc, char **argv,
         if (!options_end && !strcmp(arg, "--")) {
             options_end = true;
         } else if (!options_end && arg[0] == '-' && arg[1]) {
-            if (arg[1] != '-')
+            const char *name = arg[1] == '-' ? arg + 2 : name_of_letter(usage, arg);
+            if (!name)
                 return tool_fail(usage, TOOL_USAGE, "unknown option %s; see vfmig %s --help", arg,
                                  usage->command);
-            int ret = parse_option(usage, argc, argv, &i, &seen);
+            int ret = parse_option(usage, name, argc, argv, &i, &seen);
             if (ret >= 0)
                 return ret;
         } else {

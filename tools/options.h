@@ -43,6 +43,7 @@ struct tool_option {
     uint64_t min, max;   /* of numbers and sizes; max 0: no limits */
     const char *choices; /* of TOOL_CHOICE: "kvm|none|auto" */
     bool required;
+    char letter; /* "-o" for short; 0: none */
 };
 
 /* A subcommand's command line. */

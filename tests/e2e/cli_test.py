@@ -48,7 +48,7 @@ def test_mistakes_before_the_command(args, words):
 
 
 DEVICE = ("device", "--socket", "/nonexistent/sock")
-COMMANDS = ("device", "vm", "migrate", "status", "resolve")
+COMMANDS = ("device", "vm", "migrate", "timeline", "status", "resolve")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
