@@ -21,9 +21,16 @@
 extern "C" {
 #endif
 
-struct vfmig_buffer;  /* grows; vfmig_buffer_append(), vfmig_buffer_printf() */
-struct vfmig_target;  /* a device */
-struct vfmig_tracker; /* somebody who logs writes to guest memory */
+struct vfmig_buffer;  /* grows */
+struct vfmig_target;  /* a device: vfmig/target.h */
+struct vfmig_tracker; /* somebody who logs writes to guest memory: vfmig/tracker.h */
+
+/* For the callbacks that are given a buffer. Appends; data NULL appends zeroes. -ENOMEM or, past
+ * the limit, -ENOBUFS; nothing changed then. */
+int vfmig_buffer_append(struct vfmig_buffer *buf, const void *data, size_t size);
+/* Appends formatted text without its terminator. */
+int vfmig_buffer_printf(struct vfmig_buffer *buf, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 #define VFMIG_MIGRATION_ID_BYTES 16u
 #define VFMIG_PROGRESS_DEVICES   32u /* devices shown one by one in a struct vfmig_progress */

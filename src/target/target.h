@@ -14,52 +14,12 @@
 
 #include "vfmig/error.h"
 #include "vfmig/state.h"
-
-enum vfmig_dialect {
-    VFMIG_DIALECT_AUTO = 0, /* feature if the device has it, else region */
-    VFMIG_DIALECT_FEATURE,  /* v2: DEVICE_FEATURE and MIG_DATA_READ/WRITE */
-    VFMIG_DIALECT_REGION,   /* v1: the migration region and DIRTY_PAGES */
-};
-
-/* How quiet N (v2 P2P) makes the device, design section 5. */
-enum vfmig_quiet {
-    VFMIG_QUIET_NONE = 0, /* no NDMA */
-    VFMIG_QUIET_P2P,      /* only peer to peer DMA is known to stop (foreign v2) */
-    VFMIG_QUIET_ALL,      /* all DMA stops (v1 cap 6, ours) */
-};
-
-/* What became of the try to halt a fresh device after loading (Z to {}), without which nothing that
- * was loaded is looked at before the guest is handed over. */
-enum vfmig_halt {
-    VFMIG_HALT_UNKNOWN = 0, /* not tried, or it can */
-    VFMIG_HALT_NEVER,       /* the device refuses */
-    VFMIG_HALT_LATE,        /* it does, and migrates all the same, as its user wishes */
-};
-
-/* What the device is and can do; constant after connecting. */
-struct vfmig_target_info {
-    char name[64];             /* for messages: socket path or device */
-    enum vfmig_dialect dialect;
-    uint32_t features;         /* VFMIG_FEATURE_* */
-    enum vfmig_quiet quiet;
-    uint16_t pci_vendor, pci_device, pci_subvendor, pci_subdevice;
-    uint8_t pci_revision;
-    uint32_t region_count;
-    uint64_t region_size[16];  /* by PCI region index */
-    uint32_t irq_count[5];     /* by PCI interrupt index */
-    bool dma_log;              /* the device logs its DMA */
-    uint64_t log_page_size;    /* page size of its log, bytes */
-    uint64_t max_data_xfer;    /* bytes of device data that come at once */
-    bool data_in_place;        /* save_in_place can be used */
-    enum vfmig_halt halt;
-};
+#include "vfmig/target.h"
 
 struct vfmig_iova_range {
     uint64_t iova;
     uint64_t size;
 };
-
-struct vfmig_target;
 
 struct vfmig_target_ops {
     const char *name;

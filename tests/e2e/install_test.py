@@ -14,6 +14,7 @@ import pytest
 
 SOURCE = pathlib.Path(os.environ["SOURCE"])
 EXAMPLES = sorted(path.stem for path in (SOURCE / "examples").glob("*.c"))
+VMMS = ["vmm_loop"]
 SANITIZE = "-fsanitize=address,undefined"  # the build under test has it
 PROGRAM = ('#include <vfmig/error.h>\n'
            'int main(void) { return vfmig_origin_name(VFMIG_ORIGIN_PEER)[0] != 112; }\n')
@@ -114,7 +115,7 @@ def greet(program, path):
 
 
 @pytest.mark.parametrize("kind", ["static", "shared"])
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", [name for name in EXAMPLES if name not in VMMS])
 def test_each_example_builds_and_runs_outside_the_tree(root, tmp_path, example, kind):
     source = shutil.copy(SOURCE / "examples" / f"{example}.c", tmp_path)
     link(root, kind, source, tmp_path / example)
@@ -127,6 +128,26 @@ def test_each_example_builds_and_runs_outside_the_tree(root, tmp_path, example, 
         for client in clients:
             client.close()
     assert not any(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("sabotage, outcome", [(None, "moved, downtime "), ("skip-sync,skip-final-log", "memory is not what|without being logged")])
+@pytest.mark.parametrize("kind", ["static", "shared"])
+def test_a_vmm_outside_the_tree_moves_its_guest(root, tmp_path, kind, sabotage, outcome):
+    """Between two devices of the smallest kind; a page that is lost does not stay unnoticed."""
+    for name in ("null_device", *VMMS):
+        link(root, kind, SOURCE / "examples" / f"{name}.c", tmp_path / name)
+    paths = [tmp_path / f"{side}.sock" for side in "ab"]
+    devices = [subprocess.Popen([tmp_path / "null_device", path]) for path in paths]
+    for device, path in zip(devices, paths):
+        greet(device, path).close()
+    env = dict(os.environ, VFMIG_SABOTAGE=sabotage) if sabotage else None
+    result = subprocess.run([tmp_path / "vmm_loop", *paths, f"unix:{tmp_path}/move.sock", tmp_path], env=env,
+                            capture_output=True, text=True, timeout=60)
+    for device in devices:
+        device.send_signal(signal.SIGTERM)
+        assert device.wait(timeout=60) == 0
+    assert re.search(outcome, result.stdout + result.stderr)
+    assert result.returncode == (1 if sabotage else 0), result.stderr
 
 
 def test_examples_are_short():
