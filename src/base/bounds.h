@@ -44,13 +44,9 @@
 #define VFMIG_MAX_MEMORY_PAGES   512u         /* pages of bytes in one MEMORY record */
 #define VFMIG_MAX_MEMORY_RECORD  (8u + 16u * VFMIG_MAX_MEMORY_RUNS + 4100u * VFMIG_MAX_MEMORY_PAGES)
 #define VFMIG_MAX_DEVICE_PIECE   (1u << 20)   /* bytes of device state in one record */
-#define VFMIG_MAX_DEVICE_STREAM  (8u << 20)   /* bytes of a segment cut out of a v2 stream */
-#define VFMIG_MAX_DEVICE_SEGMENT (64u << 20)  /* bytes of one segment, all its pieces: a v1 portion stays whole */
-#define VFMIG_MAX_UNSENT         VFMIG_MAX_DEVICE_SEGMENT /* bytes of segments of several pieces that
-                                                 a source has begun and not sent, all devices */
-#define VFMIG_MAX_UNFINISHED     (2 * VFMIG_MAX_UNSENT) /* bytes of segments that are not complete at the
-                                                 destination, all devices; what is in sockets is not
-                                                 unsent any more */
+#define VFMIG_MAX_DEVICE_SEGMENT (8u << 20)   /* bytes of one segment that is held until it is whole */
+#define VFMIG_MAX_DEVICE_PORTION (64u << 20)  /* bytes of one that is passed on as it comes: a v1 portion */
+#define VFMIG_MAX_UNFINISHED     (16u << 20)  /* bytes of segments that are held, all devices */
 #define VFMIG_MAX_BACKLOG        (8u << 20)   /* device data that waits to be loaded, all devices; above
                                                  it the source is slowed down */
 #define VFMIG_MAX_VMSTATE        (1u << 20)   /* bytes of vCPU and VMM state */

@@ -353,10 +353,16 @@ int vfmig_channel_send_round(struct vfmig_channel *channel, uint64_t round,
 int vfmig_channel_send_segment(struct vfmig_channel *channel, uint32_t device, uint64_t segment,
                                const void *data, size_t size, struct vfmig_error *reterr)
 {
+    return vfmig_channel_send_part(channel, device, segment, data, size, /* more= */ false, reterr);
+}
+
+int vfmig_channel_send_part(struct vfmig_channel *channel, uint32_t device, uint64_t segment,
+                            const void *data, size_t size, bool more, struct vfmig_error *reterr)
+{
     const uint8_t *at = data;
     int rc;
 
-    if (size == 0 || size > VFMIG_MAX_DEVICE_SEGMENT)
+    if (size == 0 || size > VFMIG_MAX_DEVICE_PORTION)
         return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_LOCAL, 0,
                                "%zu bytes are no segment of a device's state", size);
     do {
@@ -364,7 +370,7 @@ int vfmig_channel_send_segment(struct vfmig_channel *channel, uint32_t device, u
         size_t piece = size < VFMIG_MAX_DEVICE_PIECE ? size : VFMIG_MAX_DEVICE_PIECE;
         vfmig_device_piece_encode(prefix, &(struct vfmig_device_piece){
                                               .device = device,
-                                              .more = size > piece,
+                                              .more = more || size > piece,
                                               .segment = segment,
                                           });
         struct iovec parts[2] = {{prefix, sizeof(prefix)}, {(void *)(uintptr_t)at, piece}};

@@ -95,6 +95,10 @@ int vfmig_channel_send_round(struct vfmig_channel *channel, uint64_t round,
 int vfmig_channel_send_segment(struct vfmig_channel *channel, uint32_t device, uint64_t segment,
                                const void *data, size_t size, struct vfmig_error *reterr);
 
+/* The same for a part of one; more: the rest follows, with the same number. */
+int vfmig_channel_send_part(struct vfmig_channel *channel, uint32_t device, uint64_t segment,
+                            const void *data, size_t size, bool more, struct vfmig_error *reterr);
+
 /* The next record that is not memory: MEMORY and ZERO are applied on the way, unknown optional
  * ones are skipped. 0, or a negative errno: -ECONNRESET when the peer closed (origin PEER between
  * records, STREAM inside one), -EBADMSG and the others of record.h. */

@@ -36,8 +36,8 @@ static void make_room(struct engine *e, size_t size)
     pthread_mutex_unlock(&e->inbox_lock);
 }
 
-static int push_segment(struct device_worker *dev, const void *data, size_t size, bool end,
-                        struct vfmig_error *reterr)
+static int push_segment(struct device_worker *dev, const void *data, size_t size, bool more,
+                        bool end, struct vfmig_error *reterr)
 {
     struct segment *segment = malloc(sizeof(*segment) + size);
 
@@ -46,6 +46,7 @@ static int push_segment(struct device_worker *dev, const void *data, size_t size
                                "no memory for the data of device %s", dev->id);
     segment->next = NULL;
     segment->end = end;
+    segment->more = more;
     segment->size = size;
     if (size)
         memcpy(segment->data, data, size);
@@ -94,7 +95,23 @@ static int segment_complete(struct engine *e, struct device_worker *dev, const u
     dev->received_bytes += size;
     if (vfmig_sabotage("drop-pre-copy-data") && dev->received_segments == 1)
         return 0;
-    return push_segment(dev, data, size, /* end= */ false, reterr);
+    return push_segment(dev, data, size, /* more= */ false, /* end= */ false, reterr);
+}
+
+/* A device that takes parts gets each piece as it comes: nothing is held, however large the segment. */
+static int pass_piece(struct device_worker *dev, const uint8_t *data, size_t size, bool more,
+                      struct vfmig_error *reterr)
+{
+    if (size > VFMIG_MAX_DEVICE_PORTION - dev->passed)
+        return vfmig_error_set(reterr, -ENOBUFS, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,
+                               "a segment of device %s is larger than %u bytes", dev->id,
+                               VFMIG_MAX_DEVICE_PORTION);
+    dev->passed = more ? dev->passed + size : 0;
+    dev->received_bytes += size;
+    dev->received_segments += !more;
+    if (vfmig_sabotage("drop-pre-copy-data") && dev->received_segments <= 1)
+        return 0;
+    return push_segment(dev, data, size, more, /* end= */ false, reterr);
 }
 
 /* Pieces cannot wait for each other: what they may take up together is a limit. */
@@ -111,12 +128,9 @@ static int keep_piece(struct engine *e, struct device_worker *dev, const uint8_t
                                "unfinished segments of all devices are larger than %u bytes",
                                VFMIG_MAX_UNFINISHED);
     int ret = 0;
-    /* At once what most have: what is never written takes up nothing, and growing would hold it
-     * twice. */
+    /* All of it at once: what is never written takes up nothing, and growing would hold it twice. */
     if (!dev->partial.size)
-        ret = vfmig_buffer_reserve(&dev->partial, VFMIG_MAX_DEVICE_STREAM);
-    else if (dev->partial.size + size > VFMIG_MAX_DEVICE_STREAM)
-        ret = vfmig_buffer_reserve(&dev->partial, VFMIG_MAX_DEVICE_SEGMENT - dev->partial.size);
+        ret = vfmig_buffer_reserve(&dev->partial, VFMIG_MAX_DEVICE_SEGMENT);
     if (ret == 0)
         ret = vfmig_buffer_append(&dev->partial, data, size);
     return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVDATA,
@@ -150,6 +164,8 @@ static int device_data(struct engine *e, const struct vfmig_record *record,
                                (unsigned long long)dev->received_segments);
     const uint8_t *data = record->payload + VFMIG_DEVICE_PIECE_BYTES;
     size_t size = record->length - VFMIG_DEVICE_PIECE_BYTES;
+    if (dev->target->ops->load_part)
+        return pass_piece(dev, data, size, piece.more, reterr);
     if (!piece.more && !dev->partial.size)
         return segment_complete(e, dev, data, size, reterr);
     ret = keep_piece(e, dev, data, size, reterr);
@@ -168,12 +184,12 @@ static int device_end(struct engine *e, const struct vfmig_record *record, struc
 
     if (!dev)
         return ret ? ret : -EBADMSG;
-    if (end.segments != dev->received_segments || end.bytes != dev->received_bytes)
+    if (dev->passed || end.segments != dev->received_segments || end.bytes != dev->received_bytes)
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, record->tag,
                                "device %s: %llu segments were sent and %llu arrived", dev->id,
                                (unsigned long long)end.segments,
                                (unsigned long long)dev->received_segments);
-    return push_segment(dev, NULL, 0, /* end= */ true, reterr);
+    return push_segment(dev, NULL, 0, /* more= */ false, /* end= */ true, reterr);
 }
 
 static int vm_state(struct engine *e, const struct vfmig_record *record, struct vfmig_error *reterr)
@@ -320,6 +336,14 @@ static struct segment *next_segment(struct device_worker *dev)
     return segment;
 }
 
+static int load_segment(struct vfmig_target *t, const struct segment *segment,
+                        struct vfmig_error *reterr)
+{
+    return t->ops->load_part
+               ? t->ops->load_part(t, segment->data, segment->size, segment->more, reterr)
+               : t->ops->load(t, segment->data, segment->size, reterr);
+}
+
 /* Loads what arrives, in the order in which it was saved (C16, C66), until the end. */
 int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
                         struct vfmig_error *reterr)
@@ -335,7 +359,7 @@ int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
         if (!end) {
             uint64_t begin = vfmig_now_ns();
             atomic_store(&dev->call_ns, begin);
-            ret = dev->target->ops->load(dev->target, segment->data, segment->size, reterr);
+            ret = load_segment(dev->target, segment, reterr);
             atomic_store(&dev->call_ns, 0);
             dev->bytes += segment->size;
             pthread_mutex_lock(&dev->lock);

@@ -90,6 +90,7 @@ struct device_job {
 struct segment {
     struct segment *next;
     bool end;
+    bool more; /* a part: the rest of the portion follows */
     size_t size;
     uint8_t data[];
 };
@@ -119,7 +120,8 @@ struct device_worker {
     struct segment *head, **tail;
     uint64_t received_segments, received_bytes;
     uint64_t loaded_bytes, loaded_ns, loaded_told;
-    struct vfmig_buffer partial; /* receiver's thread only */
+    struct vfmig_buffer partial; /* receiver's thread only, as: */
+    size_t passed;               /* bytes of the segment under way that are passed on already */
     bool ended;
 };
 
@@ -212,7 +214,6 @@ struct engine {
     struct vfmig_buffer inbox[4]; /* by kind of VMSTATE */
     bool inbox_full[4];
     size_t queued_bytes, unfinished_bytes; /* of all devices' data: waits to be loaded; in pieces */
-    size_t unsent_bytes; /* source: of segments of several pieces that are being sent */
     uint64_t final_round;
     struct engine_report report;
     char peer_reason[232];

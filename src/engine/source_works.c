@@ -155,51 +155,24 @@ static int send_end(struct engine *e, struct device_worker *dev, struct vfmig_ch
     return vfmig_channel_send(channel, VFMIG_RECORD_DEVEND, out, sizeof(out), reterr);
 }
 
-/* The next piece of a device's data: where it lies, or in buffer. */
+/* The next piece of a device's data: where it lies, or in buffer. *ret_more: it is a part of a portion
+ * that is larger than the buffer. */
 static ssize_t next_piece(struct device_worker *dev, void *buffer, size_t size,
-                          const void **ret_data, struct vfmig_error *reterr)
+                          const void **ret_data, bool *ret_more, struct vfmig_error *reterr)
 {
     struct vfmig_target *t = dev->target;
     ssize_t got;
 
     atomic_store(&dev->call_ns, vfmig_now_ns());
     *ret_data = buffer;
+    *ret_more = false;
+    if (t->info.data_in_place && t->info.dialect == VFMIG_DIALECT_REGION)
+        size = VFMIG_MAX_DEVICE_PORTION; /* which takes up nothing here */
     got = t->info.data_in_place ? t->ops->save_in_place(t, ret_data, size, reterr)
+          : t->ops->save_part   ? t->ops->save_part(t, buffer, size, ret_more, reterr)
                                 : t->ops->save(t, buffer, size, reterr);
     atomic_store(&dev->call_ns, 0);
     return got;
-}
-
-/* Pieces of several devices' segments mix on a channel, and the destination keeps each until it is
- * whole: large ones wait here for each other. */
-static bool wait_for_room(struct engine *e, size_t size)
-{
-    pthread_mutex_lock(&e->inbox_lock);
-    while (size > VFMIG_MAX_UNSENT - e->unsent_bytes && !atomic_load(&e->abort))
-        pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
-    bool room = !atomic_load(&e->abort);
-    if (room)
-        e->unsent_bytes += size;
-    pthread_mutex_unlock(&e->inbox_lock);
-    return room;
-}
-
-static int send_segment(struct device_worker *dev, struct vfmig_channel *channel, const void *data,
-                        size_t size, struct vfmig_error *reterr)
-{
-    struct engine *e = dev->engine;
-    size_t large = size > VFMIG_MAX_DEVICE_PIECE ? size : 0;
-
-    if (large && !wait_for_room(e, large))
-        return given_up(reterr);
-    int ret = vfmig_channel_send_segment(channel, dev->index, dev->segments, data, size, reterr);
-    if (large) {
-        pthread_mutex_lock(&e->inbox_lock);
-        e->unsent_bytes -= large;
-        pthread_cond_broadcast(&e->inbox_wake);
-        pthread_mutex_unlock(&e->inbox_lock);
-    }
-    return ret;
 }
 
 /* buffer may be NULL when the device's data is taken where it lies. */
@@ -215,7 +188,8 @@ static int stream_out(struct engine *e, struct device_worker *dev, bool final, v
     for (*ret_bytes = 0; !atomic_load(&e->abort);) {
         const void *data = NULL;
         uint64_t waited;
-        ssize_t got = next_piece(dev, buffer, size, &data, reterr);
+        bool more;
+        ssize_t got = next_piece(dev, buffer, size, &data, &more, reterr);
         if (got < 0)
             return (int)got;
         if (got == 0)
@@ -223,14 +197,15 @@ static int stream_out(struct engine *e, struct device_worker *dev, bool final, v
         int ret = vfmig_mover_share(e->mover, (uint64_t)got, &waited, reterr);
         *ret_waited_ns += waited;
         if (ret == 0)
-            ret = send_segment(dev, channel, data, (size_t)got, reterr);
+            ret = vfmig_channel_send_part(channel, dev->index, dev->segments, data, (size_t)got,
+                                          more, reterr);
         if (ret)
             return ret;
-        dev->segments++;
+        dev->segments += !more;
         dev->bytes += (uint64_t)got;
         *ret_bytes += (uint64_t)got;
         /* A device may log changes as fast as they are read: the round of memory bounds it. */
-        if (!final && atomic_load(&e->round_over) && *ret_bytes >= expected)
+        if (!final && !more && atomic_load(&e->round_over) && *ret_bytes >= expected)
             return 0;
     }
     return given_up(reterr);
@@ -245,10 +220,8 @@ int source_do_data(struct engine *e, struct device_worker *dev, bool final,
 
     if (size < MIN_SAVE_BUFFER)
         size = MIN_SAVE_BUFFER;
-    size_t most = dev->target->info.dialect == VFMIG_DIALECT_REGION ? VFMIG_MAX_DEVICE_SEGMENT
-                                                                    : VFMIG_MAX_DEVICE_STREAM;
-    if (size > most)
-        size = most;
+    if (size > VFMIG_MAX_DEVICE_SEGMENT)
+        size = VFMIG_MAX_DEVICE_SEGMENT;
     void *buffer = dev->target->info.data_in_place ? NULL : malloc(size);
     if (!buffer && !dev->target->info.data_in_place)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for its data");

@@ -307,7 +307,7 @@ int engine_workers_start(struct engine *e, struct vfmig_error *reterr)
 {
     int ret = start_work_thread(e, &e->memory_thread, reterr);
 
-    e->queued_bytes = e->unfinished_bytes = e->unsent_bytes = 0;
+    e->queued_bytes = e->unfinished_bytes = 0;
 
     if (!ret)
         ret = start_work_thread(e, &e->vm_thread, reterr);

@@ -37,6 +37,12 @@ struct vfmig_target_ops {
      * least max_data_xfer. load takes what one save returned, whole and in order. */
     ssize_t (*save)(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr);
     int (*load)(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr);
+    /* The same for portions that are larger than a buffer should be: *ret_more says that the rest of
+     * this one is still to come, and only then may the next part follow. NULL: they are not. */
+    ssize_t (*save_part)(struct vfmig_target *t, void *buf, size_t size, bool *ret_more,
+                         struct vfmig_error *reterr);
+    int (*load_part)(struct vfmig_target *t, const void *data, size_t size, bool more,
+                     struct vfmig_error *reterr);
     /* As save, for at most size bytes, but the data stays where it is: in memory shared with the
      * device, which may still change it. *ret_data is good until the next save, load or set_state.
      * Only where info.data_in_place says so. */

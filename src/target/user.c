@@ -314,7 +314,8 @@ int user_send_reset(struct user *u, struct vfmig_error *reterr)
     struct vfmig_call call = {.command = VFMIG_USER_RESET};
 
     u->pending = 0;
-    u->unacknowledged = u->ended = u->doubtful = false;
+    u->part_left = 0;
+    u->unacknowledged = u->loading_part = u->ended = u->doubtful = false;
     u->halfway = u->held = u->saved_before = u->saved = false;
     u->asked = VFMIG_STATE_RUNNING;
     return user_call_until(u, &call, vfmig_deadline_ns(u->opt.reset_ns), reterr);

@@ -219,6 +219,13 @@ static int load(struct vfmig_target *t, const void *data, size_t size, struct vf
     return 0;
 }
 
+/* Boundaries mean nothing in a stream. */
+static int load_part(struct vfmig_target *t, const void *data, size_t size, bool more,
+                     struct vfmig_error *reterr)
+{
+    return load(t, data, size, reterr);
+}
+
 static int left(struct vfmig_target *t, uint64_t *ret_bytes, struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
@@ -327,6 +334,7 @@ const struct vfmig_target_ops user_feature_ops = {
     .save = save,
     .save_in_place = save_in_place,
     .load = load,
+    .load_part = load_part,
     .left = left,
     .log_start = log_start,
     .log_stop = log_stop,

@@ -83,6 +83,9 @@ struct user {
     bool saved_before;   /* an earlier session had data, and no reset came after it */
     bool saved;          /* this session has had some */
     bool unacknowledged; /* a portion is in use where it lies */
+    uint64_t part_offset, part_left; /* saving: of a portion that is taken in parts */
+    uint64_t load_offset, load_size; /* loading: window in use, and bytes written to it */
+    bool loading_part;   /* ... and not told yet */
     uint64_t pending;    /* what the acknowledging read of pending_bytes said; 0: ask again */
 
     /* Feature dialect. */

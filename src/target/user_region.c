@@ -112,8 +112,8 @@ static int leave_session(struct user *u, struct vfmig_error *reterr)
     /* A portion that is open is taken already: some would give it again after the change. */
     int r = u->unacknowledged && !vfmig_sabotage("portion-left-open") ? read_pending(u, reterr) : 0;
 
-    u->pending = 0;
-    u->unacknowledged = false;
+    u->pending = u->part_left = 0;
+    u->unacknowledged = u->loading_part = false;
     return r;
 }
 
@@ -265,8 +265,39 @@ static ssize_t take_portion(struct user *u, uint64_t *ret_offset, size_t room,
                            u->base.info.name);
 }
 
-/* One portion. Reading pending_bytes after it says that it was taken, and serves as the beginning
- * of the next one. */
+/* It was taken. Reading pending_bytes says so, and serves as the beginning of the next one. */
+static int acknowledge(struct user *u, uint64_t size, struct vfmig_error *reterr)
+{
+    if (!vfmig_sabotage("trust-pending-bytes"))
+        return read_pending(u, reterr);
+    u->pending = u->pending > size ? u->pending - size : 0;
+    u->unacknowledged = false;
+    return 0;
+}
+
+/* A portion, or as much of it as there is room for. */
+static ssize_t save_part(struct vfmig_target *t, void *buf, size_t size, bool *ret_more,
+                         struct vfmig_error *reterr)
+{
+    struct user *u = (struct user *)t;
+
+    *ret_more = false;
+    if (u->part_left == 0) {
+        ssize_t n = take_portion(u, &u->part_offset, VFMIG_MAX_DEVICE_PORTION, reterr);
+        if (n <= 0)
+            return n;
+        u->part_left = (uint64_t)n;
+    }
+    uint32_t step = u->part_left < size ? (uint32_t)u->part_left : (uint32_t)size;
+    int r = window_access(u, u->part_offset, buf, NULL, step, reterr);
+    u->part_offset += step;
+    u->part_left -= step;
+    *ret_more = u->part_left != 0;
+    if (r == 0 && u->part_left == 0)
+        r = acknowledge(u, step, reterr);
+    return r < 0 ? r : (ssize_t)step;
+}
+
 static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
@@ -276,12 +307,8 @@ static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig
     if (n <= 0)
         return n;
     int r = window_access(u, offset, buf, NULL, (uint32_t)n, reterr);
-    if (r == 0 && vfmig_sabotage("trust-pending-bytes")) {
-        u->pending = u->pending > (uint64_t)n ? u->pending - (uint64_t)n : 0;
-        u->unacknowledged = false;
-    } else if (r == 0) {
-        r = read_pending(u, reterr);
-    }
+    if (r == 0)
+        r = acknowledge(u, (uint64_t)n, reterr);
     return r < 0 ? r : n;
 }
 
@@ -311,30 +338,59 @@ static ssize_t save_in_place(struct vfmig_target *t, const void **ret_data, size
     return r < 0 ? r : n;
 }
 
+/* Tells that what was written to the window is a portion. */
+static int commit(struct user *u, struct vfmig_error *reterr)
+{
+    uint64_t size = u->load_size;
+
+    u->loading_part = false;
+    return user_region_access(u, u->mig_index, USER_REG(data_size), NULL, &size, sizeof(size),
+                              deadline(u), reterr);
+}
+
+/* Opens the window for a portion. */
+static int open_window(struct user *u, struct vfmig_error *reterr)
+{
+    int r = read_reg(u, USER_REG(data_offset), &u->load_offset, sizeof(u->load_offset), deadline(u),
+                     reterr);
+
+    if (r == 0 && (u->load_offset < sizeof(struct vfmig_user_mig_region) ||
+                   u->load_offset >= u->mig_size))
+        return nonsense(u, "data_offset", u->load_offset, reterr);
+    u->load_size = 0;
+    u->loading_part = r == 0;
+    return r;
+}
+
 /* Portions are kept whole unless the window here is smaller than where they came from. */
-static int load(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr)
+static int load_part(struct vfmig_target *t, const void *data, size_t size, bool more,
+                     struct vfmig_error *reterr)
 {
     struct user *u = (struct user *)t;
+    int r = 0;
 
-    for (size_t at = 0; at < size;) {
-        uint64_t offset;
-        int r = read_reg(u, USER_REG(data_offset), &offset, sizeof(offset), deadline(u), reterr);
+    for (size_t at = 0; r == 0 && at < size;) {
+        if (!u->loading_part)
+            r = open_window(u, reterr);
         if (r < 0)
             return r;
-        if (offset < sizeof(struct vfmig_user_mig_region) || offset >= u->mig_size)
-            return nonsense(u, "data_offset", offset, reterr);
-        uint64_t step = u->mig_size - offset;
-        step = step < VFMIG_MAX_DATA_XFER_CAP ? step : VFMIG_MAX_DATA_XFER_CAP;
-        step = step < size - at && !vfmig_sabotage("portion-not-split") ? step : size - at;
-        r = window_access(u, offset, NULL, (const char *)data + at, (uint32_t)step, reterr);
-        if (r == 0)
-            r = user_region_access(u, u->mig_index, USER_REG(data_size), NULL, &step, sizeof(step),
-                                   deadline(u), reterr);
-        if (r < 0)
-            return r;
+        uint64_t room = u->mig_size - u->load_offset;
+        room = room < VFMIG_MAX_DATA_XFER_CAP ? room : VFMIG_MAX_DATA_XFER_CAP;
+        uint64_t step = vfmig_sabotage("portion-not-split") ? size - at : room - u->load_size;
+        step = step < size - at ? step : size - at;
+        r = window_access(u, u->load_offset + u->load_size, NULL, (const char *)data + at,
+                          (uint32_t)step, reterr);
+        u->load_size += step;
         at += step;
+        if (r == 0 && u->load_size >= room)
+            r = commit(u, reterr);
     }
-    return 0;
+    return r == 0 && !more && u->loading_part ? commit(u, reterr) : r;
+}
+
+static int load(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr)
+{
+    return load_part(t, data, size, /* more= */ false, reterr);
 }
 
 static int left(struct vfmig_target *t, uint64_t *ret_bytes, struct vfmig_error *reterr)
@@ -424,8 +480,10 @@ const struct vfmig_target_ops user_region_ops = {
     .set_state = set_state,
     .reset = user_reset,
     .save = save,
+    .save_part = save_part,
     .save_in_place = save_in_place,
     .load = load,
+    .load_part = load_part,
     .left = left,
     .log_start = log_start,
     .log_stop = log_stop,
