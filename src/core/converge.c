@@ -62,6 +62,7 @@ void vfmig_converge_predict(const struct vfmig_converge_input *in, struct vfmig_
 {
     uint64_t change = in->devices ? max(in->change_ns, CHANGE_NS) : 0;
     uint64_t peer_change = in->devices ? max(in->peer_change_ns, CHANGE_NS) : 0;
+    uint64_t peer_load = in->devices ? max(in->peer_load_ns, peer_change) : 0;
     uint64_t journal = max(in->journal_ns, JOURNAL_NS);
     uint64_t peer_journal = max(in->peer_journal_ns, JOURNAL_NS);
     uint64_t state = known(in->vm_state_ns, VM_STATE_NS);
@@ -82,7 +83,7 @@ void vfmig_converge_predict(const struct vfmig_converge_input *in, struct vfmig_
     /* All at the same time over the same channels; the VM's state follows the devices' change. */
     ret->send_ns = add(max(max(add(sending, ret->cold_ns), ret->devices_ns), add(change, state)),
                        ROWS_NS);
-    ret->ready_ns = add(add(in->drain_ns, max(peer_change, known(in->vm_load_ns, VM_STATE_NS))),
+    ret->ready_ns = add(add(in->drain_ns, max(peer_load, known(in->vm_load_ns, VM_STATE_NS))),
                         add(add(peer_journal, in->rtt_ns / 2), ROWS_NS));
     ret->grant_ns = add(journal, in->rtt_ns / 2);
     ret->resume_ns = add(add(peer_journal, add(peer_change, peer_change)), START_VCPUS_NS);

@@ -31,7 +31,8 @@ struct vfmig_converge_input {
     uint64_t device_bytes;      /* what all devices together still have to say once stopped */
     uint64_t slowest_device_ns; /* its remaining bytes at its own rate, saving or loading */
     uint64_t change_ns;         /* slowest state change of a device here */
-    uint64_t peer_change_ns;    /* and at the destination */
+    uint64_t peer_load_ns;      /* the same at the destination, where the data is loaded */
+    uint64_t peer_change_ns;    /* and of the two that follow */
     bool devices;               /* there are any */
     /* The rest. */
     uint64_t stop_ns;        /* vCPUs asked to stop until all are parked */

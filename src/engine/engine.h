@@ -115,7 +115,7 @@ struct device_worker {
     uint64_t left_bytes;    /* estimate of what the stopped device still says; under lock */
     uint64_t rate_bytes;    /* per second, as measured */
     uint64_t load_rate;     /* the destination's, as told */
-    uint64_t change_ns;     /* its slowest state change so far; both sides */
+    struct vfmig_samples changes; /* what its state changes took; both sides, under lock */
     /* Destination: what has arrived; under lock. */
     struct segment *head, **tail;
     uint64_t received_segments, received_bytes;

@@ -16,7 +16,7 @@
 /* The journal is tried once in so long: often enough to forget that it was late once, and so seldom
  * that READY hardly ever waits for a trial. */
 #define PROBE_EVERY_NS UINT64_C(50000000)
-#define TAKEN_BYTES   56u
+#define TAKEN_BYTES   64u
 #define LOADED_BYTES  20u
 
 void engine_measure_init(struct engine_measure *m)
@@ -99,8 +99,8 @@ void engine_measure_taken(struct engine *e, const void *data, size_t size)
         value[i] = vfmig_le64_get((const uint8_t *)data + 8 * i);
     const struct engine_taken taken = {.round = value[0], .cold_pages = value[1],
                                        .cold_page_ns = value[2], .cold_page_high_ns = value[3],
-                                       .change_ns = value[4], .load_ns = value[5],
-                                       .journal_ns = value[6]};
+                                       .change_ns = value[4], .change_high_ns = value[5],
+                                       .load_ns = value[6], .journal_ns = value[7]};
     pthread_mutex_lock(&m->lock);
     if (taken.round == m->round && taken.round > m->taken.round && e->channel_count)
         sample_round(e, &taken, now_ns);
@@ -177,7 +177,8 @@ static void tell_loads(struct engine *e)
     }
 }
 
-static uint64_t slowest_change(struct engine *e)
+/* Of the slowest device: once late is not always late, but a slow device holds up all others. */
+static uint64_t slowest_change(struct engine *e, uint32_t percent)
 {
     uint64_t slowest = 0;
 
@@ -186,7 +187,8 @@ static uint64_t slowest_change(struct engine *e)
         if (!dev->made)
             continue;
         pthread_mutex_lock(&dev->lock);
-        slowest = dev->change_ns > slowest ? dev->change_ns : slowest;
+        uint64_t ns = vfmig_samples_quantile(&dev->changes, percent, 0);
+        slowest = ns > slowest ? ns : slowest;
         pthread_mutex_unlock(&dev->lock);
     }
     return slowest;
@@ -213,7 +215,8 @@ void engine_measure_tell(struct engine *e)
     vfmig_receiver_cold(e->receiver, &cold, &cold_pages);
     pthread_mutex_lock(&m->lock);
     const uint64_t value[TAKEN_BYTES / 8] = {round, cold_pages, page_ns(&cold, 50), page_ns(&cold, VFMIG_CAREFUL_LOW),
-                                             slowest_change(e), m->external_load_ns, m->journal_ns};
+                                             slowest_change(e, 50), slowest_change(e, 100),
+                                             m->external_load_ns, m->journal_ns};
     m->journal_ns = 0;
     pthread_mutex_unlock(&m->lock);
     for (unsigned i = 0; i < TAKEN_BYTES / 8; i++)
@@ -244,8 +247,6 @@ static void measure_device(struct device_worker *dev, bool careful, uint64_t ban
     input->device_bytes += dev->left_bytes;
     if (ns > input->slowest_device_ns)
         input->slowest_device_ns = ns;
-    if (dev->change_ns > input->change_ns)
-        input->change_ns = dev->change_ns;
     pthread_mutex_unlock(&dev->lock);
 }
 
@@ -265,6 +266,7 @@ static void fill_input(struct engine *e, bool careful, struct vfmig_converge_inp
     input->bandwidth = m->rough_bandwidth;
     input->cold_page_ns = careful ? m->taken.cold_page_high_ns : m->taken.cold_page_ns;
     input->peer_change_ns = m->taken.change_ns;
+    input->peer_load_ns = careful ? m->taken.change_high_ns : m->taken.change_ns;
     vfmig_measured_fill(&m->samples, careful, input);
     pthread_mutex_unlock(&m->lock);
     if (!careful) {
@@ -272,6 +274,7 @@ static void fill_input(struct engine *e, bool careful, struct vfmig_converge_inp
         input->stop_ns = input->stop_ns ? input->stop_ns : USUAL_STOP_NS;
         input->log_ns = vfmig_converge_log(&m->readings[0], &m->readings[1], 0);
     }
+    input->change_ns = slowest_change(e, careful ? 100 : 50);
     for (uint32_t i = 0; i < e->vm.device_count; i++)
         measure_device(&e->devices[i], careful, input->bandwidth, input);
     /* The logs were read a moment ago; the devices go to N before the vCPUs stop. */

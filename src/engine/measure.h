@@ -23,7 +23,8 @@ struct engine_taken {
     uint64_t cold_pages;    /* written there for the first time, in all */
     uint64_t cold_page_ns;  /* what one costs more, usually and at worst; 0: not known */
     uint64_t cold_page_high_ns;
-    uint64_t change_ns;           /* slowest state change of a device there */
+    uint64_t change_ns;     /* state change of the slowest device there, usually and at worst */
+    uint64_t change_high_ns;
     uint64_t load_ns;             /* external state */
     uint64_t journal_ns;          /* a durable record, as tried last; 0: not tried */
 };

@@ -122,8 +122,8 @@ static void change_state(struct device_worker *dev, uint32_t want)
         event.state = real_state(dev);
     event.err = ret;
     pthread_mutex_lock(&dev->lock);
-    if (ret == 0 && took > dev->change_ns && want != VFMIG_WANT_RESET)
-        dev->change_ns = took;
+    if (ret == 0 && want != VFMIG_WANT_RESET)
+        vfmig_samples_add(&dev->changes, took);
     pthread_mutex_unlock(&dev->lock);
     engine_trace(e, CHANGE_END, VFMIG_U(dev->index), VFMIG_S(dev->id), VFMIG_S(name),
                  VFMIG_S(vfmig_state_name(event.state)), VFMIG_I(ret), VFMIG_U(took));

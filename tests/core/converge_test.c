@@ -28,6 +28,7 @@ static struct vfmig_converge_input usual(void)
         .device_bytes = 65536,
         .devices = true,
         .change_ns = MS,
+        .peer_load_ns = MS,
         .peer_change_ns = MS,
         .stop_ns = MS,
         .log_ns = MS,
@@ -58,7 +59,7 @@ static void grows_with_everything(void **state)
     struct vfmig_converge_input in = usual();
     uint64_t *fields[] = {&in.dirty_pages, &in.cold_pages, &in.dirty_pages_per_s, &in.until_stop_ns,
                           &in.cold_page_ns, &in.drain_ns, &in.device_bytes, &in.slowest_device_ns,
-                          &in.change_ns, &in.peer_change_ns, &in.stop_ns, &in.log_ns,
+                          &in.change_ns, &in.peer_load_ns, &in.peer_change_ns, &in.stop_ns, &in.log_ns,
                           &in.vm_state_bytes, &in.vm_state_ns, &in.vm_load_ns, &in.journal_ns,
                           &in.peer_journal_ns, &in.rtt_ns};
 
