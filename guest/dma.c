@@ -101,7 +101,8 @@ static void set_up(const struct driver *d, uint32_t id)
         keep_word(d, i);
     guest_write64(d->env, d->vcpu, reg(d, DMA_REG_SCRATCH), SCRATCH_SALT | d->index);
     guest_write32(d->env, d->vcpu, reg(d, DMA_REG_CTRL), 0);
-    guest_write64(d->env, d->vcpu, reg(d, DMA_REG_RING), d->ring_gpa);
+    guest_write64(d->env, d->vcpu, reg(d, DMA_REG_RING),
+                  guest_iommu_heap(d->env, d->index, d->ring_gpa));
     guest_write32(d->env, d->vcpu, reg(d, DMA_REG_ENTRIES), GUEST_RING_ENTRIES);
     guest_write32(d->env, d->vcpu, reg(d, DMA_REG_CTRL), DMA_CTRL_ENABLE);
     d->dma->driver = GUEST_DRIVER_DMA;
@@ -200,6 +201,7 @@ static void queue_one(const struct driver *d)
     struct dma_descriptor desc = {.cookie = next_random(d->dma)};
     prepare(d, slot, &desc);
     ask_irq(d, slot, &desc);
+    guest_iommu_prepare(d->env, d->index, slot, d->dma->slot_seed[slot], &desc);
     d->ring[slot] = desc;
     d->dma->queued++;
     guest_bump(&d->score->queued, 1);
@@ -221,10 +223,11 @@ static void refill(const struct driver *d, uint64_t elapsed_tsc)
             room = (uint32_t)(dma->credit_tsc / cost);
         dma->credit_tsc -= room * cost;
     }
-    if (!room)
-        return;
-    while (room--)
+    uint32_t before = dma->queued;
+    while (room-- && guest_iommu_slot_ready(d->env, d->index, dma->queued % GUEST_RING_ENTRIES))
         queue_one(d);
+    if (dma->queued == before)
+        return;
     __atomic_thread_fence(__ATOMIC_RELEASE);
     guest_write32(d->env, d->vcpu, reg(d, DMA_REG_TAIL), dma->queued);
     guest_bump(&d->score->doorbells, 1);
@@ -255,9 +258,12 @@ static bool result_is_right(const struct driver *d, uint32_t slot, const struct 
 static void complete_one(const struct driver *d, uint32_t slot, uint32_t status)
 {
     struct guest_dma *dma = d->dma;
-    const struct dma_descriptor *desc = &d->ring[slot];
+    struct dma_descriptor taken = d->ring[slot], *desc = &taken;
+    bool doomed = guest_iommu_complete(d->env, d->index, slot, desc);
     bool good = status == DMA_STATUS_DONE;
-    if (!good)
+    if (doomed && status == (DMA_STATUS_DONE | GUEST_EFAULT))
+        guest_bump(&guest_scoreboard(d->env)->iommu.efaults, 1);
+    else if (!good || doomed)
         fail(d, GUEST_ERROR_STATUS, desc->op, DMA_STATUS_DONE, status, desc->serial);
     if (dma->serial && desc->serial != dma->serial + 1) {
         fail(d, GUEST_ERROR_SERIAL, slot, dma->serial + 1, desc->serial, dma->completed);
@@ -367,9 +373,10 @@ static void find_driver(const struct driver *d)
 void guest_device_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed_tsc)
 {
     const struct guest_params *params = guest_params(env);
+    guest_iommu_step(env, vcpu, elapsed_tsc);
     for (uint32_t i = 0; i < params->device_count; i++) {
         const struct guest_device_params *device = &params->devices[i];
-        if (device->vcpu != vcpu)
+        if (device->vcpu != vcpu || !guest_iommu_ready(env, i))
             continue;
         struct driver d = {.env = env, .params = params, .device = device, .index = i, .vcpu = vcpu};
         d.dma = guest_at(env, device->heap_gpa, sizeof(*d.dma));

@@ -107,6 +107,50 @@ struct guest_dma {
     struct guest_p2p p2p;
 };
 
+/* Where the I/O virtual addresses of a device behind the vIOMMU lead. Nothing of it is mapped before
+ * the device asks for it, apart from some windows. */
+#define GUEST_IOVA_HEAP   (UINT64_C(1) << 36) /* + guest physical address: ring and source buffers */
+#define GUEST_IOVA_WINDOW (UINT64_C(1) << 37) /* + slot << GUEST_IOVA_SHIFT: the slot's target, in turn another */
+#define GUEST_IOVA_HOLE   (UINT64_C(1) << 38) /* + the same: refused */
+#define GUEST_IOVA_SHIFT  21u
+
+#define GUEST_IOMMU_ENTRIES 64u /* of each queue: one page */
+#define GUEST_IOMMU_FAULTS  128u
+#define GUEST_EFAULT        14u /* errnos, as devices and the vIOMMU report them */
+#define GUEST_EEXIST        17u
+#define GUEST_ENOENT        2u
+
+/* A ring slot's pages at the vIOMMU. */
+enum guest_window { GUEST_WINDOW_FREE = 0, GUEST_WINDOW_USED, GUEST_WINDOW_DONE, GUEST_WINDOW_LEAVING };
+
+/* State of the vIOMMU's driver, at guest_params.iommu_gpa; then come its queues. */
+struct guest_iommu {
+    uint32_t started;
+    uint32_t queued, rung, done; /* commands, free running */
+    uint32_t taken, freed;       /* page requests, free running */
+    uint64_t order;              /* generator */
+    struct {
+        uint32_t used, device; /* the guest's number of it */
+        uint32_t id, flags;
+        uint64_t iova;
+        uint64_t due_tsc;    /* when it is answered at the earliest */
+        uint64_t due_done;   /* how much the other device has done by then */
+    } fault[GUEST_IOMMU_FAULTS];
+    struct {
+        uint32_t on;        /* 1: its domain is being switched on, 2: it is on */
+        uint32_t completed; /* as last seen */
+        uint64_t wait_tsc;
+        uint64_t peer_page; /* page of a peer's BAR that is mapped, or 0 */
+        uint8_t window[GUEST_RING_ENTRIES]; /* enum guest_window */
+        uint8_t unmaps[GUEST_RING_ENTRIES]; /* commands that are to end before it is free */
+        uint8_t hole[GUEST_RING_ENTRIES];   /* its descriptor is to end with EFAULT */
+    } device[GUEST_MAX_DEVICES];
+};
+
+#define GUEST_IOMMU_STATE_BYTES 20480u
+#define GUEST_IOMMU_HEAP_BYTES  (GUEST_IOMMU_STATE_BYTES + 2 * 4096u)
+_Static_assert(sizeof(struct guest_iommu) <= GUEST_IOMMU_STATE_BYTES, "driver state");
+
 #define GUEST_DMA_STATE_BYTES 8192u
 _Static_assert(sizeof(struct guest_dma) <= GUEST_DMA_STATE_BYTES, "driver state");
 
@@ -135,6 +179,20 @@ bool guest_p2p_prepare(const struct guest_env *env, uint32_t index, uint32_t slo
 bool guest_p2p_complete(const struct guest_env *env, uint32_t index, uint32_t slot,
                         uint64_t buffer_gpa, bool *ret_right);
 void guest_p2p_look(const struct guest_env *env, uint32_t index);
+/* The vIOMMU (iommu.c), from the vCPU that drives it. */
+void guest_iommu_step(const struct guest_env *env, uint32_t vcpu, uint64_t elapsed_tsc);
+/* Device index may be used: its domain is on, or it is not behind the vIOMMU. */
+bool guest_iommu_ready(const struct guest_env *env, uint32_t index);
+/* The slot's pages are as they were before its last use: it may be used again. */
+bool guest_iommu_slot_ready(const struct guest_env *env, uint32_t index, uint32_t slot);
+/* The address at which device index reaches its heap. */
+uint64_t guest_iommu_heap(const struct guest_env *env, uint32_t index, uint64_t gpa);
+/* Puts the addresses of a descriptor into the device's terms, and back. True: the descriptor is one
+ * that must fail with EFAULT. */
+void guest_iommu_prepare(const struct guest_env *env, uint32_t index, uint32_t slot, uint64_t random,
+                         struct dma_descriptor *desc);
+bool guest_iommu_complete(const struct guest_env *env, uint32_t index, uint32_t slot,
+                          struct dma_descriptor *desc);
 /* The same on one bulk device. */
 void guest_bulk_step(const struct guest_env *env, uint32_t vcpu, uint32_t index,
                      uint64_t elapsed_tsc);

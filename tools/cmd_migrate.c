@@ -140,8 +140,12 @@ static void print_steps(struct json_object *steps)
         printf("\n%10s %12s  step\n", "at", "took");
     for (size_t i = 0; i < length(steps); i++) {
         struct json_object *step = json_object_array_get_idx(steps, i);
-        printf("%8.3f s %9.3f ms  %s\n", number(step, "start-ns") / 1e9, number(step, "ns") / 1e6,
+        printf("%8.3f s %9.3f ms  %s", number(step, "start-ns") / 1e9, number(step, "ns") / 1e6,
                text(step, "name"));
+        double faults = number(get(step, "at-start"), "page-faults-open");
+        if (faults)
+            printf(", %.0f page faults open", faults);
+        printf("\n");
     }
 }
 
@@ -167,6 +171,8 @@ static void print_report(struct json_object *status)
            number(status, "total-time") / 1e3, number(ours, "downtime-ns") / 1e6,
            number(ram, "transferred") / (1 << 20), number(ram, "dirty-sync-count"));
     print_steps(get(ours, "steps"));
+    if (number(ours, "page-faults-open"))
+        printf("%.0f page faults open when NDMA was asked for\n", number(ours, "page-faults-open"));
     print_parts(ours);
     if (prediction)
         printf("\npredicted %.1f ms, reckoned with up to %.1f ms\n", number(prediction, "ns") / 1e6,

@@ -18,6 +18,8 @@ static const char *name = "guest";
 static const char *qmp_path, *incoming, *journal, *trace;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
+static uint64_t viommu_timeout_ms;
+static const char *iommu_answers = "late";
 static bool paused, discard_released, prefault, as_clone;
 
 static const struct tool_option options[] = {
@@ -28,7 +30,7 @@ static const struct tool_option options[] = {
      .max = UINT64_C(1) << 40},
     {"cpus", TOOL_NUMBER, &cpus, "N", "vCPUs", .min = 1, .max = GUEST_MAX_VCPUS},
     {"device", TOOL_LIST, &devices, "DEVICE",
-     "vfio-user:PATH[,dialect=feature|region][,late-load][,id=NAME]; may be repeated"},
+     "vfio-user:PATH[,dialect=feature|region][,iommu=on|off][,late-load][,id=NAME]; may be repeated"},
     {"p2p", TOOL_CHOICE, &p2p, NULL,
      "peer to peer DMA: auto is among devices that have NDMA, on among all, which then may be "
      "refused a migration", .choices = "auto|on|off"},
@@ -49,6 +51,12 @@ static const struct tool_option options[] = {
      .min = 0, .max = UINT32_MAX},
     {"dma-in-flight", TOOL_NUMBER, &dma_in_flight, "N", "descriptors kept queued per device",
      .min = 1, .max = 48},
+    {"page-answers", TOOL_CHOICE, &iommu_answers, NULL,
+     "when the guest answers page requests: late, once another device has worked, or never",
+     .choices = "late|peer|never"},
+    {"viommu-timeout", TOOL_NUMBER, &viommu_timeout_ms, "MS",
+     "how long a migration waits for the guest's last answers to page requests; 0: 10000",
+     .min = 0, .max = 3600000},
     {"seed", TOOL_NUMBER, &seed, "N", "of the guest's random order", .min = 1, .max = UINT64_MAX},
     {"prefault", TOOL_FLAG, &prefault, NULL, "take all of the guest's memory from the host at once"},
     {"paused", TOOL_FLAG, &paused, NULL, "do not run the guest before QMP says cont"},
@@ -85,12 +93,14 @@ static int parse_device(char *text, struct vfmig_vmm_device_config *ret_device)
             ret_device->dialect = VFMIG_DIALECT_REGION;
         else if (!strcmp(part, "late-load"))
             ret_device->late_load = true;
+        else if (!strcmp(part, "iommu=on") || !strcmp(part, "iommu=off"))
+            ret_device->iommu = !strcmp(part, "iommu=on");
         else if (!strncmp(part, "id=", 3) && part[3])
             ret_device->id = part + 3;
         else
             return tool_fail(&usage, TOOL_USAGE,
-                             "--device: '%s' is neither dialect=feature, dialect=region, late-load "
-                             "nor id=NAME", part);
+                             "--device: '%s' is neither dialect=feature|region, iommu=on|off, "
+                             "late-load nor id=NAME", part);
     }
     return -1;
 }
@@ -150,6 +160,7 @@ int cmd_vm(int argc, char **argv)
             .clone = as_clone,
             .journal_dir = journal,
             .trace_path = trace,
+            .viommu_timeout_ns = viommu_timeout_ms * 1000000,
             .channels = (uint32_t)channels,
             .prefault = prefault,
             .paused = paused,
@@ -158,6 +169,9 @@ int cmd_vm(int argc, char **argv)
                       .rate_mib_s = (uint32_t)(dirty_rate >> 20),
                       .dma_ops_s = (uint32_t)dma_rate,
                       .dma_in_flight = (uint32_t)dma_in_flight,
+                      .iommu_answers = !strcmp(iommu_answers, "never")  ? GUEST_ANSWERS_NEVER
+                                       : !strcmp(iommu_answers, "peer") ? GUEST_ANSWERS_PEER
+                                                                        : GUEST_ANSWERS_LATE,
                       .seed = seed},
         };
         vfmig_accel_parse(accel, &config.accel);

@@ -33,7 +33,7 @@
 #define GUEST_VECTOR_DEVICE 0x40u /* + 4 * device + MSI-X vector */
 
 #define GUEST_PARAMS_MAGIC   0x5453455547474d56ull
-#define GUEST_ABI_VERSION    2u
+#define GUEST_ABI_VERSION    3u
 #define GUEST_RATE_UNLIMITED 0xffffffffu
 #define GUEST_TIMER_OFF      0xffffffffu
 
@@ -42,6 +42,13 @@ enum guest_idle {
     GUEST_IDLE_HALT = 1,  /* HLT until the next timer tick (kvm only) */
     GUEST_IDLE_SPIN = 2,  /* never */
     GUEST_IDLE_READ = 3,  /* reads GUEST_CTL_COUNT */
+};
+
+/* When the guest answers page requests. */
+enum guest_iommu_answers {
+    GUEST_ANSWERS_LATE = 0, /* after a while, out of order */
+    GUEST_ANSWERS_PEER,     /* once a device that is not behind the vIOMMU has done some work */
+    GUEST_ANSWERS_NEVER,
 };
 
 #define GUEST_FLAG_XMM 1u /* XMM sentinels are kept and checked */
@@ -55,7 +62,7 @@ struct guest_device_params {
     uint32_t first_vector;
     uint64_t peer_bar_gpa; /* BAR of the dma device that this one reaches by peer to peer DMA; 0: none */
     uint32_t writer;       /* the device that reaches this one, plus one; 0: none */
-    uint32_t reserved;
+    uint32_t iommu;        /* its number at the vIOMMU, plus one; 0: not behind it */
 };
 
 /* One page at GUEST_PARAMS, written before the start and never again. */
@@ -80,6 +87,9 @@ struct guest_params {
     uint32_t dma_bytes;
     uint32_t dma_ops_s;
     uint32_t irq_timeout_ms;
+    uint64_t iommu_gpa;     /* state of the vIOMMU's driver and its queues; 0: there is no vIOMMU */
+    uint32_t iommu_answers; /* enum guest_iommu_answers */
+    uint32_t reserved;
     struct guest_device_params devices[GUEST_MAX_DEVICES];
 };
 
@@ -102,6 +112,8 @@ enum guest_error_code {
     GUEST_ERROR_PARAMS,
     GUEST_ERROR_FAULT,     /* an exception: the vCPU is dead */
     GUEST_ERROR_P2P,       /* a device's memory is not as its peer wrote it: lost, doubled, late */
+    GUEST_ERROR_IOMMU,     /* the vIOMMU fails a command, or asks for a page that no DMA is about */
+    GUEST_ERROR_FAULT_LOST, /* every page request is answered and the device does not go on */
     GUEST_ERROR_COUNT
 };
 
@@ -140,6 +152,18 @@ struct guest_device_score {
     uint64_t p2p_looks;   /* blocks seen otherwise: by MMIO at the peer, in the own memory */
 };
 
+/* Page requests and the vIOMMU's driver. */
+struct guest_iommu_score {
+    uint64_t faults;    /* page requests taken */
+    uint64_t answered;  /* with a mapping */
+    uint64_t refused;   /* on purpose */
+    uint64_t withdrawn; /* by the vIOMMU: the device gave the DMA up */
+    uint64_t late;      /* responses that met nobody */
+    uint64_t open;      /* taken and not answered */
+    uint64_t maps, unmaps;
+    uint64_t efaults;   /* descriptors that ended with EFAULT, as they should */
+};
+
 /* At GUEST_SCOREBOARD, two pages. */
 struct guest_scoreboard {
     uint64_t magic; /* GUEST_PARAMS_MAGIC once the guest runs */
@@ -151,6 +175,7 @@ struct guest_scoreboard {
     uint64_t pause_reset; /* written by the VMM: count of resets asked for */
     uint64_t moves;       /* written by the machine: starts from a state that was loaded */
     uint64_t reserved[6];
+    struct guest_iommu_score iommu;
     struct guest_cpu_score cpu[GUEST_MAX_VCPUS];
     struct guest_device_score device[GUEST_MAX_DEVICES];
 };

@@ -33,6 +33,9 @@ static int check_guest(const struct vfmig_guest_config *guest, struct vfmig_erro
         if (guest->device_peer[i] > guest->device_count || guest->device_peer[i] == i + 1)
             return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                    "device %u has no such peer: %u", i, guest->device_peer[i]);
+    if (guest->iommu_answers > GUEST_ANSWERS_NEVER)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "no such way to answer page requests: %u", guest->iommu_answers);
     if (guest->idle > GUEST_IDLE_READ)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "no such way to idle: %u",
                                guest->idle);
@@ -56,6 +59,7 @@ static void fill_params(struct vfmig_machine *m, const struct vfmig_guest_config
     p->dma_in_flight = value_or(guest->dma_in_flight, 16);
     p->dma_bytes = value_or(guest->dma_bytes, 4096);
     p->dma_ops_s = guest->dma_ops_s;
+    p->iommu_answers = guest->iommu_answers;
     p->irq_timeout_ms = value_or(guest->irq_timeout_ms, 5000);
 }
 
@@ -64,6 +68,7 @@ static int lay_out(struct vfmig_machine *m, const struct vfmig_guest_config *gue
                    struct guest_params *p, struct vfmig_error *reterr)
 {
     uint64_t size = m->blocks[0].size, next = GUEST_HEAP;
+    bool iommu = false;
     p->cpu_gpa = next;
     next += p->vcpu_count * UINT64_C(4096);
     next = (next + GUEST_STACK_SIZE) & ~(uint64_t)(GUEST_STACK_SIZE - 1);
@@ -72,13 +77,20 @@ static int lay_out(struct vfmig_machine *m, const struct vfmig_guest_config *gue
     for (uint32_t i = 0; i < p->device_count; i++) {
         p->devices[i].bar_gpa = guest->device_bar[i];
         p->devices[i].heap_gpa = next;
-        p->devices[i].vcpu = i % p->vcpu_count;
+        p->devices[i].iommu = guest->device_iommu[i];
+        /* One vCPU drives the vIOMMU and what is behind it. */
+        p->devices[i].vcpu = guest->device_iommu[i] ? 0 : i % p->vcpu_count;
+        iommu |= guest->device_iommu[i] != 0;
         p->devices[i].first_vector = GUEST_VECTOR_DEVICE + i * GUEST_VECTORS;
         next += guest_dma_heap_bytes(p->dma_bytes);
         if (guest->device_peer[i]) {
             p->devices[i].peer_bar_gpa = guest->device_bar[guest->device_peer[i] - 1];
             p->devices[guest->device_peer[i] - 1].writer = i + 1;
         }
+    }
+    if (iommu) {
+        p->iommu_gpa = next;
+        next += GUEST_IOMMU_HEAP_BYTES;
     }
     uint64_t bytes = guest->working_set_bytes ? guest->working_set_bytes : size / 2;
     p->working_pages = bytes / 4096;

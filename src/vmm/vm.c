@@ -327,6 +327,7 @@ static int load_guest(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *conf
         if (!vmm->pci[i].bars[0].size)
             continue;
         places[guest.device_count] = i;
+        guest.device_iommu[guest.device_count] = vmm->dma_devices[i].iommu ? i + 1 : 0;
         guest.device_bar[guest.device_count++] = vmm->pci[i].bars[0].gpa;
     }
     choose_peers(vmm, places, &guest);

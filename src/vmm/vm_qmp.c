@@ -118,6 +118,22 @@ static struct json_object *device_score(const struct guest_device_score *device)
     return object;
 }
 
+static struct json_object *iommu_score(const struct guest_iommu_score *iommu)
+{
+    struct json_object *object = json_object_new_object();
+
+    add_u64(object, "faults", iommu->faults);
+    add_u64(object, "answered", iommu->answered);
+    add_u64(object, "refused", iommu->refused);
+    add_u64(object, "withdrawn", iommu->withdrawn);
+    add_u64(object, "late", iommu->late);
+    add_u64(object, "open", iommu->open);
+    add_u64(object, "maps", iommu->maps);
+    add_u64(object, "unmaps", iommu->unmaps);
+    add_u64(object, "efaults", iommu->efaults);
+    return object;
+}
+
 /* What the guest says about itself. The counters change while they are read. */
 static int run_guest(void *opaque, struct json_object *args, struct json_object **ret_result,
                      struct vfmig_error *reterr)
@@ -142,6 +158,8 @@ static int run_guest(void *opaque, struct json_object *args, struct json_object 
     for (uint32_t i = 0; i < board->vcpus_started && i < GUEST_MAX_VCPUS; i++)
         json_object_array_add(cpus, cpu_score(&board->cpu[i]));
     json_object_object_add(result, "cpus", cpus);
+    if (vmm->iommu)
+        json_object_object_add(result, "iommu", iommu_score(&board->iommu));
     for (uint32_t i = 0; i < vmm->device_count; i++) {
         struct json_object *device = device_score(&board->device[i]);
         json_object_object_add(device, "id", json_object_new_string(vmm->pci[i].id));
