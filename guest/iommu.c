@@ -11,7 +11,7 @@
 #define DELAY_US      1000u /* most of the answers come within this */
 #define DELAY_LONG_US 6000u
 #define WAIT_STEP_US  10000u
-#define PEER_DONE     32u /* what the other device does first, GUEST_ANSWERS_PEER */
+#define PEER_DONE     256u /* what the other device does first, GUEST_ANSWERS_PEER */
 #define PEERS_FIRST   UINT64_C(0xe0000000) /* where BARs of peers are */
 #define PEERS_END     UINT64_C(0xf8000000)
 

@@ -209,6 +209,8 @@ static bool is_idle(const struct vmm_iommu *iommu, bool guest_runs)
     bool commands =
         guest_runs && iommu->regs.enabled && iommu->regs.cmd_head != iommu->regs.cmd_tail;
 
+    if (vfmig_sabotage("viommu-idle-at-once"))
+        return true;
     return !iommu->open && !iommu->held && !iommu->busy && !commands && !iommu->regs.disabling;
 }
 

