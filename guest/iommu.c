@@ -283,15 +283,11 @@ static bool map_page(const struct driver *d, uint32_t index, uint64_t page)
     return true;
 }
 
-/* A request by a DMA that a descriptor in flight is about; what else asks is an error of the device
- * or of the vIOMMU. One that came twice over a migration may be late. */
-static bool is_expected(const struct driver *d, uint32_t index, uint64_t page)
+/* Nothing is written but for a descriptor in flight. A read may be a look ahead that came late. */
+static bool is_expected(const struct driver *d, uint32_t index, uint32_t flags)
 {
     const struct guest_dma *dma = dma_of(d, index);
-    uint32_t slot = (uint32_t)(page >> GUEST_IOVA_SHIFT) % GUEST_RING_ENTRIES;
-    if (page >= GUEST_IOVA_HOLE)
-        return d->iommu->device[index].hole[slot] || dma->queued != dma->completed;
-    return dma->queued != dma->completed;
+    return !(flags & IOMMU_REQUEST_WRITE) || dma->queued != dma->completed;
 }
 
 static void answer(const struct driver *d, uint32_t at)
@@ -299,7 +295,7 @@ static void answer(const struct driver *d, uint32_t at)
     uint32_t index = d->iommu->fault[at].device;
     uint64_t page = d->iommu->fault[at].iova;
     bool mapped = map_page(d, index, page);
-    if (!is_expected(d, index, page))
+    if (!is_expected(d, index, d->iommu->fault[at].flags))
         fail(d, GUEST_ERROR_IOMMU, index, page, d->iommu->fault[at].id, d->iommu->fault[at].flags);
     command(d, index,
             (struct iommu_command){.op = IOMMU_RESPOND,

@@ -18,7 +18,7 @@
 static const char *socket_path, *control_path, *fail_text = "none", *mask_text = "none";
 static struct tool_list latencies;
 static uint64_t state_size, dirty_rate, save_rate, load_rate, latency_us, quiesce_us;
-static uint64_t fail_at, fail_byte, drain_timeout_ms, max_data;
+static uint64_t look_ahead, fail_at, fail_byte, drain_timeout_ms, max_data;
 static bool no_ndma, no_precopy, json;
 
 static const struct tool_option options[] = {
@@ -43,6 +43,9 @@ static const struct tool_option options[] = {
      "dma: each DMA descriptor stays in flight for this long", .max = 60000000},
     {"quiesce-us", TOOL_NUMBER, &quiesce_us, "US",
      "dma: the one in flight when NDMA is asked for ends after this long", .max = 60000000},
+    {"look-ahead", TOOL_NUMBER, &look_ahead, "N",
+     "dma: descriptors, and what they read, that are fetched before their turn (default 0)",
+     .max = 32},
     {"drain-timeout-ms", TOOL_NUMBER, &drain_timeout_ms, "MS",
      "give up stopping DMA after this (default 10000)", .max = HOUR_MS},
     {"max-data", TOOL_SIZE, &max_data, "SIZE", "most data in one message (default 1M)",
@@ -176,6 +179,7 @@ static int parse_knobs(struct vfmig_device_knobs *knobs)
         .load_rate = load_rate,
         .latency_ns = latency_us * 1000,
         .quiesce_ns = quiesce_us * 1000,
+        .look_ahead = (uint32_t)look_ahead,
         .drain_timeout_ns = drain_timeout_ms * 1000000,
         .max_data_xfer_bytes = (uint32_t)max_data,
         .no_ndma = no_ndma,

@@ -62,6 +62,7 @@ static const struct {
     KNOB("latency", arc_ns, ANY_DEVICE),
     KNOB("latency-us", latency_ns, DMA_DEVICE),
     KNOB("quiesce-us", quiesce_ns, DMA_DEVICE),
+    KNOB("look-ahead", look_ahead, DMA_DEVICE),
     KNOB("drain-timeout-ms", drain_timeout_ns, ANY_DEVICE),
     KNOB("max-data", max_data_xfer_bytes, ANY_DEVICE),
     KNOB("no-ndma", no_ndma, ANY_DEVICE),

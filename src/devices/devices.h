@@ -48,6 +48,7 @@ struct vfmig_device_knobs {
     uint64_t arc_ns[VFMIG_DEVICE_ARC_COUNT]; /* each arc takes so much longer */
     uint64_t latency_ns;       /* each descriptor stays in flight for this long */
     uint64_t quiesce_ns;       /* the one in flight when N is asked for ends after this long */
+    uint32_t look_ahead;       /* descriptors that are fetched before their turn; 0 to 32 */
     uint64_t drain_timeout_ns; /* 0: the library's default */
     uint32_t max_data_xfer_bytes; /* 0: the library's default */
     bool no_ndma;

@@ -28,6 +28,7 @@ static void step_done(void *user, int err)
     }
     d->err = d->err ? d->err : err;
     run(d);
+    dma_ahead_kick(d);
 }
 
 static uint64_t desc_iova(const struct dma_device *d)
@@ -220,6 +221,7 @@ void dma_device_kick(struct dma_device *d)
 {
     if (d->phase == DMA_IDLE)
         run(d);
+    dma_ahead_kick(d);
 }
 
 static void on_timer(void *user, uint32_t timer)
@@ -362,6 +364,7 @@ static void reset(void *user)
     memset(&d->regs, 0, sizeof(d->regs));
     memset(d->sram, 0, sizeof(d->sram));
     d->phase = DMA_IDLE;
+    dma_ahead_reset(d);
     d->logging = false;
     d->pages_loaded = d->pad_loaded = 0;
     d->regs_loaded = false;
@@ -384,6 +387,9 @@ int vfmig_dma_device_new(const struct vfmig_device_knobs *knobs, struct vfmig_de
     if (knobs->state_bytes && knobs->state_bytes < DMA_SRAM_SIZE)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                "--state-size: the SRAM of the dma device is 64K already");
+    if (knobs->look_ahead > DMA_AHEAD_MAX)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                               "--look-ahead: %u descriptors at most", DMA_AHEAD_MAX);
     struct dma_device *d = calloc(1, sizeof(*d));
     if (d)
         d->data = malloc(DMA_MAX_LENGTH + 8);

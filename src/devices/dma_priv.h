@@ -41,6 +41,19 @@ struct dma_regs {
     uint32_t reserved;
 };
 
+#define DMA_AHEAD_MAX 32u
+
+/* A look ahead that is under way. */
+struct dma_ahead {
+    struct dma_device *device;
+    bool busy;
+    bool data; /* its descriptor is here */
+    uint32_t index; /* of the descriptor, free running */
+    struct vfmig_dma dma;
+    struct dma_descriptor desc;
+    uint8_t bytes[4096];
+};
+
 struct dma_device {
     struct vfmig_device *dev;
     struct vfmig_device_knobs knobs;
@@ -55,6 +68,9 @@ struct dma_device {
     struct dma_descriptor desc;
     uint8_t *data; /* DMA_MAX_LENGTH bytes */
 
+    struct dma_ahead ahead[DMA_AHEAD_MAX];
+    uint32_t ahead_next; /* descriptor to be looked at next, free running */
+
     /* Saving. */
     uint64_t dirty; /* SRAM pages to be sent */
     bool logging;
@@ -66,6 +82,10 @@ struct dma_device {
     bool regs_loaded;
     uint64_t pad_loaded;
 };
+
+/* dma_ahead.c: starts as many looks as there are to be; forgets them all. */
+void dma_ahead_kick(struct dma_device *d);
+void dma_ahead_reset(struct dma_device *d);
 
 /* dma.c */
 void dma_device_kick(struct dma_device *d);

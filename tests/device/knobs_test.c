@@ -355,6 +355,7 @@ static void knobs_without_use_are_refused(void **state)
         {"dma", {.fail_step = VFMIG_DEVICE_STEP_SAVE_PRECOPY, .no_precopy = true}, "--fail"},
         {"dma", {.latency_ns = 1, .quiesce_ns = 1, .save_rate = 1, .state_bytes = 1 << 20}, NULL},
         {"bulk", {.latency_ns = 1}, "--latency-us"},
+        {"bulk", {.look_ahead = 1}, "--look-ahead"},
         {"bulk", {.quiesce_ns = 1}, "--quiesce-us"},
         {"bulk", {.dirty_rate = 1, .save_rate = 1, .load_rate = 1, .state_bytes = 4096}, NULL},
     };
