@@ -16,7 +16,7 @@
 
 static const char *qmp_path, *dialect, *trace_path, *on_deadline, *compress;
 static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth, throttle;
-static bool json, quiet;
+static bool json, quiet, dry_run;
 
 static const struct tool_option options[] = {
     {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket of the VMM that runs the guest",
@@ -35,6 +35,8 @@ static const struct tool_option options[] = {
     {"dialect", TOOL_CHOICE, &dialect, NULL, "speak to the devices in another dialect",
      .choices = "feature|region"},
     {"trace", TOOL_TEXT, &trace_path, "FILE", "write what the migration does, as lines of JSON"},
+    {"dry-run", TOOL_FLAG, &dry_run, NULL,
+     "compare both sides, name all that is against it, change nothing"},
     {"json", TOOL_FLAG, &json, NULL, "print the result as one JSON object"},
     {"quiet", TOOL_FLAG, &quiet, NULL, "no progress"},
     {NULL},
@@ -49,7 +51,8 @@ static const struct tool_usage usage = {
     .options = options,
     .operand_min = 1,
     .operand_max = 1,
-    .after = "exit status: 0 moved, 1 failed (the guest goes on at the source), 2 wrong command\n"
+    .after = "exit status: 0 moved (--dry-run: it could be), 1 failed (the guest goes on at the "
+             "source), 2 wrong command\n"
              "  line, 4 cancelled, 5 unknown who has the guest, or moved and no report could be\n"
              "  written: see vfmig status",
 };
@@ -343,6 +346,54 @@ static int start(struct qmp_client *client, const char *uri, struct vfmig_error 
     return qmp_execute(client, "migrate", args, NULL, reterr);
 }
 
+/* --- the dry run --- */
+
+static void print_devices(struct json_object *devices)
+{
+    for (size_t i = 0; i < length(devices); i++) {
+        struct json_object *device = json_object_array_get_idx(devices, i);
+        struct json_object *features = get(device, "features");
+        printf("  device %s: %s dialect,", text(device, "id"), text(device, "dialect"));
+        for (size_t j = 0; j < length(features); j++)
+            printf(" %s", json_object_get_string(json_object_array_get_idx(features, j)));
+        puts(json_object_get_boolean(get(device, "dma-log")) ? ", logs its DMA"
+                                                             : ", does not log its DMA");
+    }
+}
+
+static void print_dry_run(struct json_object *answer, const char *uri)
+{
+    struct json_object *mismatches = get(answer, "mismatches");
+
+    printf("would move to %s:\n  %.0f MiB of memory\n", uri,
+           number(answer, "memory-bytes") / (1 << 20));
+    print_devices(get(answer, "devices"));
+    printf("  %zu lines of vCPUs and machine\n", length(get(answer, "identity")));
+    puts(length(mismatches) ? "what is against it:" : "nothing is against it");
+    for (size_t i = 0; i < length(mismatches); i++) {
+        struct json_object *mismatch = json_object_array_get_idx(mismatches, i);
+        printf("  %s: %s\n", text(mismatch, "side"), text(mismatch, "text"));
+    }
+}
+
+/* The exit code, or a negative errno. */
+static int try_out(struct qmp_client *client, const char *uri, struct vfmig_error *reterr)
+{
+    struct json_object *args = json_object_new_object(), *answer;
+
+    json_object_object_add(args, "uri", json_object_new_string(uri));
+    int ret = qmp_execute(client, "x-vfmig-check", args, &answer, reterr);
+    if (ret)
+        return ret;
+    bool accept = json_object_get_boolean(get(answer, "accept"));
+    if (json)
+        puts(json_object_to_json_string_ext(answer, JSON_C_TO_STRING_PRETTY));
+    else if (!quiet)
+        print_dry_run(answer, uri);
+    json_object_put(answer);
+    return accept ? TOOL_OK : tool_fail(&usage, TOOL_FAILED, "the guest cannot be moved there");
+}
+
 int cmd_migrate(int argc, char **argv)
 {
     struct tool_list operands = {.count = 0};
@@ -360,6 +411,11 @@ int cmd_migrate(int argc, char **argv)
     int ret = qmp_connect(qmp_path, &client, &err);
     if (ret)
         return tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+    if (dry_run) {
+        ret = try_out(client, uri, &err);
+        qmp_close(client);
+        return ret >= 0 ? ret : tool_fail(&usage, TOOL_FAILED, "%s", err.text);
+    }
     if (trace_path && !(trace = fopen(trace_path, "we"))) {
         qmp_close(client);
         return tool_fail(&usage, TOOL_FAILED, "cannot write the trace to %s: %s", trace_path,

@@ -313,6 +313,16 @@ void vfmig_source_quit(struct vfmig_source *source);
 /* Quits, joins all threads. NULL is fine. The guest is left as it is. */
 void vfmig_source_free(struct vfmig_source *source);
 
+/* A dry run: connects to the destination at uri, both sides compare what they are (memory, devices,
+ * what identity says) and look whether they could (devices, journal, memory), and nothing is
+ * changed. Everything that stands against the migration is told to found, as a sentence: of the
+ * source, or of the destination. Returns when it is done; calls identity and found in this thread;
+ * not while a migration of this VM is under way. 0: nothing was found. -EPERM: something was. Other
+ * codes: the destination did not answer. */
+int vfmig_source_check(const struct vfmig_vm *vm, const struct vfmig_migrate_options *options,
+                       const char *uri, void (*found)(void *opaque, bool source, const char *text),
+                       void *opaque, struct vfmig_error *reterr);
+
 /* --- Destination --- */
 
 struct vfmig_destination;

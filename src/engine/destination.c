@@ -125,14 +125,14 @@ static int judge(struct engine *e, const struct arrival *arrival, struct vfmig_e
     if (!idle(e))
         return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
                                "another migration is under way or done");
-    ret = engine_vm_check_incoming(&e->vm, reterr);
+    ret = engine_vm_check_incoming(&e->vm, NULL, reterr);
     if (ret == 0)
         ret = engine_identity(&e->vm, &ours, reterr);
     if (ret == 0 && vfmig_buffer_append(&ours, NULL, 1))
         ret = vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity");
     if (ret == 0)
         ret = engine_identity_compare((const char *)ours.data, (const char *)arrival->text.data,
-                                      reterr);
+                                      /* all= */ NULL, reterr);
     vfmig_buffer_free(&ours);
     return ret;
 }
@@ -253,7 +253,13 @@ static void connection(struct engine *e)
     pthread_mutex_unlock(&destination->arrival_lock);
     if (!arrival)
         return;
-    if (arrival->identity)
+    if (arrival->identity && engine_is_dry_run((const char *)arrival->text.data))
+        engine_answer_dry_run(e, (const char *)arrival->text.data,
+                              e->cancelled ? "the destination was cancelled"
+                              : !idle(e)   ? "another migration is under way or done"
+                                           : NULL,
+                              arrival->channels[0]);
+    else if (arrival->identity)
         new_migration(e, arrival);
     else
         asked_again(e, arrival);

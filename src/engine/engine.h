@@ -297,6 +297,7 @@ int engine_ho_msg_decode(const struct vfmig_record *record, struct vfmig_ho_msg 
 #define PROGRESS_TAKEN  'm' /* struct engine_taken: what the destination measured */
 #define PROGRESS_LOADED 'l' /* of a device: index, bytes loaded, and how long that took */
 #define PROGRESS_REASON 't' /* why the destination will refuse */
+#define PROGRESS_FINDING 'f' /* what stands against a migration, to one that only asks */
 #define PROGRESS_TRACE  'e' /* a line of the destination's trace; none: that was all */
 int engine_send_progress(struct engine *e, char kind, const void *data, size_t size);
 int engine_send_report(struct engine *e, const struct engine_report *report);
@@ -317,12 +318,26 @@ int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct 
 int engine_identity_needs(struct engine *e, struct vfmig_buffer *out, struct vfmig_error *reterr);
 /* After it was accepted: the source's channels begin to compress, if they are to. */
 int engine_pack(struct engine *e, struct vfmig_error *reterr);
-/* 0 when text (the peer's) agrees with ours, else -EINVAL naming the first difference. */
-int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_error *reterr);
+/* Somebody who wants to know all that stands against a migration, and not only the first of it. */
+struct engine_findings {
+    void (*found)(void *opaque, const char *text);
+    void *opaque;
+};
+/* 0 when text (the peer's) agrees with ours, else -EINVAL naming the first difference; with all,
+ * every one is told, and it is 0. */
+int engine_identity_compare(const char *ours, const char *theirs, const struct engine_findings *all,
+                            struct vfmig_error *reterr);
 /* What no migration can do anything about: C63, C70, devices that cannot migrate. */
-int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr);
+int engine_vm_check(const struct vfmig_vm *vm, const struct engine_findings *all,
+                    struct vfmig_error *reterr);
 /* The same and, for a side where the guest is to arrive, that nothing stands against loading. */
-int engine_vm_check_incoming(const struct vfmig_vm *vm, struct vfmig_error *reterr);
+int engine_vm_check_incoming(const struct vfmig_vm *vm, const struct engine_findings *all,
+                             struct vfmig_error *reterr);
+
+/* check.c: a source that only asks is told all findings and a verdict; nothing changes. */
+bool engine_is_dry_run(const char *identity);
+void engine_answer_dry_run(struct engine *e, const char *identity, const char *busy,
+                           struct vfmig_channel *channel);
 
 /* engine_trace.c */
 /* engine_trace(e, ROW, VFMIG_S(name), ...): a line of the trace, fields as in tables/trace.def. */

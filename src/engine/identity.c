@@ -127,37 +127,62 @@ static int meet_need(const struct line *line, struct vfmig_error *reterr)
                            shown(line->value_size), line->value);
 }
 
-int engine_identity_compare(const char *ours, const char *theirs, struct vfmig_error *reterr)
+/* A finding that nobody collects ends the search, in *reterr. */
+static int find(const struct engine_findings *all, struct vfmig_error *reterr,
+                const struct vfmig_error *error)
+{
+    if (!all) {
+        if (reterr)
+            *reterr = *error;
+        return error->code;
+    }
+    all->found(all->opaque, error->text);
+    return 0;
+}
+
+static int differs(const struct engine_findings *all, struct vfmig_error *reterr,
+                   const struct line *line, const char *source, const struct line *other)
+{
+    struct vfmig_error error = {0};
+
+    if (other)
+        vfmig_error_set(&error, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                        "%.*s is %.*s at the source and %.*s at the destination",
+                        shown(line->key_size), line->key, shown(line->value_size), line->value,
+                        shown(other->value_size), other->value);
+    else
+        vfmig_error_set(&error, -EINVAL, VFMIG_ORIGIN_PEER, 0,
+                        "%.*s is %.*s at the %s and missing at the %s", shown(line->key_size),
+                        line->key, shown(line->value_size), line->value, source,
+                        *source == 's' ? "destination" : "source");
+    return find(all, reterr, &error);
+}
+
+int engine_identity_compare(const char *ours, const char *theirs, const struct engine_findings *all,
+                            struct vfmig_error *reterr)
 {
     struct line line, other;
+    int ret = 0;
 
-    for (const char *at = theirs; next_line(&at, &line);) {
+    for (const char *at = theirs; ret == 0 && next_line(&at, &line);) {
         if (is_info(&line))
             continue;
-        int met = meet_need(&line, reterr);
+        struct vfmig_error unmet = {0};
+        int met = meet_need(&line, &unmet);
         if (met < 0)
-            return met;
+            ret = find(all, reterr, &unmet);
         if (met)
             continue;
         if (!find_line(ours, &line, &other))
-            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
-                                   "%.*s is %.*s at the source and missing at the destination",
-                                   shown(line.key_size), line.key, shown(line.value_size),
-                                   line.value);
-        if (other.value_size != line.value_size ||
-            memcmp(other.value, line.value, (size_t)line.value_size))
-            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
-                                   "%.*s is %.*s at the source and %.*s at the destination",
-                                   shown(line.key_size), line.key, shown(line.value_size),
-                                   line.value, shown(other.value_size), other.value);
+            ret = differs(all, reterr, &line, "source", NULL);
+        else if (other.value_size != line.value_size ||
+                 memcmp(other.value, line.value, (size_t)line.value_size))
+            ret = differs(all, reterr, &line, "source", &other);
     }
-    for (const char *at = ours; next_line(&at, &line);)
+    for (const char *at = ours; ret == 0 && next_line(&at, &line);)
         if (!is_info(&line) && !begins(&line, "need.") && !find_line(theirs, &line, &other))
-            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
-                                   "%.*s is %.*s at the destination and missing at the source",
-                                   shown(line.key_size), line.key, shown(line.value_size),
-                                   line.value);
-    return 0;
+            ret = differs(all, reterr, &line, "destination", NULL);
+    return ret;
 }
 
 /* What peer to peer mappings a device without N has, in a sentence; NULL: none. One that reaches
@@ -175,36 +200,57 @@ static const char *peer_trouble(const struct vfmig_vm *vm, uint32_t device)
                                         : NULL;
 }
 
-int engine_vm_check(const struct vfmig_vm *vm, struct vfmig_error *reterr)
+/* Why no migration can do anything about this device; code 0: it can. */
+static void device_trouble(const struct vfmig_vm *vm, uint32_t i, struct vfmig_error *ret_error)
 {
-    for (uint32_t i = 0; i < vm->device_count; i++) {
-        const struct vfmig_target_info *info = &vm->devices[i]->info;
-        bool quiet = (info->features & VFMIG_FEATURE_NDMA) && info->quiet != VFMIG_QUIET_NONE;
-        quiet |= vfmig_sabotage("allow-without-ndma");
+    const struct vfmig_target_info *info = &vm->devices[i]->info;
+    bool quiet = (info->features & VFMIG_FEATURE_NDMA) && info->quiet != VFMIG_QUIET_NONE;
+    quiet |= vfmig_sabotage("allow-without-ndma");
+    const char *peers = quiet ? NULL : peer_trouble(vm, i);
 
-        if (!(info->features & VFMIG_FEATURE_STOP_COPY))
-            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
-                                   "device %s cannot migrate", vm->device_ids[i]);
-        const char *trouble = quiet ? NULL : peer_trouble(vm, i);
-        if (trouble)
-            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
-                                   "device %s has no NDMA, and %s", vm->device_ids[i], trouble);
-        /* P2P alone leaves DMA under way that the guest would have to page in (A7). */
-        if ((!quiet || (info->quiet == VFMIG_QUIET_P2P && !vfmig_sabotage("p2p-is-quiet"))) &&
-            vm->page_faults)
-            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
-                                   "device %s cannot stop all of its DMA while it runs, which may "
-                                   "wait for the guest", vm->device_ids[i]);
-    }
-    return 0;
+    if (!(info->features & VFMIG_FEATURE_STOP_COPY))
+        vfmig_error_set(ret_error, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0, "device %s cannot migrate",
+                        vm->device_ids[i]);
+    else if (peers)
+        vfmig_error_set(ret_error, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                        "device %s has no NDMA, and %s", vm->device_ids[i], peers);
+    /* P2P alone leaves DMA under way that the guest would have to page in (A7). */
+    else if ((!quiet || (info->quiet == VFMIG_QUIET_P2P && !vfmig_sabotage("p2p-is-quiet"))) &&
+             vm->page_faults)
+        vfmig_error_set(ret_error, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                        "device %s cannot stop all of its DMA while it runs, which may "
+                        "wait for the guest",
+                        vm->device_ids[i]);
 }
 
-int engine_vm_check_incoming(const struct vfmig_vm *vm, struct vfmig_error *reterr)
+int engine_vm_check(const struct vfmig_vm *vm, const struct engine_findings *all,
+                    struct vfmig_error *reterr)
 {
-    for (uint32_t i = 0; i < vm->device_count; i++)
-        if (vm->devices[i]->info.halt == VFMIG_HALT_NEVER && !vfmig_sabotage("halt-unchecked"))
-            return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
-                                   "device %s cannot be halted once its state is loaded: whether it "
-                                   "is any good would be found out too late", vm->device_ids[i]);
-    return engine_vm_check(vm, reterr);
+    int ret = 0;
+
+    for (uint32_t i = 0; ret == 0 && i < vm->device_count; i++) {
+        struct vfmig_error error = {0};
+        device_trouble(vm, i, &error);
+        if (error.code)
+            ret = find(all, reterr, &error);
+    }
+    return ret;
+}
+
+int engine_vm_check_incoming(const struct vfmig_vm *vm, const struct engine_findings *all,
+                             struct vfmig_error *reterr)
+{
+    int ret = 0;
+
+    for (uint32_t i = 0; ret == 0 && i < vm->device_count; i++) {
+        struct vfmig_error error = {0};
+        if (vm->devices[i]->info.halt != VFMIG_HALT_NEVER || vfmig_sabotage("halt-unchecked"))
+            continue;
+        vfmig_error_set(&error, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                        "device %s cannot be halted once its state is loaded: whether it "
+                        "is any good would be found out too late",
+                        vm->device_ids[i]);
+        ret = find(all, reterr, &error);
+    }
+    return ret ? ret : engine_vm_check(vm, all, reterr);
 }

@@ -382,7 +382,7 @@ static void on_time(struct engine *e)
 static int prepare(struct vfmig_source *source, struct vfmig_error *reterr)
 {
     struct engine *e = &source->e;
-    int ret = engine_vm_check(&e->vm, reterr);
+    int ret = engine_vm_check(&e->vm, NULL, reterr);
 
     if (ret == 0)
         ret = source_connect(source, reterr);

@@ -579,7 +579,7 @@ int vmm_migration_check_idle(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     return why ? vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0, "%s", why) : 0;
 }
 
-static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
+int vmm_migration_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
     if (!vmm->migration.ending && !vmm->migration.options.journal_dir)
         return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
@@ -587,13 +587,34 @@ static int check_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     return vmm_migration_check_idle(vmm, reterr);
 }
 
+static bool is_logged(struct vfmig_vmm *vmm, uint32_t i)
+{
+    return vmm->dma_devices[i].iommu ||
+           (vmm->migration.tracked[i] && vmm->pci[i].target->info.dma_log);
+}
+
+void vmm_migration_find(struct vfmig_vmm *vmm, void *opaque,
+                        void (*found)(void *opaque, bool source, const char *text))
+{
+    struct vfmig_error error = {0};
+
+    for (uint32_t i = 0; i < vmm->device_count; i++) {
+        if (is_logged(vmm, i))
+            continue;
+        vfmig_error_set(&error, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
+                        "device %s cannot log its DMA, so the guest cannot be moved",
+                        vmm->pci[i].id);
+        found(opaque, /* source= */ true, error.text);
+    }
+    if (vmm_viommu_check(vmm, &error))
+        found(opaque, /* source= */ true, error.text);
+}
+
 /* Nobody else sees what a device writes into memory: without its log, pages would be lost. */
 static int check_logs(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
     for (uint32_t i = 0; i < vmm->device_count; i++)
-        if (vmm->dma_devices[i].iommu)
-            continue;
-        else if (!vmm->migration.tracked[i] || !vmm->pci[i].target->info.dma_log)
+        if (!is_logged(vmm, i))
             return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
                                    "device %s cannot log its DMA, so the guest cannot be moved",
                                    vmm->pci[i].id);
@@ -606,7 +627,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
     struct vmm_migration *migration = &vmm->migration;
 
     pthread_mutex_lock(&migration->lock);
-    int ret = check_startable(vmm, reterr);
+    int ret = vmm_migration_startable(vmm, reterr);
     if (!ret)
         ret = check_logs(vmm, reterr);
     if (!ret)
@@ -647,7 +668,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
 int vmm_set_dialect(struct vfmig_vmm *vmm, enum vfmig_dialect dialect, struct vfmig_error *reterr)
 {
     pthread_mutex_lock(&vmm->migration.lock);
-    int ret = check_startable(vmm, reterr);
+    int ret = vmm_migration_startable(vmm, reterr);
     for (uint32_t i = 0; !ret && i < vmm->device_count; i++)
         ret = vfmig_user_set_dialect(vmm->pci[i].target, dialect, reterr);
     pthread_mutex_unlock(&vmm->migration.lock);

@@ -38,7 +38,7 @@ static void assert_refused(const struct vfmig_vm *vm, const char *why)
 {
     struct vfmig_error err = {0};
 
-    assert_int_equal(engine_vm_check(vm, &err), why ? -ENOTSUP : 0);
+    assert_int_equal(engine_vm_check(vm, NULL, &err), why ? -ENOTSUP : 0);
     assert_string_equal(err.text, why ? why : "");
 }
 
@@ -78,7 +78,7 @@ static void assert_differ(const char *ours, const char *theirs, const char *why)
 {
     struct vfmig_error err = {0};
 
-    assert_int_equal(engine_identity_compare(ours, theirs, &err), why ? -EINVAL : 0);
+    assert_int_equal(engine_identity_compare(ours, theirs, NULL, &err), why ? -EINVAL : 0);
     assert_string_equal(err.text, why ? why : "");
 }
 
