@@ -285,10 +285,11 @@ static int receive_all(struct engine *e, struct vfmig_error *reterr)
 static int load_state(struct engine *e, struct vfmig_error *reterr)
 {
     const struct vfmig_buffer *vcpus = &e->inbox[VMSTATE_VCPUS];
-    int ret;
+    int ret = 0;
 
     engine_stamp(e, &e->stamps.state_load_begin);
-    ret = load_external(e, VMSTATE_EXTERNAL_FINAL, reterr);
+    if (!vfmig_sabotage("first-external-stays"))
+        ret = load_external(e, VMSTATE_EXTERNAL_FINAL, reterr);
     if (ret == 0) {
         ret = e->vm.ops->state_load(e->vm.opaque, vcpus->data, vcpus->size, reterr);
         engine_trace_vmstate(e, VMSTATE_VCPUS, vcpus->size, ret);

@@ -49,7 +49,8 @@ int source_send_external(struct engine *e, uint32_t kind, struct vfmig_error *re
     e->blob.size = 0;
     e->blob.limit = VFMIG_MAX_VMSTATE - VMSTATE_HEAD_BYTES;
     uint64_t begin = vfmig_now_ns();
-    if (e->vm.ops->external_save)
+    if (e->vm.ops->external_save &&
+        !(kind == VMSTATE_EXTERNAL_FINAL && vfmig_sabotage("external-saved-once")))
         ret = e->vm.ops->external_save(e->vm.opaque, &e->blob, reterr);
     if (ret == 0)
         ret = engine_send_vmstate(e, kind, 0, &e->blob, reterr);

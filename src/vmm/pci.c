@@ -360,7 +360,10 @@ int vfmig_pci_save(struct vfmig_pci *pci, struct vfmig_buffer *out, struct vfmig
     memcpy(pci->config, saved.config, sizeof(pci->config));
     pci->saved = true;
     ret = vfmig_buffer_append(out, &saved, sizeof(saved));
+    /* The first copy is taken while vCPUs run, and write the table. */
+    pthread_mutex_lock(&pci->lock);
     save_table(pci, entries);
+    pthread_mutex_unlock(&pci->lock);
     if (!ret)
         ret = vfmig_buffer_append(out, entries, pci->vectors * sizeof(entries[0]));
     if (ret)

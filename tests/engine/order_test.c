@@ -23,6 +23,21 @@
 static struct rig rig;
 static int memory_differs, devices_differ;
 static uint64_t progress_at_stop, progress_at_start;
+static _Atomic uint32_t external_changes, changed_in_states; /* bits of the device's states */
+static _Atomic bool external_over;
+
+/* The guest changes external state (MSI-X, config) whenever it may: until its vCPUs are stopped. */
+static void change_external(struct rig_vm *source, const struct rig_entry *entry)
+{
+    if (entry->side == RIG_SOURCE && entry->op == RIG_VCPU_STOP)
+        atomic_store(&external_over, true);
+    if (entry->side != RIG_SOURCE || atomic_load(&external_over))
+        return;
+    for (uint32_t i = 0; i < source->vm.device_count; i++)
+        __atomic_fetch_add(&source->devices[i].external[8 + entry->op], i + 1, __ATOMIC_RELAXED);
+    atomic_fetch_or(&changed_in_states, 1u << source->devices[0].state);
+    atomic_fetch_add(&external_changes, 1);
+}
 
 /* A slow device makes a missing barrier visible. Memory is compared when everything was loaded and
  * the destination's first device is about to leave {}: nothing writes anywhere. */
@@ -32,6 +47,7 @@ static void watch(struct rig *r, const struct rig_entry *entry)
     bool grace = entry->op == RIG_SET_STATE && (entry->arg == VFMIG_STATE_PRE_COPY_NDMA ||
                                                 entry->arg == VFMIG_STATE_RUNNING_NDMA);
 
+    change_external(source, entry);
     if (grace && entry->device == 1 && !entry->end)
         usleep(vfmig_sabotage("no-barrier") ? 400000 : 30000); /* whoever runs ahead is seen to */
     if (entry->side == RIG_SOURCE && entry->op == RIG_VCPU_STOP && entry->end)
@@ -51,6 +67,8 @@ static void migrate(const uint32_t *features)
 {
     memory_differs = devices_differ = -1;
     progress_at_stop = 0;
+    external_changes = changed_in_states = 0;
+    external_over = false;
     progress_at_start = UINT64_MAX;
     rig_open(&rig, DEVICES, features, false);
     rig.watch = watch;
@@ -219,6 +237,23 @@ static void c39(void)
     assert_before(stop_end(), S_STATE(STOP_COPY));
 }
 
+/* Whatever it was when the first copy was taken, and in whatever state the devices were when it
+ * changed: what the guest has at the destination is what it wrote last (C47, C48). */
+static void c48(void)
+{
+    uint32_t first_load = first(RIG_DEST, RIG_EXTERNAL_LOAD, 0, 0, true);
+    uint32_t states =
+        1u << VFMIG_STATE_RUNNING | 1u << VFMIG_STATE_PRE_COPY | 1u << VFMIG_STATE_PRE_COPY_NDMA;
+
+    assert_true(external_changes > 10);
+    assert_int_equal(changed_in_states & states, states);
+    assert_before(first_load, D_STATE(RESUMING));
+    assert_before(stop_end(), last(RIG_SOURCE, RIG_EXTERNAL_SAVE, 0, 0, false));
+    for (uint32_t i = 0; i < DEVICES; i++)
+        assert_memory_equal(rig.side[RIG_DEST].devices[i].external,
+                            rig.side[RIG_SOURCE].devices[i].external, 64);
+}
+
 /* No peer can still reach a device that is about to be stopped. */
 static void c55(void)
 {
@@ -266,12 +301,12 @@ static const struct clause {
     void (*check)(void);
     const uint32_t *features;
 } clauses[] = {
-    {"C7", c7, same},   {"C8", c8, same},   {"C9", c9, same},   {"C10", c10, same},
-    {"C11", c11, same}, {"C12", c12, same}, {"C13", c13, same}, {"C14", c14, same},
-    {"C15", c15, same}, {"C16", c16, same}, {"C17", c17, same}, {"C18", c18, same},
-    {"C19", c19, same}, {"C29", c29, same}, {"C36", c36, same}, {"C39", c39, same},
-    {"C55", c55, same}, {"C58", c58, same}, {"C61", c61, same}, {"C62", c62, same},
-    {"C69", c69, mixed},
+    {"C7", c7, same},   {"C8", c8, same},    {"C9", c9, same},   {"C10", c10, same},
+    {"C11", c11, same}, {"C12", c12, same},  {"C13", c13, same}, {"C14", c14, same},
+    {"C15", c15, same}, {"C16", c16, same},  {"C17", c17, same}, {"C18", c18, same},
+    {"C19", c19, same}, {"C29", c29, same},  {"C36", c36, same}, {"C39", c39, same},
+    {"C48", c48, same}, {"C55", c55, same},  {"C58", c58, same}, {"C61", c61, same},
+    {"C62", c62, same}, {"C69", c69, mixed},
 };
 
 static const struct clause *chosen;

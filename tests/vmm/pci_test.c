@@ -270,6 +270,56 @@ static void saved_state_makes_a_twin(void **state)
     vfmig_pci_done(&other);
 }
 
+static void load_both(struct vfmig_pci *pci, const struct vfmig_buffer *early,
+                      const struct vfmig_buffer *last)
+{
+    assert_int_equal(vfmig_pci_load(pci, early->data, early->size, NULL), 0);
+    assert_int_equal(vfmig_pci_load(pci, last->data, last->size, NULL), 0);
+}
+
+/* Between the first copy and the final one the guest masks, unmasks and redirects vectors, and
+ * configuration changes: the destination has the last of it in the device, in the table that routes
+ * are made from, and in the routes themselves (C46-C49). */
+static void what_the_guest_wrote_last_wins(void **state)
+{
+    struct vfmig_machine here = {.calls = 0}, there = {.calls = 0};
+    struct fake *fake = fake_new(), *twin = fake_new();
+    struct vfmig_pci pci, other;
+
+    assert_int_equal(init(&pci, fake, NULL), 0);
+    assert_int_equal(init(&other, twin, NULL), 0);
+    assert_int_equal(vfmig_pci_start(&pci, &here, NULL), 0);
+    assert_int_equal(vfmig_pci_start(&other, &there, NULL), 0);
+    for (unsigned round = 0; round < 16; round++) {
+        struct vfmig_buffer early = {0}, last = {0};
+        for (unsigned i = 0; i < VECTORS; i++)
+            write_entry(&pci, i, 0xfee00000 + 0x1000 * i, 0x50 + round, round >> i & 1);
+        fake->config[0x04] = 2;
+        fake->config[0x3c] = (uint8_t)round;
+        assert_int_equal(vfmig_pci_save(&pci, &early, NULL), 0);
+        for (unsigned i = 0; i < VECTORS; i++)
+            write_entry(&pci, i, 0xfee00000 + 0x1000 * (VECTORS - i), 0x90 + round,
+                        ~round >> i & 1);
+        fake->config[0x04] = 6; /* bus master */
+        fake->config[0x3c] = (uint8_t)(round + 100);
+        fake->config[0x43] = round & 1 ? 0xc0 : 0x80; /* every vector masked, or not */
+        assert_int_equal(vfmig_pci_save(&pci, &last, NULL), 0);
+        load_both(&other, &early, &last);
+        assert_memory_equal(twin->config, fake->config, sizeof(fake->config));
+        assert_memory_equal(twin->bar + TABLE, fake->bar + TABLE, 16 * VECTORS);
+        assert_memory_equal(other.table, pci.table, sizeof(pci.table));
+        for (unsigned i = 0; i < VECTORS; i++) {
+            uint32_t gsi = 3 * VFMIG_PCI_MAX_VECTORS + i;
+            assert_int_equal(there.data[gsi], 0x90 + round);
+            assert_int_equal(there.address[gsi], 0xfee00000 + 0x1000 * (VECTORS - i));
+        }
+        vfmig_buffer_free(&early);
+        vfmig_buffer_free(&last);
+    }
+    vfmig_pci_done(&pci);
+    vfmig_pci_done(&other);
+}
+
 /* The device forgets everything, the guest is not asked: what it wrote last is there again. */
 static void a_device_that_was_reset_is_as_before(void **state)
 {
@@ -312,6 +362,7 @@ int main(void)
         cmocka_unit_test(the_table_reaches_machine_and_device),
         cmocka_unit_test(a_device_that_is_gone_reads_as_ones),
         cmocka_unit_test(saved_state_makes_a_twin),
+        cmocka_unit_test(what_the_guest_wrote_last_wins),
         cmocka_unit_test(a_device_that_was_reset_is_as_before),
     };
     return cmocka_run_group_tests_name("pci", tests, NULL, NULL);
