@@ -70,6 +70,7 @@ static const char *const work_names[VFMIG_WORK_COUNT] = {
     [VFMIG_WORK_LAST_MEMORY] = "last-memory",   [VFMIG_WORK_TRACK_STOP] = "track-stop",
     [VFMIG_WORK_VCPU_START] = "vcpu-start",     [VFMIG_WORK_EXTERNAL] = "external",
     [VFMIG_WORK_RECEIVE] = "receive",           [VFMIG_WORK_STATE_LOAD] = "state-load",
+    [VFMIG_WORK_QUIET_LOG] = "quiet-log",
 };
 
 const char *vfmig_step_name(unsigned step)
@@ -315,6 +316,8 @@ static void advance(struct vfmig_flow *f, uint64_t now_ns, struct vfmig_flow_act
         uint32_t next = rows[f->row].next;
 
         f->works_due_ns = 0;
+        if (next == VFMIG_ROW_S2_QUIET && !f->quiet_log)
+            next = VFMIG_ROW_ASK;
         switch (next) {
         case VFMIG_ROW_SENT:
             act(out, VFMIG_FLOW_ACT_SENT, 0);

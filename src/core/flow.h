@@ -39,6 +39,7 @@ enum vfmig_row {
 enum vfmig_work {
     VFMIG_WORK_TRACK_START = 0, /* every tracker: clear the log and start it */
     VFMIG_WORK_ROUND,       /* send what is known dirty (at first: all); then read and clear the log */
+    VFMIG_WORK_QUIET_LOG,   /* read, then clear, the logs that cannot do it in one step */
     VFMIG_WORK_DATA,        /* per device: pre-copy data until there is none for now */
     VFMIG_WORK_VIOMMU_IDLE,
     VFMIG_WORK_VCPU_STOP,
@@ -140,6 +141,8 @@ struct vfmig_flow {
     uint8_t tracking; /* trackers are on */
     uint8_t parked;   /* vCPUs are parked, or about to be */
     uint8_t ended;
+    uint8_t quiet_log; /* set after init: rounds have S2_QUIET to S2_AGAIN */
+    uint8_t reserved[7];
     uint64_t limit_ns[VFMIG_MAX_DEVICES]; /* each device's own, for one change or one piece of data */
     uint64_t due_ns[VFMIG_MAX_DEVICES];   /* while busy or streaming; 0: no limit */
     uint8_t features[VFMIG_MAX_DEVICES];
@@ -148,7 +151,7 @@ struct vfmig_flow {
     uint8_t tries[VFMIG_MAX_DEVICES];
 };
 _Static_assert(sizeof(struct vfmig_flow) ==
-                   32 + 5 * sizeof(struct vfmig_devset) + 24 + 20 * VFMIG_MAX_DEVICES,
+                   32 + 5 * sizeof(struct vfmig_devset) + 32 + 20 * VFMIG_MAX_DEVICES,
                "no padding");
 
 /* Devices start in R. -EINVAL: too many devices. */

@@ -28,7 +28,8 @@ struct vfmig_tracker_ops {
     /* Clears the log and starts it (C27). */
     int (*start)(struct vfmig_tracker *t, const struct vfmig_memory *memory, struct vfmig_error *reterr);
     /* Reads and clears the log into map, with OR. Atomic against the writers it watches unless
-     * atomic is false in the base. On an error the caller takes everything as dirty. */
+     * atomic is false in the base: then they are quiet meanwhile (C68). On an error the caller
+     * takes everything as dirty. */
     int (*sync)(struct vfmig_tracker *t, struct vfmig_dirty_map *map, struct vfmig_error *reterr);
     /* Only once its writers are quiet (C29). */
     int (*stop)(struct vfmig_tracker *t, struct vfmig_error *reterr);
@@ -38,7 +39,8 @@ struct vfmig_tracker_ops {
 /* Base of every tracker; each kind embeds it first. */
 struct vfmig_tracker {
     const struct vfmig_tracker_ops *ops;
-    bool atomic;
+    bool atomic; /* false only for a log of devices' DMA: what they write between the read and the
+                    clear is lost, so the engine brings them into N, or waits until they are stopped */
 };
 
 #endif

@@ -199,7 +199,7 @@ struct engine {
     bool maps_made, trackers_on;
     struct vfmig_mover *mover; /* under link_lock for status */
     uint64_t round, stop_round;
-    uint64_t last_sync_ns, dirty_pages, cold_pages, dirty_rate;
+    uint64_t last_sync_ns, last_quiet_ns, dirty_pages, cold_pages, dirty_rate;
     struct engine_measure measure;
     uint64_t bytes_at_stop, pages_at_stop;
     struct vfmig_clock_offset clock;
@@ -371,7 +371,11 @@ int engine_maps_init(struct engine *e, struct vfmig_error *reterr);
 void engine_maps_done(struct engine *e);
 int engine_trackers_start(struct engine *e, struct vfmig_error *reterr);
 int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr);
-void engine_trackers_sync(struct engine *e, uint64_t *ret_pages);
+/* Which trackers are read: the atomic ones, those that are not (their devices are quiet), all
+ * (everything is quiet). */
+enum engine_log { ENGINE_LOG_RUNNING, ENGINE_LOG_QUIET, ENGINE_LOG_STOPPED };
+void engine_trackers_sync(struct engine *e, enum engine_log log, uint64_t *ret_pages);
+bool engine_log_wants_quiet(const struct engine *e); /* rounds have S2_QUIET to S2_AGAIN */
 int engine_round(struct engine *e, struct vfmig_error *reterr);
 /* The part of it that MEMORY and LAST_MEMORY are, too. */
 int engine_send_round(struct engine *e, uint32_t work, uint64_t round, struct vfmig_error *reterr);

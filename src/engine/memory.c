@@ -62,7 +62,7 @@ int engine_trackers_start(struct engine *e, struct vfmig_error *reterr)
         }
     }
     e->trackers_on = true;
-    e->last_sync_ns = vfmig_now_ns();
+    e->last_sync_ns = e->last_quiet_ns = vfmig_now_ns();
     return 0;
 }
 
@@ -115,8 +115,44 @@ static void take_all(struct engine *e)
                                       e->vm.memory.blocks[b].size >> VFMIG_PAGE_SHIFT);
 }
 
-/* Reads and clears every log. A tracker that fails has lost what it knew: everything is dirty. */
-void engine_trackers_sync(struct engine *e, uint64_t *ret_pages)
+/* C68: without an atomic read-and-clear the devices that a tracker watches have to be quiet
+ * meanwhile. Where one of them has no NDMA that is so only when all are stopped. */
+bool engine_log_wants_quiet(const struct engine *e)
+{
+    for (uint32_t i = 0; i < e->vm.device_count; i++)
+        if (!(e->vm.devices[i]->info.features & VFMIG_FEATURE_NDMA))
+            return false;
+    for (uint32_t i = 0; i < e->vm.tracker_count; i++)
+        if (!e->vm.trackers[i]->atomic)
+            return true;
+    return false;
+}
+
+static bool readable(const struct vfmig_tracker *tracker, enum engine_log log)
+{
+    if (log == ENGINE_LOG_RUNNING)
+        return tracker->atomic || vfmig_sabotage("split-log-read-running");
+    return log == ENGINE_LOG_STOPPED || !tracker->atomic;
+}
+
+/* What both kinds of trackers say in one round adds up. With the vCPUs parked it is no rate any more
+ * that could be told. Since when pages were gathered. */
+static uint64_t tell_dirty_rate(struct engine *e, enum engine_log log, uint64_t pages, uint64_t now)
+{
+    bool quiet = log == ENGINE_LOG_QUIET;
+    uint64_t *last_ns = quiet ? &e->last_quiet_ns : &e->last_sync_ns;
+    uint64_t since = now > *last_ns ? now - *last_ns : 0;
+
+    if (since && !e->stamps.parked)
+        e->dirty_rate = (quiet ? e->dirty_rate : 0) +
+                        (uint64_t)((double)pages * (double)SECOND_NS / (double)since);
+    *last_ns = now;
+    return since;
+}
+
+/* Reads and clears the logs that can be now. A tracker that fails has lost what it knew: everything
+ * is dirty. */
+void engine_trackers_sync(struct engine *e, enum engine_log log, uint64_t *ret_pages)
 {
     uint64_t begin = vfmig_now_ns();
     uint64_t pages;
@@ -124,6 +160,8 @@ void engine_trackers_sync(struct engine *e, uint64_t *ret_pages)
     for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
         struct vfmig_tracker *tracker = e->vm.trackers[i];
         struct vfmig_error error = {0};
+        if (!readable(tracker, log))
+            continue;
         uint64_t asked = vfmig_now_ns();
         int ret = tracker->ops->sync(tracker, &e->fresh, &error);
 
@@ -133,11 +171,7 @@ void engine_trackers_sync(struct engine *e, uint64_t *ret_pages)
     }
     pages = merge_fresh(e);
     uint64_t now = vfmig_now_ns();
-    uint64_t since = now > e->last_sync_ns ? now - e->last_sync_ns : 0;
-    /* With the vCPUs parked it is no rate any more that could be told. */
-    if (since && !e->stamps.parked)
-        e->dirty_rate = (uint64_t)((double)pages * (double)SECOND_NS / (double)since);
-    e->last_sync_ns = now;
+    uint64_t since = tell_dirty_rate(e, log, pages, now);
     e->dirty_pages = vfmig_dirty_map_count(&e->map);
     if (!e->stamps.parked) {
         e->cold_pages = vfmig_mover_count_new(e->mover, &e->map);
@@ -222,6 +256,6 @@ int engine_round(struct engine *e, struct vfmig_error *reterr)
     if (ret == 0)
         ask_devices(e);
     if (ret == 0 && !vfmig_sabotage("skip-sync"))
-        engine_trackers_sync(e, &pages);
+        engine_trackers_sync(e, ENGINE_LOG_RUNNING, &pages);
     return ret;
 }

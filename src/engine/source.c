@@ -395,7 +395,9 @@ static int prepare(struct vfmig_source *source, struct vfmig_error *reterr)
     if (ret)
         return ret;
     vfmig_mover_set_bandwidth(e->mover, e->options.max_bandwidth);
-    return engine_flow_init(e);
+    ret = engine_flow_init(e);
+    e->flow.quiet_log = engine_log_wants_quiet(e);
+    return ret;
 }
 
 static void begin(struct engine *e)

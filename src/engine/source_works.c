@@ -33,12 +33,13 @@ static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
 }
 
 /* The two final snapshots. Only the second is relied upon; the first makes its share small. */
-static void read_log(struct engine *e, uint64_t *begin, uint64_t *end, uint64_t *ret_pages)
+static void read_log(struct engine *e, enum engine_log log, uint64_t *begin, uint64_t *end,
+                     uint64_t *ret_pages)
 {
     *ret_pages = 0;
     engine_stamp(e, begin);
     if (!vfmig_sabotage("skip-final-log"))
-        engine_trackers_sync(e, ret_pages);
+        engine_trackers_sync(e, log, ret_pages);
     engine_stamp(e, end);
 }
 
@@ -85,7 +86,7 @@ static int final_log(struct engine *e)
 {
     uint64_t pages;
 
-    read_log(e, &e->stamps.log_begin, &e->stamps.log_end, &pages);
+    read_log(e, ENGINE_LOG_STOPPED, &e->stamps.log_begin, &e->stamps.log_end, &pages);
     pthread_mutex_lock(&e->status_lock);
     e->progress.final_log_pages = pages;
     pthread_mutex_unlock(&e->status_lock);
@@ -103,6 +104,9 @@ int source_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
         return engine_trackers_stop(e, reterr);
     case VFMIG_WORK_ROUND:
         return engine_round(e, reterr);
+    case VFMIG_WORK_QUIET_LOG:
+        engine_trackers_sync(e, ENGINE_LOG_QUIET, &pages);
+        return 0;
     case VFMIG_WORK_VIOMMU_IDLE:
         return e->vm.ops->viommu_idle
                    ? e->vm.ops->viommu_idle(e->vm.opaque, e->options.viommu_timeout_ns, reterr)
@@ -112,7 +116,9 @@ int source_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
     case VFMIG_WORK_VCPU_START:
         return engine_vcpus_start(e, reterr);
     case VFMIG_WORK_SNAPSHOT:
-        read_log(e, &e->stamps.snapshot_begin, &e->stamps.snapshot_end, &pages);
+        /* vCPUs are parked, and devices with NDMA are quiet. */
+        read_log(e, e->flow.quiet_log ? ENGINE_LOG_STOPPED : ENGINE_LOG_RUNNING,
+                 &e->stamps.snapshot_begin, &e->stamps.snapshot_end, &pages);
         return 0;
     case VFMIG_WORK_FINAL_LOG:
         return final_log(e);

@@ -276,6 +276,43 @@ static int track_sync(struct vfmig_tracker *t, struct vfmig_dirty_map *map, stru
     return leave(tracker->vm, RIG_TRACK_SYNC, tracker->index, 0, ret, reterr);
 }
 
+/* DMA to a page that is written by nobody else: what the clear loses, nothing brings back. */
+static void write_between(struct rig_tracker *tracker, struct rig_device *dev)
+{
+    uint64_t page = GUEST_PAGES + dev->index * 50 + dev->dma_count % 50;
+    uint8_t *at = (uint8_t *)tracker->vm->blocks[0].host + page * VFMIG_PAGE_SIZE;
+
+    *(uint64_t *)at = ++dev->dma_count;
+    vfmig_bitmap_set_range_atomic(tracker->map.bitmaps[0], page, 1);
+    put(tracker->vm->rig, &(struct rig_entry){.side = tracker->vm->side, .op = RIG_DMA,
+                                              .device = dev->index, .arg = dev->state});
+}
+
+/* C68. With its lock held a device neither changes its state nor does DMA of its own accord. */
+static int track_sync_split(struct vfmig_tracker *t, struct vfmig_dirty_map *map,
+                            struct vfmig_error *reterr)
+{
+    struct rig_tracker *tracker = (struct rig_tracker *)t;
+    struct rig_device *dev = &tracker->vm->devices[tracker->index - 1];
+    int ret = enter(tracker->vm, RIG_TRACK_SYNC, tracker->index, 0);
+
+    pthread_mutex_lock(&dev->lock);
+    for (uint32_t b = 0; ret == 0 && b < 2; b++) {
+        size_t words = vfmig_bitmap_words(tracker->vm->blocks[b].size / VFMIG_PAGE_SIZE);
+        for (size_t i = 0; i < words; i++) {
+            map->bitmaps[b][i] |= tracker->map.bitmaps[b][i];
+            tracker->splits += tracker->map.bitmaps[b][i] != 0;
+        }
+    }
+    if (may_dma(dev->state))
+        write_between(tracker, dev);
+    for (uint32_t b = 0; ret == 0 && b < 2; b++)
+        memset(tracker->map.bitmaps[b], 0,
+               vfmig_bitmap_words(tracker->vm->blocks[b].size / VFMIG_PAGE_SIZE) * 8);
+    pthread_mutex_unlock(&dev->lock);
+    return leave(tracker->vm, RIG_TRACK_SYNC, tracker->index, 0, ret, reterr);
+}
+
 static int track_stop(struct vfmig_tracker *t, struct vfmig_error *reterr)
 {
     struct rig_tracker *tracker = (struct rig_tracker *)t;
@@ -287,6 +324,17 @@ static int track_stop(struct vfmig_tracker *t, struct vfmig_error *reterr)
 
 static const struct vfmig_tracker_ops tracker_ops = {
     .name = "rig", .start = track_start, .sync = track_sync, .stop = track_stop};
+
+static const struct vfmig_tracker_ops split_ops = {
+    .name = "rig-split", .start = track_start, .sync = track_sync_split, .stop = track_stop};
+
+void rig_split_logs(struct rig *rig)
+{
+    for (uint32_t i = 1; i < rig->side[RIG_SOURCE].vm.tracker_count; i++) {
+        rig->side[RIG_SOURCE].trackers[i].base.ops = &split_ops;
+        rig->side[RIG_SOURCE].trackers[i].base.atomic = false;
+    }
+}
 
 /* --- the guest --- */
 
@@ -582,6 +630,7 @@ static void open_vm(struct rig *rig, enum rig_side side, uint32_t count, const u
         open_device(vm, i, features[i]);
     for (uint32_t i = 0; i <= count; i++) {
         vm->trackers[i].base.ops = &tracker_ops;
+        vm->trackers[i].base.atomic = true;
         vm->trackers[i].vm = vm;
         vm->trackers[i].index = i;
         assert_int_equal(vfmig_dirty_map_init(&vm->trackers[i].map, &vm->vm.memory, NULL), 0);

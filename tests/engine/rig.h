@@ -83,6 +83,7 @@ struct rig_tracker {
     atomic_bool on;
     struct vfmig_dirty_map map;
     bool map_made;
+    uint32_t splits; /* reads that were apart from their clear, with pages in between */
 };
 
 struct rig_vm {
@@ -137,6 +138,9 @@ struct rig {
 
 /* features of each device; tcp: over loopback instead of a unix socket. The guest runs. */
 void rig_open(struct rig *rig, uint32_t device_count, const uint32_t *features, bool tcp);
+/* Before rig_start: the source's logs of DMA are read in one step and cleared in another; a device
+ * that may do DMA does so in between. */
+void rig_split_logs(struct rig *rig);
 /* Destination listens, source starts. */
 void rig_start(struct rig *rig);
 /* Waits for the source's end: its state. */
