@@ -164,6 +164,20 @@ static void print_parts(struct json_object *ours)
     }
 }
 
+/* Who logged the writes, and what reading it took. Devices have a log each. */
+static void print_trackers(struct json_object *ours)
+{
+    struct json_object *trackers = get(ours, "trackers");
+
+    if (length(trackers))
+        printf("\nwrites logged by (%s for the vCPUs):\n", text(ours, "tracker"));
+    for (size_t i = 0; i < length(trackers); i++) {
+        struct json_object *tracker = json_object_array_get_idx(trackers, i);
+        printf("%12.3f ms  %s, %.0f KiB pages, read %.0f times\n", number(tracker, "sync-ns") / 1e6,
+               text(tracker, "name"), number(tracker, "page-bytes") / 1024, number(tracker, "syncs"));
+    }
+}
+
 static void print_report(struct json_object *status)
 {
     struct json_object *ours = get(status, "x-vfmig");
@@ -180,6 +194,7 @@ static void print_report(struct json_object *status)
     if (prediction)
         printf("\npredicted %.1f ms, reckoned with up to %.1f ms\n", number(prediction, "ns") / 1e6,
                number(prediction, "bound-ns") / 1e6);
+    print_trackers(ours);
 }
 
 /* The exit code of an ended migration, after its sentence. */

@@ -14,6 +14,7 @@
 static struct tool_list devices;
 static const char *accel = "auto";
 static const char *p2p = "auto";
+static const char *tracker = "auto";
 static const char *name = "guest";
 static const char *qmp_path, *incoming, *journal, *trace;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
@@ -26,6 +27,9 @@ static const struct tool_option options[] = {
     {"name", TOOL_TEXT, &name, "NAME", "name of the guest, in messages"},
     {"accel", TOOL_CHOICE, &accel, NULL, "how vCPUs run; auto is kvm where it works",
      .choices = "kvm|none|auto"},
+    {"tracker", TOOL_CHOICE, &tracker, NULL,
+     "who logs what vCPUs write; auto is the cheapest, as measured at the start",
+     .choices = "auto|kvm-bitmap|kvm-ring|pagemap|wp"},
     {"memory", TOOL_SIZE, &memory, "SIZE", "guest memory", .min = GUEST_MIN_MEMORY,
      .max = UINT64_C(1) << 40},
     {"cpus", TOOL_NUMBER, &cpus, "N", "vCPUs", .min = 1, .max = GUEST_MAX_VCPUS},
@@ -176,6 +180,7 @@ int cmd_vm(int argc, char **argv)
         };
         vfmig_accel_parse(accel, &config.accel);
         vmm_p2p_parse(p2p, &config.p2p);
+        vfmig_tracker_kind_parse(tracker, &config.tracker);
         code = run(&config);
     }
     for (unsigned i = 0; i < devices.count; i++)

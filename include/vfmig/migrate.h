@@ -33,6 +33,7 @@ int vfmig_buffer_printf(struct vfmig_buffer *buf, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 #define VFMIG_MIGRATION_ID_BYTES 16u
+#define VFMIG_PROGRESS_TRACKERS  34u /* trackers shown likewise */
 #define VFMIG_PROGRESS_DEVICES   32u /* devices shown one by one in a struct vfmig_progress */
 
 /* Steps of the RFC's flows, as reports name them; tables/flow.def says what each is. */
@@ -241,6 +242,16 @@ struct vfmig_prediction {
     uint64_t bandwidth;  /* bytes per second that are expected once they are */
 };
 
+/* A tracker and what reading its log has cost. */
+struct vfmig_tracker_report {
+    char name[16];      /* "kvm-bitmap", "kvm-ring", "pagemap", "wp", "device", "own" */
+    uint64_t page_bytes; /* of its log */
+    uint32_t syncs;     /* times it was read */
+    uint32_t failures;  /* of them, times that it had lost what it knew and all was taken as dirty */
+    uint64_t sync_ns;   /* all reads */
+    uint64_t longest_ns;
+};
+
 /* A snapshot of either side, and its final report. */
 struct vfmig_progress {
     enum vfmig_migrate_state state;
@@ -287,6 +298,9 @@ struct vfmig_progress {
     struct vfmig_downtime downtime;
     uint64_t journal_total_ns; /* all fsyncs of this side */
     uint32_t journal_writes;
+
+    uint32_t tracker_count; /* source; those of the first VFMIG_PROGRESS_TRACKERS are shown */
+    struct vfmig_tracker_report trackers[VFMIG_PROGRESS_TRACKERS];
 };
 
 /* --- Source --- */

@@ -182,6 +182,7 @@ int vfmig_tracker_device_new(struct vfmig_target *target, const struct vfmig_iov
         goto no_memory;
     log->base.ops = &device_ops;
     log->base.atomic = true;
+    log->base.page_bytes = page_size;
     log->target = target;
     log->page_size = page_size;
     log->identity = !windows;

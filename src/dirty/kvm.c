@@ -177,7 +177,7 @@ static void kvm_free(struct vfmig_tracker *t)
 }
 
 static const struct vfmig_tracker_ops kvm_ops = {
-    .name = "kvm",
+    .name = "kvm-bitmap",
     .start = kvm_start,
     .sync = kvm_sync,
     .stop = kvm_stop,

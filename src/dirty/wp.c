@@ -341,7 +341,15 @@ static void wp_free(struct vfmig_tracker *t)
     free(wp);
 }
 
-static const struct vfmig_tracker_ops wp_ops = {
+static const struct vfmig_tracker_ops scan_ops = {
+    .name = "pagemap",
+    .start = wp_start,
+    .sync = wp_sync,
+    .stop = wp_stop,
+    .free = wp_free,
+};
+
+static const struct vfmig_tracker_ops handler_ops = {
     .name = "wp",
     .start = wp_start,
     .sync = wp_sync,
@@ -363,7 +371,7 @@ int vfmig_tracker_wp_new(enum vfmig_wp_method method, struct vfmig_tracker **ret
     struct wp *wp = calloc(1, sizeof(*wp));
     if (!wp)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a tracker");
-    wp->base.ops = &wp_ops;
+    wp->base.ops = usable == VFMIG_WP_SCAN ? &scan_ops : &handler_ops;
     wp->base.atomic = true;
     wp->method = usable;
     wp->uffd = wp->pagemap = wp->stop_event = -1;

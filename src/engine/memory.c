@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The source's memory: what the trackers say, and rounds of sending it. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -135,6 +136,25 @@ static bool readable(const struct vfmig_tracker *tracker, enum engine_log log)
     return log == ENGINE_LOG_STOPPED || !tracker->atomic;
 }
 
+static void note_sync(struct engine *e, uint32_t i, int ret, uint64_t took_ns)
+{
+    const struct vfmig_tracker *tracker = e->vm.trackers[i];
+    struct vfmig_tracker_report *report = &e->progress.trackers[i];
+
+    if (i >= VFMIG_PROGRESS_TRACKERS)
+        return;
+    pthread_mutex_lock(&e->status_lock);
+    snprintf(report->name, sizeof(report->name), "%s", tracker->ops->name);
+    report->page_bytes = tracker->page_bytes ? tracker->page_bytes : VFMIG_PAGE_SIZE;
+    report->syncs++;
+    report->failures += ret != 0;
+    report->sync_ns += took_ns;
+    if (took_ns > report->longest_ns)
+        report->longest_ns = took_ns;
+    e->progress.tracker_count = e->vm.tracker_count;
+    pthread_mutex_unlock(&e->status_lock);
+}
+
 /* What both kinds of trackers say in one round adds up. With the vCPUs parked it is no rate any more
  * that could be told. Since when pages were gathered. */
 static uint64_t tell_dirty_rate(struct engine *e, enum engine_log log, uint64_t pages, uint64_t now)
@@ -165,6 +185,7 @@ void engine_trackers_sync(struct engine *e, enum engine_log log, uint64_t *ret_p
         uint64_t asked = vfmig_now_ns();
         int ret = tracker->ops->sync(tracker, &e->fresh, &error);
 
+        note_sync(e, i, ret, vfmig_now_ns() - asked);
         trace_tracker(e, i, "sync", ret, asked);
         if (ret)
             take_all(e);

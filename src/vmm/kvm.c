@@ -349,16 +349,21 @@ int vfmig_machine_vcpu_fd(const struct vfmig_machine *m, uint32_t vcpu)
     return mine ? ((struct kvm_machine *)m->accel)->vcpus[vcpu].fd : -1;
 }
 
-void vfmig_machine_on_ring_full(struct vfmig_machine *m, void (*full)(void *opaque, uint32_t vcpu),
-                                void *opaque, bool *ret_backup)
+uint32_t vfmig_machine_dirty_ring(const struct vfmig_machine *m, bool *ret_backup)
+{
+    bool mine = m->ops == &machine_kvm_ops;
+
+    *ret_backup = mine && ((struct kvm_machine *)m->accel)->ring_backup;
+    return mine ? m->config.dirty_ring : 0;
+}
+
+void vfmig_machine_on_ring_full(struct vfmig_machine *m,
+                                void (*full)(void *opaque, uint32_t vcpu), void *opaque)
 {
     if (m->ops != &machine_kvm_ops)
         return;
-    struct kvm_machine *k = kvm_of(m);
-    k->ring_opaque = opaque;
-    k->ring_full = full;
-    if (ret_backup)
-        *ret_backup = k->ring_backup;
+    kvm_of(m)->ring_opaque = opaque;
+    kvm_of(m)->ring_full = full;
 }
 
 const struct machine_ops machine_kvm_ops = {

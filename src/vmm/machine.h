@@ -125,10 +125,12 @@ int vfmig_machine_ioeventfd(struct vfmig_machine *m, uint64_t gpa, uint32_t size
 int vfmig_machine_vm_fd(const struct vfmig_machine *m);
 int vfmig_machine_vcpu_fd(const struct vfmig_machine *m, uint32_t vcpu);
 
-/* full is called in a vCPU's thread when its dirty ring is full, until that is set to NULL: before
- * full's owner goes away the vCPUs are stopped. *ret_backup: KVM has a bitmap beside the rings. */
-void vfmig_machine_on_ring_full(struct vfmig_machine *m, void (*full)(void *opaque, uint32_t vcpu),
-                                void *opaque, bool *ret_backup);
+/* Entries of each vCPU's dirty ring, 0: there are none. *ret_backup: KVM has a bitmap beside them. */
+uint32_t vfmig_machine_dirty_ring(const struct vfmig_machine *m, bool *ret_backup);
+/* full is called in a vCPU's thread when its ring is full; NULL, and the vCPUs stopped, before opaque
+ * goes away. */
+void vfmig_machine_on_ring_full(struct vfmig_machine *m,
+                                void (*full)(void *opaque, uint32_t vcpu), void *opaque);
 
 /* The guest's own report, in guest memory, changing while it runs. Any thread. */
 const struct guest_scoreboard *vfmig_machine_scoreboard(const struct vfmig_machine *m);

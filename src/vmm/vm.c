@@ -286,7 +286,7 @@ int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 static int create_machine(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
                           struct vfmig_error *reterr)
 {
-    const struct vfmig_machine_config machine = {
+    struct vfmig_machine_config machine = {
         .accel = config->accel,
         .vcpu_count = config->vcpu_count,
         .memory = vmm->memory,
@@ -294,8 +294,9 @@ static int create_machine(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *
         .own_write = on_own_write,
         .opaque = vmm,
     };
+    int ret = vmm_tracker_choose(vmm, config, &machine.dirty_ring, reterr);
 
-    return vfmig_machine_create(&machine, &vmm->machine, reterr);
+    return ret ? ret : vfmig_machine_create(&machine, &vmm->machine, reterr);
 }
 
 /* Each dma device of those that reach one another drives the next one's memory, the last the first's:

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "dirty/choose.h"
 #include "target/target.h"
 #include "vfmig/error.h"
 #include "vmm/machine.h"
@@ -38,6 +39,7 @@ struct vfmig_vmm_config {
     uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */
     enum vmm_p2p p2p;        /* peer to peer DMA between devices */
     bool prefault;           /* all of the guest's memory is there from the start */
+    enum vfmig_tracker_kind tracker; /* who follows the vCPUs' writes */
     bool paused;             /* wait for `cont` */
     bool discard_released; /* a fresh guest is wanted although the last one moved away */
     struct vfmig_guest_config guest; /* device windows are filled in by the VMM */

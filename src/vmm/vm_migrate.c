@@ -307,13 +307,8 @@ static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
     uint32_t *count = &migration->owned_trackers;
-    int ret;
+    int ret = vmm_tracker_new(vmm, &migration->trackers[*count], reterr);
 
-    if (vfmig_machine_vm_fd(vmm->machine) >= 0)
-        ret = vfmig_tracker_kvm_new(vfmig_machine_vm_fd(vmm->machine), NULL, vmm->memory.block_count,
-                                    &migration->trackers[*count], reterr);
-    else
-        ret = vfmig_tracker_wp_new(VFMIG_WP_AUTO, &migration->trackers[*count], reterr);
     if (ret)
         return ret;
     ++*count;
@@ -513,6 +508,7 @@ void vmm_migration_done(struct vfmig_vmm *vmm)
     pthread_mutex_unlock(&migration->lock);
     vfmig_source_free(source);
     vfmig_destination_free(destination);
+    vmm_tracker_done(vmm);
     for (uint32_t i = 0; i < migration->owned_trackers; i++)
         migration->trackers[i]->ops->free(migration->trackers[i]);
 }

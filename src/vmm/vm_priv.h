@@ -37,6 +37,8 @@ struct vmm_migration {
     struct vfmig_tracker *trackers[VMM_MAX_TRACKERS];
     uint32_t owned_trackers; /* of them, the first ones are freed with the VMM */
     bool tracked[GUEST_MAX_DEVICES]; /* the device has one of them */
+    enum vfmig_tracker_kind wanted, kind; /* of the vCPUs' one; the one chosen */
+    struct vfmig_tracker_costs costs;     /* as measured at the start */
     struct vfmig_migrate_options options; /* QMP's parameters; journal_dir is ours */
     char journal_dir[256];
     char control_path[128];
@@ -90,6 +92,17 @@ int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_confi
                       struct vfmig_error *reterr);
 
 void vmm_emit(struct vfmig_vmm *vmm, const char *event, struct json_object *data);
+
+/* Before the machine is made: KVM logs by rings, or not, from the start. *ret_entries: of a ring,
+ * 0: no rings. */
+int vmm_tracker_choose(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
+                       uint32_t *ret_entries, struct vfmig_error *reterr);
+/* The chosen tracker. */
+int vmm_tracker_new(struct vfmig_vmm *vmm, struct vfmig_tracker **ret_tracker,
+                    struct vfmig_error *reterr);
+
+/* Before it is freed: no vCPU is inside. */
+void vmm_tracker_done(struct vfmig_vmm *vmm);
 
 /* Trackers and callbacks; listens when the configuration says incoming. */
 int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,

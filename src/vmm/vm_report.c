@@ -197,6 +197,35 @@ static void add_id(struct json_object *ours, const uint8_t *id)
     add_text(ours, "migration-id", text);
 }
 
+/* What was chosen and why: the costs as measured at the start, and as they were. */
+static void add_trackers(struct json_object *ours, const struct vfmig_vmm *vmm,
+                         const struct vfmig_progress *p)
+{
+    const struct vmm_migration *migration = &vmm->migration;
+    struct json_object *trackers = json_object_new_array();
+    struct json_object *costs = json_object_new_object();
+
+    for (uint32_t i = 0; i < p->tracker_count && i < VFMIG_PROGRESS_TRACKERS; i++) {
+        struct json_object *tracker = json_object_new_object();
+        add_text(tracker, "name", p->trackers[i].name);
+        add_u64(tracker, "page-bytes", p->trackers[i].page_bytes);
+        add_u64(tracker, "syncs", p->trackers[i].syncs);
+        add_u64(tracker, "failures", p->trackers[i].failures);
+        add_u64(tracker, "sync-ns", p->trackers[i].sync_ns);
+        add_u64(tracker, "longest-ns", p->trackers[i].longest_ns);
+        json_object_array_add(trackers, tracker);
+    }
+    for (unsigned i = 1; i < VFMIG_TRACKER_KINDS; i++)
+        if (migration->costs.of[i].offered)
+            add_u64(costs, vfmig_tracker_kind_name((enum vfmig_tracker_kind)i),
+                    vfmig_tracker_cost_ns(&migration->costs.of[i], p->memory_bytes));
+    add_text(ours, "tracker", vfmig_tracker_kind_name(migration->kind));
+    json_object_object_add(ours, "tracker-costs-ns", costs);
+    json_object_object_add(ours, "trackers", trackers);
+    if (migration->kind == VFMIG_TRACKER_KVM_RING)
+        add_u64(ours, "ring-full", vfmig_tracker_kvm_ring_full_count(migration->trackers[0]));
+}
+
 static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_progress *p)
 {
     struct json_object *ours = json_object_new_object();
@@ -237,6 +266,7 @@ static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_p
     add_u64(ours, "rtt-ns", p->rtt_ns);
     add_u64(ours, "journal-total-ns", p->journal_total_ns);
     add_u64(ours, "journal-writes", p->journal_writes);
+    add_trackers(ours, vmm, p);
     json_object_object_add(ours, "steps", steps_json(p));
     add_downtime(ours, &p->downtime);
     return ours;
