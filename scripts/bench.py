@@ -26,6 +26,7 @@ BENCHMARKS = {
     "data_bench": ["mig-data-read", "mig-data-write", "window-staged", "window-direct",
                    "window-shared"],
     "log_bench": ["log-report-4g-0", "log-report-4g-1", "log-report-4g-100"],
+    "scan_bench": ["dirty-scan-1t-1", "dirty-scan-1t-1-clustered"],
     "downtime_bench.py": ["downtime-stateless"],
     "converge_bench.py": ["prediction-error-p95"] + LIMITS,
 }

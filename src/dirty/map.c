@@ -110,17 +110,78 @@ static void or_word(uint64_t *word, uint64_t bits)
 void vfmig_dirty_map_merge(struct vfmig_dirty_map *map, uint32_t block, uint64_t first_page,
                            const uint64_t *bits, uint64_t count)
 {
-    uint64_t *out = map->bitmaps[block] + first_page / 64;
+    uint64_t *out = map->bitmaps[block] + first_page / 64, whole = count / 64;
     unsigned shift = first_page % 64;
 
-    for (uint64_t i = 0; i * 64 < count; i++) {
-        uint64_t word = bits[i], left = count - i * 64;
-        if (left < 64)
-            word &= (UINT64_C(1) << left) - 1;
-        or_word(&out[i], word << shift);
-        if (shift && word >> (64 - shift))
-            or_word(&out[i + 1], word >> (64 - shift));
+    if (shift == 0) {
+        for (uint64_t i = 0; i < whole; i++)
+            out[i] |= bits[i];
+    } else {
+        for (uint64_t i = 0; i < whole; i++) {
+            out[i] |= bits[i] << shift;
+            out[i + 1] |= bits[i] >> (64 - shift);
+        }
     }
+    if (count % 64) {
+        uint64_t word = bits[whole] & ((UINT64_C(1) << count % 64) - 1);
+        out[whole] |= word << shift;
+        if (shift && word >> (64 - shift))
+            out[whole + 1] |= word >> (64 - shift);
+    }
+}
+
+/* Words of one block. With pages scattered nobody can foretell which words have a bit, so where
+ * nothing is atomic there is no branch. A bit that map has already is not set once more: whoever takes
+ * it reads the page afterwards. */
+#define GATHER(fresh, map, seen, words, alone, counts)                                             \
+    for (uint64_t i = 0; i < (words); i++) {                                                       \
+        uint64_t word = (fresh)[i], known = __atomic_load_n(&(map)[i], __ATOMIC_ACQUIRE);          \
+        uint64_t ever = (seen)[i] | word;                                                          \
+        (fresh)[i] = 0;                                                                            \
+        (seen)[i] = ever;                                                                          \
+        if (alone)                                                                                 \
+            (map)[i] = known | word;                                                               \
+        else if (word & ~known)                                                                    \
+            known = __atomic_fetch_or(&(map)[i], word, __ATOMIC_ACQ_REL);                          \
+        (counts)->fresh += (uint64_t)__builtin_popcountll(word);                                   \
+        (counts)->map += (uint64_t)__builtin_popcountll(known | word);                             \
+        (counts)->seen += (uint64_t)__builtin_popcountll(ever);                                    \
+    }
+
+#define GATHER_FORM(name, target)                                                                  \
+    target static void name(uint64_t *fresh, uint64_t *map, uint64_t *seen, uint64_t words,        \
+                            bool alone, struct vfmig_dirty_counts *counts)                         \
+    {                                                                                              \
+        struct vfmig_dirty_counts sum = {0};                                                       \
+        if (alone)                                                                                 \
+            GATHER(fresh, map, seen, words, true, &sum)                                            \
+        else                                                                                       \
+            GATHER(fresh, map, seen, words, false, &sum)                                           \
+        counts->fresh += sum.fresh;                                                                \
+        counts->map += sum.map;                                                                    \
+        counts->seen += sum.seen;                                                                  \
+    }
+
+GATHER_FORM(gather_plain, )
+#if defined(__x86_64__)
+GATHER_FORM(gather_popcnt, __attribute__((target("popcnt"))))
+#endif
+
+void vfmig_dirty_map_gather(struct vfmig_dirty_map *fresh, struct vfmig_dirty_map *map,
+                            struct vfmig_dirty_map *seen, bool alone,
+                            struct vfmig_dirty_counts *ret_counts)
+{
+    void (*form)(uint64_t *, uint64_t *, uint64_t *, uint64_t, bool, struct vfmig_dirty_counts *) =
+        gather_plain;
+
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("popcnt"))
+        form = gather_popcnt;
+#endif
+    *ret_counts = (struct vfmig_dirty_counts){0};
+    for (uint32_t i = 0; i < fresh->memory.block_count; i++)
+        form(fresh->bitmaps[i], map->bitmaps[i], seen->bitmaps[i],
+             vfmig_bitmap_words(vfmig_block_pages(&fresh->memory.blocks[i])), alone, ret_counts);
 }
 
 void vfmig_dirty_map_take(struct vfmig_dirty_map *from, struct vfmig_dirty_map *to)

@@ -13,8 +13,8 @@ static inline uint64_t vfmig_block_pages(const struct vfmig_ram_block *block)
 /* Same blocks, by address and size. */
 bool vfmig_dirty_map_fits(const struct vfmig_dirty_map *map, const struct vfmig_memory *memory);
 
-/* ORs count bits into the block's bitmap from first_page on, word-wise; atomic against whoever
- * takes or sets bits of the map meanwhile. The range must lie in the block. */
+/* ORs count bits into the block's bitmap from first_page on, word-wise. The map is the caller's
+ * alone; the range must lie in the block. */
 void vfmig_dirty_map_merge(struct vfmig_dirty_map *map, uint32_t block, uint64_t first_page,
                            const uint64_t *bits, uint64_t count);
 

@@ -21,13 +21,24 @@ void vfmig_dirty_map_done(struct vfmig_dirty_map *map);
 void vfmig_dirty_map_fill(struct vfmig_dirty_map *map); /* all dirty */
 uint64_t vfmig_dirty_map_count(const struct vfmig_dirty_map *map);
 
+/* Set bits of each map afterwards; of fresh before. */
+struct vfmig_dirty_counts {
+    uint64_t fresh, map, seen;
+};
+
+/* Moves every bit of fresh into map and into seen; all fit. fresh and seen are the caller's alone;
+ * with alone false map's words are atomic against whoever takes bits from it meanwhile. One pass, because at 1 TiB each is 32 MiB. */
+void vfmig_dirty_map_gather(struct vfmig_dirty_map *fresh, struct vfmig_dirty_map *map,
+                            struct vfmig_dirty_map *seen, bool alone,
+                            struct vfmig_dirty_counts *ret_counts);
+
 struct vfmig_tracker;
 
 struct vfmig_tracker_ops {
     const char *name;
     /* Clears the log and starts it (C27). */
     int (*start)(struct vfmig_tracker *t, const struct vfmig_memory *memory, struct vfmig_error *reterr);
-    /* Reads and clears the log into map, with OR. Atomic against the writers it watches unless
+    /* Reads and clears the log into map, with OR; map is the caller's alone. Atomic against the writers it watches unless
      * atomic is false in the base: then they are quiet meanwhile (C68). On an error the caller
      * takes everything as dirty. */
     int (*sync)(struct vfmig_tracker *t, struct vfmig_dirty_map *map, struct vfmig_error *reterr);

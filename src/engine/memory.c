@@ -88,27 +88,6 @@ int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr)
     return first;
 }
 
-/* What a tracker just said goes into what is to be sent (a round may be taking bits from there) and
- * into what was ever seen. */
-static uint64_t merge_fresh(struct engine *e)
-{
-    uint64_t pages = 0;
-
-    for (uint32_t b = 0; b < e->vm.memory.block_count; b++) {
-        size_t words = vfmig_bitmap_words(e->vm.memory.blocks[b].size >> VFMIG_PAGE_SHIFT);
-
-        for (size_t i = 0; i < words; i++) {
-            uint64_t word = vfmig_bitmap_take_word(&e->fresh.bitmaps[b][i]);
-            if (!word)
-                continue;
-            pages += (uint64_t)__builtin_popcountll(word);
-            e->seen.bitmaps[b][i] |= word;
-            __atomic_fetch_or(&e->map.bitmaps[b][i], word, __ATOMIC_ACQ_REL);
-        }
-    }
-    return pages;
-}
-
 static void take_all(struct engine *e)
 {
     for (uint32_t b = 0; b < e->vm.memory.block_count; b++)
@@ -190,10 +169,15 @@ void engine_trackers_sync(struct engine *e, enum engine_log log, uint64_t *ret_p
         if (ret)
             take_all(e);
     }
-    pages = merge_fresh(e);
+    /* What they said goes into what is to be sent (a round may be taking bits from there) and into
+     * what was ever seen. */
+    struct vfmig_dirty_counts counts;
+    vfmig_dirty_map_gather(&e->fresh, &e->map, &e->seen, /* alone= */ log != ENGINE_LOG_STOPPED,
+                           &counts);
+    pages = counts.fresh;
     uint64_t now = vfmig_now_ns();
     uint64_t since = tell_dirty_rate(e, log, pages, now);
-    e->dirty_pages = vfmig_dirty_map_count(&e->map);
+    e->dirty_pages = counts.map;
     if (!e->stamps.parked) {
         e->cold_pages = vfmig_mover_count_new(e->mover, &e->map);
         engine_measure_log(e, pages, since, now - begin);
@@ -201,7 +185,7 @@ void engine_trackers_sync(struct engine *e, enum engine_log log, uint64_t *ret_p
     engine_trace(e, LOG, VFMIG_U(pages), VFMIG_U(e->dirty_pages), VFMIG_U(e->dirty_rate),
                  VFMIG_U(now - begin));
     pthread_mutex_lock(&e->status_lock);
-    e->progress.working_set_pages = vfmig_dirty_map_count(&e->seen);
+    e->progress.working_set_pages = counts.seen;
     e->progress.dirty_bytes = e->dirty_rate * VFMIG_PAGE_SIZE;
     e->progress.remaining_bytes = e->dirty_pages * VFMIG_PAGE_SIZE;
     pthread_mutex_unlock(&e->status_lock);
