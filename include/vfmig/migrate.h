@@ -248,6 +248,7 @@ struct vfmig_tracker_report {
     uint64_t page_bytes; /* of its log */
     uint32_t syncs;     /* times it was read */
     uint32_t failures;  /* of them, times that it had lost what it knew and all was taken as dirty */
+    uint64_t full;      /* times that a vCPU waited for its ring to be emptied */
     uint64_t sync_ns;   /* all reads */
     uint64_t longest_ns;
 };

@@ -157,6 +157,7 @@ static int ring_sync(struct vfmig_tracker *t, struct vfmig_dirty_map *map,
         r = take_backup(ring, map, reterr);
     if (r == 0)
         r = vfmig_gfn_rings_take(&ring->rings, map, reterr);
+    t->full = vfmig_tracker_kvm_ring_full_count(t);
     /* What fell out of a ring is writable and in no log: switching on protects everything. */
     if (r == -EPROTO && (set_flags(ring, 0, NULL) || set_flags(ring, KVM_MEM_LOG_DIRTY_PAGES, NULL)))
         return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_KERNEL, 0,

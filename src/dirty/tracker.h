@@ -50,6 +50,7 @@ struct vfmig_tracker_ops {
 /* Base of every tracker; each kind embeds it first. */
 struct vfmig_tracker {
     const struct vfmig_tracker_ops *ops;
+    uint64_t full; /* times that a vCPU waited for its ring to be emptied, as of the last sync */
     uint64_t page_bytes; /* what a bit of its log stands for; 0: VFMIG_PAGE_SIZE */
     bool atomic; /* false only for a log of devices' DMA: what they write between the read and the
                     clear is lost, so the engine brings them into N, or waits until they are stopped */

@@ -127,6 +127,7 @@ static void note_sync(struct engine *e, uint32_t i, int ret, uint64_t took_ns)
     report->page_bytes = tracker->page_bytes ? tracker->page_bytes : VFMIG_PAGE_SIZE;
     report->syncs++;
     report->failures += ret != 0;
+    report->full = tracker->full;
     report->sync_ns += took_ns;
     if (took_ns > report->longest_ns)
         report->longest_ns = took_ns;

@@ -211,6 +211,7 @@ static void add_trackers(struct json_object *ours, const struct vfmig_vmm *vmm,
         add_u64(tracker, "page-bytes", p->trackers[i].page_bytes);
         add_u64(tracker, "syncs", p->trackers[i].syncs);
         add_u64(tracker, "failures", p->trackers[i].failures);
+        add_u64(tracker, "full", p->trackers[i].full);
         add_u64(tracker, "sync-ns", p->trackers[i].sync_ns);
         add_u64(tracker, "longest-ns", p->trackers[i].longest_ns);
         json_object_array_add(trackers, tracker);
@@ -222,8 +223,6 @@ static void add_trackers(struct json_object *ours, const struct vfmig_vmm *vmm,
     add_text(ours, "tracker", vfmig_tracker_kind_name(migration->kind));
     json_object_object_add(ours, "tracker-costs-ns", costs);
     json_object_object_add(ours, "trackers", trackers);
-    if (migration->kind == VFMIG_TRACKER_KVM_RING)
-        add_u64(ours, "ring-full", vfmig_tracker_kvm_ring_full_count(migration->trackers[0]));
 }
 
 static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_progress *p)

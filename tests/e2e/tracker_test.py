@@ -104,5 +104,5 @@ def test_the_cheapest_is_taken(world, accel):
 def test_a_full_ring_is_emptied_by_its_vcpu(world):
     guest = ("--working-set", "32M", "--dirty-rate", "2G")
     report, _ = moves(world, "kvm", ("--tracker", "kvm-ring"), guest, sabotage="small-ring")
-    assert report["ring-full"] > 0
+    assert report["trackers"][0]["full"] > 0
     assert report["trackers"][0]["failures"] == 0

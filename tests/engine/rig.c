@@ -288,6 +288,21 @@ static void write_between(struct rig_tracker *tracker, struct rig_device *dev)
                                               .device = dev->index, .arg = dev->state});
 }
 
+/* There is something in the log, however slow the device is. */
+static int track_start_split(struct vfmig_tracker *t, const struct vfmig_memory *memory,
+                             struct vfmig_error *reterr)
+{
+    struct rig_tracker *tracker = (struct rig_tracker *)t;
+    struct rig_device *dev = &tracker->vm->devices[tracker->index - 1];
+    int ret = track_start(t, memory, reterr);
+
+    pthread_mutex_lock(&dev->lock);
+    if (may_dma(dev->state))
+        write_between(tracker, dev);
+    pthread_mutex_unlock(&dev->lock);
+    return ret;
+}
+
 /* C68. With its lock held a device neither changes its state nor does DMA of its own accord. */
 static int track_sync_split(struct vfmig_tracker *t, struct vfmig_dirty_map *map,
                             struct vfmig_error *reterr)
@@ -326,7 +341,7 @@ static const struct vfmig_tracker_ops tracker_ops = {
     .name = "rig", .start = track_start, .sync = track_sync, .stop = track_stop};
 
 static const struct vfmig_tracker_ops split_ops = {
-    .name = "rig-split", .start = track_start, .sync = track_sync_split, .stop = track_stop};
+    .name = "rig-split", .start = track_start_split, .sync = track_sync_split, .stop = track_stop};
 
 void rig_split_logs(struct rig *rig)
 {
