@@ -27,7 +27,8 @@ struct vfmig_dirty_counts {
 };
 
 /* Moves every bit of fresh into map and into seen; all fit. fresh and seen are the caller's alone;
- * with alone false map's words are atomic against whoever takes bits from it meanwhile. One pass, because at 1 TiB each is 32 MiB. */
+ * with alone false map's words are atomic against whoever takes bits from it meanwhile. One pass,
+ * because at 1 TiB each is 32 MiB. */
 void vfmig_dirty_map_gather(struct vfmig_dirty_map *fresh, struct vfmig_dirty_map *map,
                             struct vfmig_dirty_map *seen, bool alone,
                             struct vfmig_dirty_counts *ret_counts);
@@ -38,9 +39,9 @@ struct vfmig_tracker_ops {
     const char *name;
     /* Clears the log and starts it (C27). */
     int (*start)(struct vfmig_tracker *t, const struct vfmig_memory *memory, struct vfmig_error *reterr);
-    /* Reads and clears the log into map, with OR; map is the caller's alone. Atomic against the writers it watches unless
-     * atomic is false in the base: then they are quiet meanwhile (C68). On an error the caller
-     * takes everything as dirty. */
+    /* Reads and clears the log into map, with OR; map is the caller's alone. Atomic against the
+     * writers it watches unless atomic is false in the base: then they are quiet meanwhile (C68).
+     * On an error the caller takes everything as dirty. */
     int (*sync)(struct vfmig_tracker *t, struct vfmig_dirty_map *map, struct vfmig_error *reterr);
     /* Only once its writers are quiet (C29). */
     int (*stop)(struct vfmig_tracker *t, struct vfmig_error *reterr);
