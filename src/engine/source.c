@@ -12,6 +12,7 @@
 #define RETRY_NS     UINT64_C(1000000000)
 #define RECONNECT_NS UINT64_C(200000000)
 #define FIRST_TRY_NS UINT64_C(10000000)
+#define STANDSTILL_TIMES 10u
 #define REPORT_NS    UINT64_C(1000000000) /* how long the destination's times are waited for */
 
 /* --- what the machines ask for --- */
@@ -329,6 +330,28 @@ static void check_answer(struct engine *e, uint64_t now)
         engine_state(e, VFMIG_MIGRATE_UNDECIDED);
 }
 
+/* Whoever is to blame (a device whose data has no end, a link that crawls): a guest that was to stand
+ * still for a moment is not kept waiting for ever. With FORCE any downtime was agreed to. */
+static void check_standstill(struct engine *e, uint64_t now)
+{
+    struct vfmig_error error = {0};
+    uint64_t patience = STANDSTILL_TIMES * e->options.downtime_limit_ns + e->options.device_timeout_ns;
+
+    if (e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE || !e->flow_active || e->failure.code ||
+        e->flow.row < VFMIG_ROW_S5_ENTER || e->flow.row >= VFMIG_ROW_HAND_OVER)
+        return;
+    pthread_mutex_lock(&e->status_lock);
+    uint64_t since_ns = e->stamps.stop_asked;
+    pthread_mutex_unlock(&e->status_lock);
+    if (now < since_ns + patience)
+        return;
+    vfmig_error_set(&error, -ETIME, VFMIG_ORIGIN_LOCAL, 0,
+                    "the guest has stood still for %u times the limit of its downtime and one device "
+                    "timeout", STANDSTILL_TIMES);
+    engine_note(e, &error);
+    engine_handover(e, VFMIG_HO_EVENT_ABORT);
+}
+
 /* A round that is under way when the deadline passes is not worth its end. With FORCE the switchover
  * needs all of memory sent once, so there the end of the round decides. */
 static void check_deadline(struct engine *e, uint64_t now)
@@ -351,6 +374,7 @@ static void on_time(struct engine *e)
     if (engine_due(&e->again_at_ns, now) && e->flow_active && e->flow.row == VFMIG_ROW_ASK)
         engine_flow_kind(e, VFMIG_FLOW_EVENT_AGAIN);
     check_answer(e, now);
+    check_standstill(e, now);
     engine_tick(e, now);
     if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)
         engine_link_shutdown(e);

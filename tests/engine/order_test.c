@@ -49,7 +49,7 @@ static void watch(struct rig *r, const struct rig_entry *entry)
 
     change_external(source, entry);
     if (grace && entry->device == 1 && !entry->end)
-        usleep(vfmig_sabotage("no-barrier") ? 400000 : 30000); /* whoever runs ahead is seen to */
+        usleep(vfmig_sabotage("skip-barrier") ? 400000 : 30000); /* whoever runs ahead is seen to */
     if (entry->side == RIG_SOURCE && entry->op == RIG_VCPU_STOP && entry->end)
         progress_at_stop = atomic_load(&source->progress);
     if (entry->side != RIG_DEST || entry->op != RIG_SET_STATE || entry->device != 0 ||

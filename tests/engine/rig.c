@@ -26,41 +26,82 @@
 #define GUEST_PAGES  600u
 #define PRE_PIECES   3u
 #define PIECE_BYTES  700u
+#define MANY         8u /* devices; the DMA of more would fill the log */
 
 /* --- the log and the fault --- */
 
 static void put(struct rig *rig, const struct rig_entry *entry)
 {
     pthread_mutex_lock(&rig->lock);
-    if (rig->log_count < RIG_MAX_LOG)
+    /* Data that never ends leaves room for what comes after it. */
+    uint32_t room = entry->op == RIG_SAVE ? RIG_MAX_LOG / 2 : RIG_MAX_LOG;
+    if (rig->log_count < room)
         rig->log[rig->log_count++] = *entry;
     pthread_mutex_unlock(&rig->lock);
     if (rig->watch)
         rig->watch(rig, entry);
 }
 
-/* Begin of a call: 0, or what the fault says. */
+/* The fault's answer to this call: 0 when it is not meant. Under the lock. */
+static int apply(struct rig *rig, const struct rig_fault *fault, uint32_t *calls,
+                 const struct rig_entry *entry)
+{
+    if (fault->op != entry->op || fault->side != entry->side ||
+        (fault->arg != RIG_ANY && fault->arg != entry->arg) ||
+        (fault->only && fault->only != entry->device + 1))
+        return 0;
+    uint32_t call = (*calls)++;
+    if (call < fault->after || call >= fault->after + fault->times)
+        return 0;
+    if (fault->lie)
+        return (int)fault->lie;
+    if (fault->err)
+        return fault->err;
+    rig->hung = true;
+    while (!rig->release)
+        pthread_cond_wait(&rig->released, &rig->lock);
+    return -EIO;
+}
+
+static bool is_device_op(enum rig_op op)
+{
+    return op == RIG_SET_STATE || op == RIG_RESET || op == RIG_SAVE || op == RIG_LOAD;
+}
+
+static bool into_error(const struct rig_fault *fault, const struct rig_entry *entry)
+{
+    return fault->into_error && fault->side == entry->side && fault->op == entry->op &&
+           (!fault->only || fault->only == entry->device + 1);
+}
+
+/* What a fault does to the device itself. */
+static int strike(struct rig_device *dev, const struct rig_entry *entry, int ret)
+{
+    pthread_mutex_lock(&dev->lock);
+    dev->dead |= ret == RIG_DIES;
+    dev->endless |= ret == RIG_SAYS_MORE;
+    if (dev->dead)
+        ret = -ECONNRESET;
+    else if (ret < 0 && entry->op == RIG_SET_STATE &&
+             (into_error(&dev->vm->rig->fault, entry) || into_error(&dev->vm->rig->second, entry)))
+        dev->state = VFMIG_STATE_ERROR;
+    pthread_mutex_unlock(&dev->lock);
+    return ret;
+}
+
+/* Begin of a call: 0, what the fault says, or a lie (positive). */
 static int enter(struct rig_vm *vm, enum rig_op op, uint32_t device, uint32_t arg)
 {
     struct rig *rig = vm->rig;
-    struct rig_fault *fault = &rig->fault;
-    int ret = 0;
+    struct rig_entry entry = {.side = vm->side, .op = op, .device = device, .arg = arg};
 
-    put(rig, &(struct rig_entry){.side = vm->side, .op = op, .device = device, .arg = arg});
+    put(rig, &entry);
     pthread_mutex_lock(&rig->lock);
-    if (fault->op == op && fault->side == vm->side && (fault->arg == RIG_ANY || fault->arg == arg)) {
-        uint32_t call = rig->calls++;
-        if (call >= fault->after && call < fault->after + fault->times) {
-            ret = fault->err;
-            rig->hung |= !ret;
-            while (!fault->err && !rig->release)
-                pthread_cond_wait(&rig->released, &rig->lock);
-            if (!ret)
-                ret = -EIO;
-        }
-    }
+    int ret = apply(rig, &rig->fault, &rig->calls, &entry);
+    int other = apply(rig, &rig->second, &rig->second_calls, &entry);
     pthread_mutex_unlock(&rig->lock);
-    return ret;
+    ret = ret ? ret : other;
+    return is_device_op(op) ? strike(&vm->devices[device], &entry, ret) : ret;
 }
 
 static int leave(struct rig_vm *vm, enum rig_op op, uint32_t device, uint32_t arg, int ret,
@@ -101,8 +142,9 @@ static int get_state(struct vfmig_target *t, enum vfmig_state *ret_state, struct
 
     pthread_mutex_lock(&dev->lock);
     *ret_state = dev->state;
+    bool dead = dev->dead;
     pthread_mutex_unlock(&dev->lock);
-    return 0;
+    return dead ? vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0, "its process is gone") : 0;
 }
 
 static int leave_resuming(struct rig_device *dev)
@@ -151,9 +193,11 @@ static int set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t ti
     pthread_mutex_lock(&dev->lock);
     if (ret == 0)
         ret = change(dev, state);
-    else if (dev->vm->rig->fault.into_error)
-        dev->state = VFMIG_STATE_ERROR;
+    else if (ret == RIG_SAYS_YES)
+        ret = 0;
     pthread_mutex_unlock(&dev->lock);
+    if (ret == 0 && dev->on_state)
+        dev->on_state(dev, state);
     return leave(dev->vm, RIG_SET_STATE, dev->index, state, ret, reterr);
 }
 
@@ -165,8 +209,11 @@ static int reset(struct vfmig_target *t, struct vfmig_error *reterr)
     pthread_mutex_lock(&dev->lock);
     if (ret == 0) {
         dev->state = VFMIG_STATE_RUNNING;
+        dev->endless = false;
         memset(dev->content, 0, sizeof(dev->content));
         memset(dev->external, 0, sizeof(dev->external));
+    } else if (ret == RIG_SAYS_YES) {
+        ret = 0;
     }
     pthread_mutex_unlock(&dev->lock);
     return leave(dev->vm, RIG_RESET, dev->index, 0, ret, reterr);
@@ -185,7 +232,14 @@ static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig
     struct piece piece = {.sequence = dev->sequence, .kind = 'P'};
     bool some = false;
 
-    if (ret == 0 && dev->state == VFMIG_STATE_PRE_COPY && dev->pre_left) {
+    if (ret == RIG_SAYS_END)
+        dev->at = RIG_STATE_BYTES + 1; /* and stays with it */
+    if (ret > 0)
+        ret = 0;
+    if (ret == 0 && dev->endless) {
+        piece.size = PIECE_BYTES;
+        some = true;
+    } else if (ret == 0 && dev->state == VFMIG_STATE_PRE_COPY && dev->pre_left) {
         dev->pre_left--;
         piece.size = PIECE_BYTES;
         some = true;
@@ -392,10 +446,11 @@ static void device_round(struct rig_vm *vm)
     for (uint32_t i = 0; i < vm->vm.device_count; i++) {
         struct rig_device *dev = &vm->devices[i];
         pthread_mutex_lock(&dev->lock);
-        if (may_dma(dev->state) && vm->progress) {
+        if (may_dma(dev->state) && vm->progress && !dev->dead) {
             write_page(vm, &vm->trackers[i + 1], ++dev->dma_count << 32);
-            put(vm->rig, &(struct rig_entry){.side = vm->side, .op = RIG_DMA, .device = i,
-                                             .arg = dev->state});
+            if (vm->vm.device_count <= MANY)
+                put(vm->rig, &(struct rig_entry){.side = vm->side, .op = RIG_DMA, .device = i,
+                                                 .arg = dev->state});
         }
         pthread_mutex_unlock(&dev->lock);
     }
@@ -599,11 +654,13 @@ static const struct vfmig_vm_ops vm_ops = {
 
 /* --- set-up --- */
 
+static char names[RIG_MAX_DEVICES][8];
+
 static void open_device(struct rig_vm *vm, uint32_t i, uint32_t features)
 {
-    static const char *const ids[RIG_MAX_DEVICES] = {"dev0", "dev1", "dev2", "dev3"};
     struct rig_device *dev = &vm->devices[i];
 
+    snprintf(names[i], sizeof(names[i]), "dev%u", i);
     dev->base.ops = &target_ops;
     dev->base.info = (struct vfmig_target_info){
         .name = "rig", .dialect = VFMIG_DIALECT_FEATURE, .features = features,
@@ -619,7 +676,7 @@ static void open_device(struct rig_vm *vm, uint32_t i, uint32_t features)
     if (vm->side == RIG_SOURCE)
         make_external(dev);
     vm->targets[i] = &dev->base;
-    vm->ids[i] = ids[i];
+    vm->ids[i] = names[i];
 }
 
 static void open_vm(struct rig *rig, enum rig_side side, uint32_t count, const uint32_t *features)
@@ -753,6 +810,8 @@ void rig_assert_source_runs(struct rig *rig)
     struct rig_vm *source = &rig->side[RIG_SOURCE], *dest = &rig->side[RIG_DEST];
 
     for (uint32_t i = 0; i < source->vm.device_count; i++) {
+        if (source->devices[i].dead)
+            continue;
         assert_int_equal(source->devices[i].state, VFMIG_STATE_RUNNING);
         assert_int_equal(source->devices[i].external[0], i + 1); /* after a reset, too */
     }
@@ -770,7 +829,8 @@ void rig_assert_moved(struct rig *rig)
     assert_quiet_trackers(source);
     assert_int_equal(rig->both_running, 0);
     for (uint32_t i = 0; i < source->vm.device_count; i++) {
-        assert_int_equal(source->devices[i].state, VFMIG_STATE_STOP);
+        if (!source->devices[i].dead)
+            assert_int_equal(source->devices[i].state, VFMIG_STATE_STOP);
         assert_int_equal(dest->devices[i].state, VFMIG_STATE_RUNNING);
     }
     assert_true(rig_progresses(dest));

@@ -14,8 +14,8 @@
 #include "target/target.h"
 #include "vfmig/migrate.h"
 
-#define RIG_MAX_DEVICES 4u
-#define RIG_MAX_LOG     16384u
+#define RIG_MAX_DEVICES 96u
+#define RIG_MAX_LOG     65536u
 #define RIG_STATE_BYTES 5000u
 
 enum rig_side { RIG_SOURCE = 0, RIG_DEST = 1 };
@@ -72,8 +72,11 @@ struct rig_device {
     size_t loaded;
     bool last_seen;
     uint64_t dma_count;
-    /* Its log of DMA. */
-    bool logging;
+    /* What is wrong with it for good; under lock. */
+    bool dead;    /* its process is gone */
+    bool endless; /* its data has no end */
+    /* Writes memory by message whenever this state is entered. */
+    void (*on_state)(struct rig_device *dev, enum vfmig_state state);
 };
 
 struct rig_tracker {
@@ -105,6 +108,14 @@ struct rig_vm {
     const char *identity;
 };
 
+enum rig_lie {
+    RIG_TRUTH = 0,
+    RIG_SAYS_YES,   /* set_state, reset: 0, and nothing was done */
+    RIG_SAYS_END,   /* save: the end, too early */
+    RIG_SAYS_MORE,  /* save: there is no end */
+    RIG_DIES,       /* the device's process is gone from here on */
+};
+
 struct rig_fault {
     enum rig_side side;
     enum rig_op op;
@@ -113,6 +124,8 @@ struct rig_fault {
     uint32_t times; /* so many fail */
     int err;        /* 0: hang until rig_release */
     bool into_error; /* the device goes to ERROR, too */
+    uint32_t only;  /* 1 + device; 0: any */
+    enum rig_lie lie;
 };
 
 struct rig {
@@ -127,8 +140,8 @@ struct rig {
     pthread_cond_t released;
     struct rig_entry log[RIG_MAX_LOG];
     uint32_t log_count;
-    struct rig_fault fault;
-    uint32_t calls; /* that matched the fault */
+    struct rig_fault fault, second;
+    uint32_t calls, second_calls; /* that matched the fault */
     bool hung, release;
     /* Called with each entry, outside the lock. */
     void (*watch)(struct rig *rig, const struct rig_entry *entry);
