@@ -268,6 +268,20 @@ static void connection(struct engine *e)
 
 /* --- what the machines ask for --- */
 
+/* Whether it runs or not: the source waits for nothing else. */
+static void tell_times(struct engine *e)
+{
+    struct engine_report report = {.valid = true,
+                                   .grant_received = e->stamps.grant_received,
+                                   .running = e->stamps.running,
+                                   .journal_ns = e->stamps.journal_stopped_ns,
+                                   .device_load_ns = e->stamps.load_end - e->stamps.load_begin,
+                                   .state_load_ns = e->stamps.state_load_end -
+                                                    e->stamps.state_load_begin};
+
+    (void)engine_send_report(e, &report);
+}
+
 static void failed(struct engine *e)
 {
     switch (vfmig_flow_current(&e->flow)) {
@@ -277,6 +291,7 @@ static void failed(struct engine *e)
     case VFMIG_STEP_R4:
         e->flow_active = false;
         engine_handover(e, VFMIG_HO_EVENT_RUN_FAILED);
+        tell_times(e);
         end_wait(e, VFMIG_MIGRATE_PAUSED);
         break;
     default:
@@ -289,19 +304,12 @@ static void failed(struct engine *e)
 
 static void flow_ended(struct engine *e)
 {
-    struct engine_report report = {.valid = true};
-
     if (e->flow.row == VFMIG_ROW_END && e->flow.parked) {
         attempt_over(e);
         return;
     }
-    report.grant_received = e->stamps.grant_received;
-    report.running = e->stamps.running;
-    report.journal_ns = e->stamps.journal_stopped_ns;
-    report.device_load_ns = e->stamps.load_end - e->stamps.load_begin;
-    report.state_load_ns = e->stamps.state_load_end - e->stamps.state_load_begin;
     engine_handover(e, VFMIG_HO_EVENT_RUN_DONE);
-    (void)engine_send_report(e, &report);
+    tell_times(e);
     engine_enter_step(e, VFMIG_STEP_END);
     end_wait(e, VFMIG_MIGRATE_COMPLETED);
     engine_trace_send(e);
