@@ -47,8 +47,10 @@
 #define VFMIG_MAX_DEVICE_SEGMENT (8u << 20)   /* bytes of one segment that is held until it is whole */
 #define VFMIG_MAX_DEVICE_PORTION (64u << 20)  /* bytes of one that is passed on as it comes: a v1 portion */
 #define VFMIG_MAX_UNFINISHED     (16u << 20)  /* bytes of segments that are held, all devices */
-#define VFMIG_MAX_BACKLOG        (8u << 20)   /* device data that waits to be loaded, all devices; above
-                                                 it the source is slowed down */
+#define VFMIG_WINDOW_ALL         (16u << 20)  /* device data on its way or waiting to be loaded: what all */
+#define VFMIG_WINDOW_MAX         (8u << 20)   /* devices share, and the most of one */
+#define VFMIG_MAX_BACKLOG        (16u << 20)  /* what waits to be loaded, all devices, whatever the source
+                                                 obeys: above it the channel waits */
 #define VFMIG_MAX_VMSTATE        (1u << 20)   /* bytes of vCPU and VMM state */
 #define VFMIG_MAX_IDENTITY       (1u << 18)   /* bytes of the identity text */
 #define VFMIG_MAX_HANDOVER       256u         /* bytes of a handover message */

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/crc32c.h"
+#include "base/sabotage.h"
 #include "engine/channel_private.h"
 #include "engine/pack.h"
 
@@ -64,7 +65,8 @@ int vfmig_channel_new(int fd, uint32_t index, enum vfmig_side side,
     channel->index = index;
     channel->side = side;
     channel->low_water = 1;
-    pthread_mutex_init(&channel->send_lock, NULL);
+    pthread_mutex_init(&channel->turn_lock, NULL);
+    channel->last_turn = &channel->first_turn;
     pthread_mutex_init(&channel->pack_lock, NULL);
     /* Control records are small and awaited; a unix socket says no, which is fine. */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
@@ -89,7 +91,7 @@ void vfmig_channel_free(struct vfmig_channel *channel)
     if (!channel)
         return;
     close(channel->fd);
-    pthread_mutex_destroy(&channel->send_lock);
+    pthread_mutex_destroy(&channel->turn_lock);
     pthread_mutex_destroy(&channel->pack_lock);
     vfmig_pack_free(channel->pack);
     free(channel->unpacked);
@@ -214,6 +216,64 @@ static int send_all(struct vfmig_channel *channel, struct iovec *iov, size_t cou
     return 0;
 }
 
+/* --- turns: a mutex would let whoever has just sent send again --- */
+
+struct vfmig_turn {
+    struct vfmig_turn *next;
+    pthread_cond_t mine;
+    bool given;
+};
+
+static void take_turn(struct vfmig_channel *channel)
+{
+    struct vfmig_turn turn = {.mine = PTHREAD_COND_INITIALIZER};
+
+    pthread_mutex_lock(&channel->turn_lock);
+    if (!channel->sending) {
+        channel->sending = true;
+        pthread_mutex_unlock(&channel->turn_lock);
+        return;
+    }
+    if (vfmig_sabotage("last-come-first-sent")) {
+        turn.next = channel->first_turn;
+        channel->first_turn = &turn;
+        if (!turn.next)
+            channel->last_turn = &turn.next;
+    } else {
+        *channel->last_turn = &turn;
+        channel->last_turn = &turn.next;
+    }
+    channel->waiting++;
+    while (!turn.given)
+        pthread_cond_wait(&turn.mine, &channel->turn_lock);
+    channel->waiting--;
+    pthread_mutex_unlock(&channel->turn_lock);
+    pthread_cond_destroy(&turn.mine);
+}
+
+static void give_turn(struct vfmig_channel *channel)
+{
+    pthread_mutex_lock(&channel->turn_lock);
+    struct vfmig_turn *next = channel->first_turn;
+    channel->sending = next;
+    if (next) {
+        channel->first_turn = next->next;
+        if (!channel->first_turn)
+            channel->last_turn = &channel->first_turn;
+        next->given = true;
+        pthread_cond_signal(&next->mine);
+    }
+    pthread_mutex_unlock(&channel->turn_lock);
+}
+
+uint32_t vfmig_channel_waiting(struct vfmig_channel *channel)
+{
+    pthread_mutex_lock(&channel->turn_lock);
+    uint32_t waiting = channel->waiting;
+    pthread_mutex_unlock(&channel->turn_lock);
+    return waiting;
+}
+
 int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
                               struct iovec *iov, size_t iov_count, uint32_t length, uint32_t crc,
                               struct vfmig_error *reterr)
@@ -222,7 +282,7 @@ int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_t
 
     if (channel->file && channel->side == VFMIG_SIDE_DEST)
         return 0;
-    pthread_mutex_lock(&channel->send_lock);
+    take_turn(channel);
     if (!channel->send_failed.code) {
         vfmig_record_head_encode(head, tag, channel->index, channel->send_sequence++, length, crc);
         iov[0] = (struct iovec){head, sizeof(head)};
@@ -235,7 +295,7 @@ int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_t
     if (rc == 0 && channel->file && tag == VFMIG_RECORD_BYE)
         vfmig_error_set(&channel->send_failed, -EPIPE, VFMIG_ORIGIN_LOCAL, 0,
                         "nothing follows the BYE of a file");
-    pthread_mutex_unlock(&channel->send_lock);
+    give_turn(channel);
     return rc;
 }
 

@@ -112,7 +112,9 @@ void vfmig_channel_drain(struct vfmig_channel *channel);
 int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
                        struct vfmig_error *reterr);
 
-/* Any thread, any time. */
+/* How many threads wait for their turn to send. Turns are taken in the order in which they were asked
+ * for, record by record. Any thread, any time; so is stats. */
+uint32_t vfmig_channel_waiting(struct vfmig_channel *channel);
 void vfmig_channel_stats(const struct vfmig_channel *channel, struct vfmig_channel_stats *ret_stats);
 
 /* The HELLO exchange, which binds several connections to one migration. next_fd returns one more

@@ -27,10 +27,14 @@ struct vfmig_channel {
     struct vfmig_rates cold;      /* at which new ones are made; receiving thread */
     uint64_t cold_records, cold_pages;
 
-    pthread_mutex_t send_lock;
-    uint64_t send_sequence;         /* under send_lock */
-    struct vfmig_error send_failed; /* under send_lock; code 0 while all is well */
-    pthread_mutex_t pack_lock;      /* taken before send_lock */
+    /* Who sends is the one whose turn it is; the others wait in the order in which they came. */
+    pthread_mutex_t turn_lock;
+    struct vfmig_turn *first_turn, **last_turn;
+    uint32_t waiting;
+    bool sending;
+    uint64_t send_sequence;         /* theirs whose turn it is */
+    struct vfmig_error send_failed; /* the same; code 0 while all is well */
+    pthread_mutex_t pack_lock;      /* taken before a turn */
     struct vfmig_pack *pack;        /* NULL: nothing is compressed; its contents under pack_lock */
 
     /* Receiving thread only. */

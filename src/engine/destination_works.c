@@ -10,6 +10,8 @@
 #include "base/sabotage.h"
 #include "io/sock.h"
 
+#define CREDIT_PARTS 4u /* of a window, each told of when it is loaded */
+
 /* --- records, in the receiver's threads --- */
 
 /* With what the heap takes for it, so that a flood of small ones is no way round the limit. */
@@ -18,22 +20,50 @@ static size_t cost(size_t size)
     return size + sizeof(struct segment) + 32;
 }
 
-/* The source is slowed down to what devices take. */
-static void wait_for_room(struct engine *e, size_t size)
+/* A source that obeys CREDIT never comes here with a device's window full; one that does not (a file
+ * cannot) stops its own channel. The end of a device's data takes up nothing. */
+static void wait_for_room(struct device_worker *dev, size_t size)
 {
+    struct engine *e = dev->engine;
+
     pthread_mutex_lock(&e->inbox_lock);
-    while (e->queued_bytes > VFMIG_MAX_BACKLOG && !atomic_load(&e->abort))
+    while (size && !atomic_load(&e->abort) &&
+           ((dev->queued_bytes && dev->queued_bytes + size > e->window) ||
+            e->queued_bytes > VFMIG_MAX_BACKLOG))
         pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
+    dev->queued_bytes += size;
     e->queued_bytes += cost(size);
     pthread_mutex_unlock(&e->inbox_lock);
 }
 
-static void make_room(struct engine *e, size_t size)
+/* Returns whether there is more to be loaded. */
+static bool make_room(struct device_worker *dev, size_t size)
 {
+    struct engine *e = dev->engine;
+
     pthread_mutex_lock(&e->inbox_lock);
+    dev->queued_bytes -= size;
+    bool more = dev->queued_bytes;
     e->queued_bytes -= cost(size);
     pthread_cond_broadcast(&e->inbox_wake);
     pthread_mutex_unlock(&e->inbox_lock);
+    return more;
+}
+
+/* Often enough that the source need not wait for it; always when nothing is left, because a segment
+ * that is larger than the window waits for that. */
+static void give_credit(struct device_worker *dev, bool more)
+{
+    struct engine *e = dev->engine;
+    uint8_t out[VFMIG_CREDIT_BYTES];
+
+    if (more && dev->loaded_bytes - dev->told_bytes < e->window / CREDIT_PARTS)
+        return;
+    dev->told_bytes = dev->loaded_bytes;
+    vfmig_credit_encode(out, &(struct vfmig_credit){.device = dev->index, .bytes = dev->loaded_bytes});
+    /* That the link is gone is found out by others. */
+    (void)vfmig_channel_send(e->channels[VFMIG_RECORD_CONTROL], VFMIG_RECORD_CREDIT, out, sizeof(out),
+                             NULL);
 }
 
 static int push_segment(struct device_worker *dev, const void *data, size_t size, bool more,
@@ -50,11 +80,11 @@ static int push_segment(struct device_worker *dev, const void *data, size_t size
     segment->size = size;
     if (size)
         memcpy(segment->data, data, size);
-    wait_for_room(dev->engine, size);
+    wait_for_room(dev, size);
     pthread_mutex_lock(&dev->lock);
     if (atomic_load(&dev->engine->abort)) {
         pthread_mutex_unlock(&dev->lock);
-        make_room(dev->engine, size);
+        (void)make_room(dev, size);
         free(segment); /* nobody loads it any more */
         return 0;
     }
@@ -369,8 +399,9 @@ int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
             pthread_mutex_unlock(&dev->lock);
         }
         free(segment);
-        make_room(e, size);
+        bool more = make_room(dev, size);
         if (ret || end)
             return ret;
+        give_credit(dev, more);
     }
 }

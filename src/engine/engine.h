@@ -110,6 +110,8 @@ struct device_worker {
     struct device_job jobs[4]; /* two at most, but for sabotages of the barrier */
     uint32_t job_count;
 
+    _Atomic uint64_t credit_bytes; /* source: loaded at the destination; changes under inbox_lock */
+
     /* Source: what was sent. */
     uint64_t segments, bytes;
     uint64_t left_bytes;    /* estimate of what the stopped device still says; under lock */
@@ -122,6 +124,8 @@ struct device_worker {
     uint64_t loaded_bytes, loaded_ns, loaded_told;
     struct vfmig_buffer partial; /* receiver's thread only, as: */
     size_t passed;               /* bytes of the segment under way that are passed on already */
+    uint64_t told_bytes;   /* by CREDIT; its own thread only */
+    uint64_t queued_bytes; /* under inbox_lock */
     bool ended;
 };
 
@@ -214,6 +218,7 @@ struct engine {
     struct vfmig_buffer inbox[4]; /* by kind of VMSTATE */
     bool inbox_full[4];
     size_t queued_bytes, unfinished_bytes; /* of all devices' data: waits to be loaded; in pieces */
+    uint64_t window; /* of one device's data (record.h); source: 0 without a destination that answers */
     uint64_t final_round;
     struct engine_report report;
     char peer_reason[232];
@@ -286,6 +291,8 @@ void engine_link_cause(struct engine *e, struct vfmig_error *error);
 int engine_send_msg(struct engine *e, const struct vfmig_ho_msg *msg, struct vfmig_error *reterr);
 /* HANDOVER, PROGRESS and ERROR records of either side; 1: not one of them. */
 int engine_common_record(struct engine *e, const struct vfmig_record *record,
+                         struct vfmig_error *reterr);
+int engine_credit_record(struct engine *e, const struct vfmig_record *record,
                          struct vfmig_error *reterr);
 int engine_send_vmstate(struct engine *e, uint32_t kind, uint64_t final_round,
                         const struct vfmig_buffer *blob, struct vfmig_error *reterr);

@@ -191,6 +191,24 @@ int engine_ho_msg_decode(const struct vfmig_record *record, struct vfmig_ho_msg 
     return 0;
 }
 
+/* More than was sent is no credit. Before the device's thread exists there is nobody to tell. */
+int engine_credit_record(struct engine *e, const struct vfmig_record *record,
+                         struct vfmig_error *reterr)
+{
+    struct vfmig_credit credit;
+    int ret = vfmig_credit_decode(record->payload, record->length, &credit, reterr);
+
+    if (ret || credit.device >= e->vm.device_count)
+        return ret;
+    struct device_worker *dev = &e->devices[credit.device];
+    pthread_mutex_lock(&e->inbox_lock);
+    if (credit.bytes > atomic_load(&dev->credit_bytes))
+        atomic_store(&dev->credit_bytes, credit.bytes);
+    pthread_cond_broadcast(&e->inbox_wake);
+    pthread_mutex_unlock(&e->inbox_lock);
+    return 0;
+}
+
 /* PROGRESS: one byte says which. */
 int engine_send_progress(struct engine *e, char kind, const void *data, size_t size)
 {

@@ -90,7 +90,11 @@ static int measure_clock(struct engine *e, struct vfmig_channel *channel, struct
 
 static int on_record(void *user, const struct vfmig_record *record, struct vfmig_error *reterr)
 {
-    int ret = engine_common_record(user, record, reterr);
+    int ret;
+
+    if (record->tag == VFMIG_RECORD_CREDIT)
+        return engine_credit_record(user, record, reterr);
+    ret = engine_common_record(user, record, reterr);
 
     return ret <= 0 ? ret
                     : vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record->tag,
@@ -114,6 +118,7 @@ int source_connect(struct vfmig_source *source, struct vfmig_error *reterr)
     memcpy(e->channels, channels, count * sizeof(*channels));
     e->channel_count = count;
     pthread_mutex_unlock(&e->link_lock);
+    e->window = vfmig_device_window(e->vm.device_count);
     ret = check_cancel(source, reterr);
     if (ret == 0)
         ret = agree(e, channels[0], reterr);

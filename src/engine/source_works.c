@@ -9,7 +9,7 @@
 #include "io/sock.h"
 
 #define SECOND_NS     UINT64_C(1000000000)
-#define MIN_SAVE_BUFFER (UINT64_C(64) << 10)
+#define MIN_SAVE_BUFFER (UINT64_C(32) << 10)
 #define MEASURED_BYTES  (UINT64_C(256) << 10) /* fewer say little about a device's rate */
 
 static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
@@ -182,6 +182,23 @@ static ssize_t next_piece(struct device_worker *dev, void *buffer, size_t size,
     return got;
 }
 
+/* Until the destination's device has loaded enough: others go on meanwhile, on the same channel. */
+static void wait_for_credit(struct engine *e, struct device_worker *dev, uint64_t size)
+{
+    uint64_t loaded;
+
+    if (!e->window || vfmig_sabotage("send-without-credit"))
+        return;
+    pthread_mutex_lock(&e->inbox_lock);
+    while (!atomic_load(&e->abort)) {
+        loaded = atomic_load(&dev->credit_bytes);
+        if (loaded >= dev->bytes || dev->bytes - loaded + size <= e->window)
+            break;
+        pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
+    }
+    pthread_mutex_unlock(&e->inbox_lock);
+}
+
 /* buffer may be NULL when the device's data is taken where it lies. */
 static int stream_out(struct engine *e, struct device_worker *dev, bool final, void *buffer,
                       size_t size, uint64_t *ret_bytes, uint64_t *ret_waited_ns,
@@ -201,6 +218,7 @@ static int stream_out(struct engine *e, struct device_worker *dev, bool final, v
             return (int)got;
         if (got == 0)
             return final ? send_end(e, dev, channel, reterr) : 0;
+        wait_for_credit(e, dev, (uint64_t)got);
         int ret = vfmig_mover_share(e->mover, (uint64_t)got, &waited, reterr);
         *ret_waited_ns += waited;
         if (ret == 0)
@@ -221,10 +239,14 @@ static int stream_out(struct engine *e, struct device_worker *dev, bool final, v
 int source_do_data(struct engine *e, struct device_worker *dev, bool final,
                    struct vfmig_error *reterr)
 {
-    size_t size = (size_t)dev->target->info.max_data_xfer;
+    const struct vfmig_target_info *info = &dev->target->info;
+    size_t size = (size_t)info->max_data_xfer;
     uint64_t begin = vfmig_now_ns(), bytes, waited;
     int ret;
 
+    /* One is loaded while the next one is on its way. A portion of the region dialect is what it is. */
+    if (info->dialect == VFMIG_DIALECT_FEATURE && e->window && size > e->window / 2)
+        size = (size_t)e->window / 2;
     if (size < MIN_SAVE_BUFFER)
         size = MIN_SAVE_BUFFER;
     if (size > VFMIG_MAX_DEVICE_SEGMENT)

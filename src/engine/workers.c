@@ -309,6 +309,8 @@ int engine_workers_start(struct engine *e, struct vfmig_error *reterr)
     int ret = start_work_thread(e, &e->memory_thread, reterr);
 
     e->queued_bytes = e->unfinished_bytes = 0;
+    if (e->role == VFMIG_FLOW_DESTINATION)
+        e->window = vfmig_device_window(e->vm.device_count);
 
     if (!ret)
         ret = start_work_thread(e, &e->vm_thread, reterr);

@@ -144,6 +144,31 @@ int vfmig_device_end_decode(const uint8_t *in, size_t size, struct vfmig_device_
     return 0;
 }
 
+void vfmig_credit_encode(uint8_t out[VFMIG_CREDIT_BYTES], const struct vfmig_credit *credit)
+{
+    vfmig_le32_put(out, credit->device);
+    vfmig_le32_put(out + 4, 0);
+    vfmig_le64_put(out + 8, credit->bytes);
+}
+
+int vfmig_credit_decode(const uint8_t *in, size_t size, struct vfmig_credit *ret_credit,
+                        struct vfmig_error *reterr)
+{
+    if (size != VFMIG_CREDIT_BYTES || vfmig_le32_get(in) >= VFMIG_MAX_DEVICES ||
+        vfmig_le32_get(in + 4) != 0)
+        return bad_payload("CREDIT", size, reterr);
+    ret_credit->device = vfmig_le32_get(in);
+    ret_credit->bytes = vfmig_le64_get(in + 8);
+    return 0;
+}
+
+uint64_t vfmig_device_window(uint32_t device_count)
+{
+    uint64_t share = device_count ? VFMIG_WINDOW_ALL / device_count : VFMIG_WINDOW_ALL;
+
+    return share < VFMIG_WINDOW_MAX ? share : VFMIG_WINDOW_MAX;
+}
+
 /* Peer text: cut at the room, terminated, every control byte replaced. */
 static void copy_text(char *out, size_t room, const uint8_t *in, size_t size)
 {

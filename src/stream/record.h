@@ -194,6 +194,19 @@ void vfmig_packed_encode(uint8_t out[VFMIG_PACKED_BYTES], const struct vfmig_pac
 int vfmig_packed_decode(const uint8_t *in, size_t size, struct vfmig_packed *ret_packed,
                         struct vfmig_error *reterr);
 
+/* --- CREDIT. A source has at most a window of a device's data on its way that is not loaded yet, or
+ * one segment that is larger. So a device that loads slowly does not stop a channel. */
+struct vfmig_credit {
+    uint32_t device;
+    uint64_t bytes; /* of its data, loaded since the beginning */
+};
+#define VFMIG_CREDIT_BYTES 16u
+void vfmig_credit_encode(uint8_t out[VFMIG_CREDIT_BYTES], const struct vfmig_credit *credit);
+int vfmig_credit_decode(const uint8_t *in, size_t size, struct vfmig_credit *ret_credit,
+                        struct vfmig_error *reterr);
+/* Bytes of one device's window when so many devices migrate; both sides compute it. */
+uint64_t vfmig_device_window(uint32_t device_count);
+
 /* --- VERDICT and ERROR: text is always terminated and made printable by the decoder. */
 struct vfmig_verdict {
     bool accept;

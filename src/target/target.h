@@ -33,8 +33,8 @@ struct vfmig_target_ops {
     int (*reset)(struct vfmig_target *t, struct vfmig_error *reterr);
 
     /* Device data. save returns bytes read into buf (a whole v1 portion or a piece of the v2
-     * stream); 0 is "nothing now" with R and "end of stream" without. The size of buf is at
-     * least max_data_xfer. load takes what one save returned, whole and in order. */
+     * stream); 0 is "nothing now" with R and "end of stream" without. In the region dialect the
+     * size of buf is at least max_data_xfer. load takes what one save returned, whole and in order. */
     ssize_t (*save)(struct vfmig_target *t, void *buf, size_t size, struct vfmig_error *reterr);
     int (*load)(struct vfmig_target *t, const void *data, size_t size, struct vfmig_error *reterr);
     /* The same for portions that are larger than a buffer should be: *ret_more says that the rest of

@@ -171,6 +171,7 @@ static int change(struct rig_device *dev, enum vfmig_state state)
     }
     if (state == VFMIG_STATE_STOP_COPY) {
         dev->at = 0;
+        dev->bulk_left = dev->bulk_pieces;
         if (dev->state != VFMIG_STATE_PRE_COPY && dev->state != VFMIG_STATE_PRE_COPY_NDMA)
             dev->sequence = 0;
     }
@@ -242,6 +243,11 @@ static ssize_t save(struct vfmig_target *t, void *buf, size_t size, struct vfmig
     } else if (ret == 0 && dev->state == VFMIG_STATE_PRE_COPY && dev->pre_left) {
         dev->pre_left--;
         piece.size = PIECE_BYTES;
+        some = true;
+    } else if (ret == 0 && dev->state == VFMIG_STATE_STOP_COPY && dev->bulk_left &&
+               size >= sizeof(piece) + dev->bulk_bytes) {
+        dev->bulk_left--;
+        piece.size = dev->bulk_bytes;
         some = true;
     } else if (ret == 0 && dev->state == VFMIG_STATE_STOP_COPY && dev->at <= RIG_STATE_BYTES) {
         size_t left = RIG_STATE_BYTES - dev->at;

@@ -75,7 +75,9 @@ struct rig_device {
     /* What is wrong with it for good; under lock. */
     bool dead;    /* its process is gone */
     bool endless; /* its data has no end */
-    /* Writes memory by message whenever this state is entered. */
+    /* Pieces of logged changes that it still has when it is stopped, and their size; 0: none. */
+    uint32_t bulk_pieces, bulk_bytes, bulk_left;
+    /* Called when it has entered a state. */
     void (*on_state)(struct rig_device *dev, enum vfmig_state state);
 };
 

@@ -339,6 +339,28 @@ static void device_records_survive_the_trip(void **state)
     assert_int_equal(vfmig_device_end_decode(bytes, 24, &end, NULL), -EBADMSG);
 }
 
+static void credit_survives_the_trip(void **state)
+{
+    uint8_t bytes[VFMIG_CREDIT_BYTES];
+    struct vfmig_credit credit;
+
+    vfmig_credit_encode(bytes, &(struct vfmig_credit){255, 1ull << 40});
+    assert_int_equal(vfmig_credit_decode(bytes, 16, &credit, NULL), 0);
+    assert_true(credit.device == 255 && credit.bytes == 1ull << 40);
+    assert_int_equal(vfmig_credit_decode(bytes, 15, &credit, NULL), -EBADMSG);
+    vfmig_le32_put(bytes + 4, 1);
+    assert_int_equal(vfmig_credit_decode(bytes, 16, &credit, NULL), -EBADMSG);
+    vfmig_credit_encode(bytes, &(struct vfmig_credit){VFMIG_MAX_DEVICES, 0});
+    assert_int_equal(vfmig_credit_decode(bytes, 16, &credit, NULL), -EBADMSG);
+
+    /* All windows together stay within their limit, and so does each. */
+    for (uint32_t count = 0; count <= VFMIG_MAX_DEVICES; count++) {
+        uint64_t window = vfmig_device_window(count);
+        assert_true(window > 0 && window <= VFMIG_WINDOW_MAX);
+        assert_true(window * count <= VFMIG_WINDOW_ALL);
+    }
+}
+
 static void texts_are_bounded_terminated_and_printable(void **state)
 {
     uint8_t bytes[VFMIG_MAX_STREAM_TEXT];
@@ -417,6 +439,7 @@ int main(void)
         cmocka_unit_test(a_flipped_bit_of_a_table_is_seen_before_a_page_is_placed),
         cmocka_unit_test(hello_is_checked_field_by_field),
         cmocka_unit_test(device_records_survive_the_trip),
+        cmocka_unit_test(credit_survives_the_trip),
         cmocka_unit_test(texts_are_bounded_terminated_and_printable),
         cmocka_unit_test(the_clock_offset_is_inside_its_error),
     };
