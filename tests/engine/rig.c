@@ -126,9 +126,42 @@ uint32_t rig_find(const struct rig *rig, uint32_t from, enum rig_side side, enum
 
 /* --- devices --- */
 
-static bool may_dma(enum vfmig_state state)
+/* Where N stops nothing but DMA to peers, memory is written until the device stops. */
+static bool may_dma(const struct rig_device *dev)
 {
-    return state == VFMIG_STATE_RUNNING || state == VFMIG_STATE_PRE_COPY;
+    bool n = dev->state == VFMIG_STATE_PRE_COPY_NDMA || dev->state == VFMIG_STATE_RUNNING_NDMA;
+
+    return dev->state == VFMIG_STATE_RUNNING || dev->state == VFMIG_STATE_PRE_COPY ||
+           (n && dev->base.info.quiet == VFMIG_QUIET_P2P);
+}
+
+bool rig_dma(struct rig_device *dev, uint64_t page, uint64_t value)
+{
+    struct rig_vm *vm = dev->vm;
+
+    pthread_mutex_lock(&dev->lock);
+    bool may = may_dma(dev) && !dev->dead;
+    if (may)
+        rig_write(vm, dev->index + 1, page, value);
+    pthread_mutex_unlock(&dev->lock);
+    return may;
+}
+
+uint64_t rig_read(const struct rig_vm *vm, uint64_t page)
+{
+    const uint64_t *words =
+        (const uint64_t *)((const uint8_t *)vm->blocks[0].host + page * VFMIG_PAGE_SIZE);
+
+    return __atomic_load_n(words, __ATOMIC_RELAXED);
+}
+
+void rig_write(struct rig_vm *vm, uint32_t tracker, uint64_t page, uint64_t value)
+{
+    uint64_t *words = (uint64_t *)((uint8_t *)vm->blocks[0].host + page * VFMIG_PAGE_SIZE);
+
+    __atomic_store_n(words, value, __ATOMIC_RELAXED);
+    if (atomic_load(&vm->trackers[tracker].on))
+        vfmig_bitmap_set_range_atomic(vm->trackers[tracker].map.bitmaps[0], page, 1);
 }
 
 static struct rig_device *device_of(struct vfmig_target *t)
@@ -452,7 +485,7 @@ static void device_round(struct rig_vm *vm)
     for (uint32_t i = 0; i < vm->vm.device_count; i++) {
         struct rig_device *dev = &vm->devices[i];
         pthread_mutex_lock(&dev->lock);
-        if (may_dma(dev->state) && vm->progress && !dev->dead) {
+        if (may_dma(dev) && vm->progress && !dev->dead) {
             write_page(vm, &vm->trackers[i + 1], ++dev->dma_count << 32);
             if (vm->vm.device_count <= MANY)
                 put(vm->rig, &(struct rig_entry){.side = vm->side, .op = RIG_DMA, .device = i,

@@ -170,6 +170,13 @@ void rig_assert_moved(struct rig *rig);
 /* The guest makes progress right now. */
 bool rig_progresses(struct rig_vm *vm);
 
+/* A page of block 0 that the guest leaves alone (from RIG_FREE_PAGE on): written and logged by one of the
+ * trackers (0: the VMM's own, as DMA by message is); by a device, if its state lets it. */
+#define RIG_FREE_PAGE 700u
+void rig_write(struct rig_vm *vm, uint32_t tracker, uint64_t page, uint64_t value);
+bool rig_dma(struct rig_device *dev, uint64_t page, uint64_t value);
+uint64_t rig_read(const struct rig_vm *vm, uint64_t page);
+
 /* First entry at or after `from` that fits; log_count when there is none. */
 uint32_t rig_find(const struct rig *rig, uint32_t from, enum rig_side side, enum rig_op op,
                   uint32_t device, uint32_t arg, bool end);
