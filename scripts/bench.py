@@ -35,6 +35,8 @@ BENCHMARKS = {
 LONG = {
     "converge_bench.py --runs 50 prediction": ["prediction-error-p95"],
     "converge_bench.py --runs 50 limit": LIMITS,
+    "devices_bench": ["devices-rate-8", "devices-rate-64", "devices-free-1", "devices-free-2",
+                      "devices-free-4", "devices-free-8", "devices-stateless-4"],
 }
 
 
