@@ -204,7 +204,9 @@ static void check_back(void)
     for (unsigned i = 0;; i++, nap()) {
         helpless = not_running(source, &given);
         vfmig_source_status(rig.source, &progress);
-        if ((given && progress.devices_lost == helpless) || !rig.hung || i == PATIENCE)
+        /* Even one that is beyond help may be tried once more when its hanging reset has ended. */
+        if ((given && progress.devices_lost == helpless &&
+             progress.devices_reset == resets(RIG_SOURCE)) || i == PATIENCE)
             break;
     }
     assert_true(given);

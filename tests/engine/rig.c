@@ -680,6 +680,7 @@ static void trace(void *opaque, const char *json)
 
     if (getenv("RIG_TRACE"))
         fprintf(stderr, "%d %s\n", vm->side, json);
+    order_rules_feed(&vm->rules, json);
 }
 
 static const struct vfmig_vm_ops vm_ops = {
@@ -827,6 +828,11 @@ void rig_close(struct rig *rig)
     vfmig_destination_free(rig->destination);
     close_vm(&rig->side[RIG_SOURCE]);
     close_vm(&rig->side[RIG_DEST]);
+    for (unsigned side = 0; side < 2; side++) {
+        if (rig->side[side].rules.broken[0])
+            print_error("%s\n", rig->side[side].rules.broken);
+        assert_string_equal(rig->side[side].rules.broken, "");
+    }
     dir = opendir(rig->dir);
     for (struct dirent *entry; dir && (entry = readdir(dir));) {
         snprintf(path, sizeof(path), "%s/%s", rig->dir, entry->d_name);
@@ -864,6 +870,9 @@ void rig_assert_moved(struct rig *rig)
 {
     struct rig_vm *source = &rig->side[RIG_SOURCE], *dest = &rig->side[RIG_DEST];
 
+    /* The order rules have seen all of it. */
+    assert_true(source->rules.judged >= 6 + 3 * source->vm.device_count);
+    assert_true(dest->rules.judged >= 1 + 3 * dest->vm.device_count);
     assert_false(running(source));
     assert_quiet_trackers(source);
     assert_int_equal(rig->both_running, 0);

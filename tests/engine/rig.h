@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "dirty/tracker.h"
+#include "order_rules.h"
 #include "target/target.h"
 #include "vfmig/migrate.h"
 
@@ -108,6 +109,7 @@ struct rig_vm {
     _Atomic uint64_t progress; /* writes of the guest */
     uint64_t random;
     const char *identity;
+    struct order_rules rules; /* over the trace of this side; the engine writes one line at a time */
 };
 
 enum rig_lie {
