@@ -539,7 +539,7 @@ bool rig_progresses(struct rig_vm *vm)
     struct timespec nap = {.tv_nsec = 200000};
     uint64_t before = atomic_load(&vm->progress);
 
-    for (unsigned i = 0; i < 10000 && running(vm); i++) {
+    for (unsigned i = 0; i < 100000 && running(vm); i++) {
         if (atomic_load(&vm->progress) > before)
             return true;
         nanosleep(&nap, NULL);
