@@ -239,7 +239,7 @@ int user_log_report(struct user *u, user_report_fn fetch, uint64_t iova, uint64_
                     uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr)
 {
     uint64_t end = iova + size;
-    struct user_map map;
+    struct user_map map = {0};
     int r = 0;
 
     if (u->ours || u->maps_unknown || page_size == 0 || end < iova ||

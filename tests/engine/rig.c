@@ -390,7 +390,7 @@ static int track_start_split(struct vfmig_tracker *t, const struct vfmig_memory 
     int ret = track_start(t, memory, reterr);
 
     pthread_mutex_lock(&dev->lock);
-    if (may_dma(dev->state))
+    if (may_dma(dev))
         write_between(tracker, dev);
     pthread_mutex_unlock(&dev->lock);
     return ret;
@@ -412,7 +412,7 @@ static int track_sync_split(struct vfmig_tracker *t, struct vfmig_dirty_map *map
             tracker->splits += tracker->map.bitmaps[b][i] != 0;
         }
     }
-    if (may_dma(dev->state))
+    if (may_dma(dev))
         write_between(tracker, dev);
     for (uint32_t b = 0; ret == 0 && b < 2; b++)
         memset(tracker->map.bitmaps[b], 0,
