@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""C59: without the grace states a device's peer to peer DMA reaches one that is stopped already, and
-the guest ends with memory that is not as it was written. With them it never does."""
+"""C59: without the grace states a device's peer to peer DMA reaches one that is stopped already, and what
+it wrote is lost. With them it never does."""
 import pytest
 
 from world import World, assert_guest_lives, migrate, wait_until
@@ -8,6 +8,8 @@ from world import World, assert_guest_lives, migrate, wait_until
 # So much is queued that a device has work for much longer than the others take to stop.
 GUEST = ("--working-set", "8M", "--dirty-rate", "20M", "--dma-in-flight", "48")
 GUEST_ERROR_P2P = 15
+ATTEMPTS = 8
+LOOKS = 20  # of the guest at memory that its devices write
 
 
 @pytest.fixture
@@ -46,11 +48,26 @@ def test_the_barrier_holds(world):
     assert count_hits(world, source, target, names) == dict.fromkeys(names, 0)
 
 
+def attack(side, victim):
+    """One guest moved without the barrier: whether it hit. The devices may have had no work just then."""
+    with World() as world:
+        source, target, names = move(world, **{f"{side}_sabotage": "skip-barrier"})
+        before = [device["p2p-looks"] for device in target("x-guest")["devices"]]
+
+        def judged():
+            guest = target("x-guest")
+            now = [device["p2p-looks"] for device in guest["devices"]]
+            return guest["first-error"] or all(b - a > LOOKS for a, b in zip(before, now))
+        # A doorbell that was dropped as well leaves a device without work, and the guest nothing to find.
+        found = wait_until(judged, "an error that the guest finds, or none")
+        hits = count_hits(world, source, target, names)
+        assert found in (True, GUEST_ERROR_P2P)
+        hit = hits.pop(victim) > 0
+        assert hit or found is True, hits
+        assert not any(hits.values()), hits
+        return hit
+
+
 @pytest.mark.parametrize("side, victim", [("source", "a1"), ("target", "b1")])
-def test_the_attack_hits_without_it(world, side, victim):
-    source, target, names = move(world, **{f"{side}_sabotage": "skip-barrier"})
-    found = wait_until(lambda: target("x-guest")["first-error"], "an error that the guest finds")
-    assert found == GUEST_ERROR_P2P
-    hits = count_hits(world, source, target, names)
-    assert hits.pop(victim) > 0
-    assert not any(hits.values()), hits
+def test_the_attack_hits_without_it(side, victim):
+    assert any(attack(side, victim) for _ in range(ATTEMPTS))
