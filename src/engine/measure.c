@@ -12,6 +12,9 @@
 #define SECOND_NS UINT64_C(1000000000)
 /* A round, or a device's pass, of fewer bytes says little about a rate. */
 #define MEASURED_BYTES        (UINT64_C(4) << 20)
+/* Bytes per second, of a link on which nothing but such rounds was sent: 1 Gbit/s, until one tells more.
+ * How long a few pages take says something about latency only. */
+#define UNKNOWN_BANDWIDTH     (UINT64_C(119) << 20)
 #define MEASURED_DEVICE_BYTES (UINT64_C(256) << 10)
 /* The journal is tried once in so long: often enough to forget that it was late once, and so seldom
  * that READY hardly ever waits for a trial. */
@@ -53,8 +56,10 @@ void engine_measure_round(struct engine *e, uint64_t bytes, const struct vfmig_m
     m->round_alone_ns = vfmig_converge_alone(busy_ns, guest_ns, moved->use.waited_ns,
                                              cpus > 0 ? (uint32_t)cpus : 1);
     m->round_sent_ns = vfmig_now_ns();
-    if (busy_ns && (bytes >= MEASURED_BYTES || !m->rough_bandwidth))
+    if (busy_ns && bytes >= MEASURED_BYTES)
         m->rough_bandwidth = rate_of(bytes, busy_ns);
+    else if (!m->rough_bandwidth)
+        m->rough_bandwidth = UNKNOWN_BANDWIDTH;
     pthread_mutex_unlock(&m->lock);
 }
 
