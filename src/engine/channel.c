@@ -91,6 +91,7 @@ void vfmig_channel_free(struct vfmig_channel *channel)
     if (!channel)
         return;
     close(channel->fd);
+    vfmig_fds_close(&channel->fds);
     pthread_mutex_destroy(&channel->turn_lock);
     pthread_mutex_destroy(&channel->pack_lock);
     vfmig_pack_free(channel->pack);
@@ -180,10 +181,15 @@ static int send_error(struct vfmig_channel *channel, int code, struct vfmig_erro
                            channel->index, strerror(-code));
 }
 
-static ssize_t send_some(struct vfmig_channel *channel, struct iovec *iov, size_t count)
+/* fds, unless it is NULL, goes with the first byte. */
+static ssize_t send_some(struct vfmig_channel *channel, struct iovec *iov, size_t count,
+                         const struct vfmig_fds *fds)
 {
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
+    struct vfmig_channel_control control;
 
+    if (fds)
+        vfmig_channel_put_fds(&msg, &control, fds);
     if (!channel->file)
         return sendmsg(channel->fd, &msg, MSG_NOSIGNAL);
     if (atomic_load(&channel->cancelled)) {
@@ -195,16 +201,17 @@ static ssize_t send_some(struct vfmig_channel *channel, struct iovec *iov, size_
 
 /* Sends all of iov; what it points to is consumed. */
 static int send_all(struct vfmig_channel *channel, struct iovec *iov, size_t count,
-                    struct vfmig_error *reterr)
+                    const struct vfmig_fds *fds, struct vfmig_error *reterr)
 {
     while (count) {
-        ssize_t sent = send_some(channel, iov, count);
+        ssize_t sent = send_some(channel, iov, count, fds);
         if (sent < 0) {
             int code = -errno;
             if (code == -EINTR)
                 continue;
             return send_error(channel, code, reterr);
         }
+        fds = NULL;
         atomic_fetch_add_explicit(&channel->bytes_sent, (uint64_t)sent, memory_order_relaxed);
         for (size_t left = (size_t)sent; count && left >= iov->iov_len; iov++, count--, sent = (ssize_t)left)
             left -= iov->iov_len;
@@ -274,9 +281,9 @@ uint32_t vfmig_channel_waiting(struct vfmig_channel *channel)
     return waiting;
 }
 
-int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
-                              struct iovec *iov, size_t iov_count, uint32_t length, uint32_t crc,
-                              struct vfmig_error *reterr)
+static int send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag, struct iovec *iov,
+                       size_t iov_count, uint32_t length, uint32_t crc,
+                       const struct vfmig_fds *fds, struct vfmig_error *reterr)
 {
     uint8_t head[VFMIG_RECORD_HEAD_BYTES];
 
@@ -286,7 +293,7 @@ int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_t
     if (!channel->send_failed.code) {
         vfmig_record_head_encode(head, tag, channel->index, channel->send_sequence++, length, crc);
         iov[0] = (struct iovec){head, sizeof(head)};
-        send_all(channel, iov, iov_count, &channel->send_failed);
+        send_all(channel, iov, iov_count, fds, &channel->send_failed);
     }
     int rc = channel->send_failed.code;
     if (rc < 0 && reterr)
@@ -297,6 +304,23 @@ int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_t
                         "nothing follows the BYE of a file");
     give_turn(channel);
     return rc;
+}
+
+int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                              struct iovec *iov, size_t iov_count, uint32_t length, uint32_t crc,
+                              struct vfmig_error *reterr)
+{
+    return send_record(channel, tag, iov, iov_count, length, crc, /* fds= */ NULL, reterr);
+}
+
+int vfmig_channel_send_fds(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                           const void *data, size_t size, const struct vfmig_fds *fds,
+                           struct vfmig_error *reterr)
+{
+    struct iovec iov[2] = {{0}, {(void *)(uintptr_t)data, size}};
+
+    return send_record(channel, tag, iov, 2, (uint32_t)size, vfmig_crc32c(0, data, size), fds,
+                       reterr);
 }
 
 int vfmig_channel_sendv(struct vfmig_channel *channel, enum vfmig_record_tag tag,

@@ -12,6 +12,7 @@
 #include <sys/uio.h>
 
 #include "dirty/tracker.h"
+#include "base/fds.h"
 #include "stream/record.h"
 #include "vfmig/error.h"
 #include "vfmig/memory.h"
@@ -78,6 +79,16 @@ int vfmig_channel_send(struct vfmig_channel *channel, enum vfmig_record_tag tag,
                        size_t size, struct vfmig_error *reterr);
 int vfmig_channel_sendv(struct vfmig_channel *channel, enum vfmig_record_tag tag,
                         const struct iovec *parts, int part_count, struct vfmig_error *reterr);
+
+/* One record with descriptors, which stay the caller's; over a unix socket only. */
+int vfmig_channel_send_fds(struct vfmig_channel *channel, enum vfmig_record_tag tag,
+                           const void *data, size_t size, const struct vfmig_fds *fds,
+                           struct vfmig_error *reterr);
+/* Before anything else is received: descriptors that come are kept from now on. */
+void vfmig_channel_expect_fds(struct vfmig_channel *channel);
+/* Those that came up to the record that was received last, perhaps some behind it; the caller's then.
+ * Receiving thread. */
+void vfmig_channel_take_fds(struct vfmig_channel *channel, struct vfmig_fds *ret_fds);
 
 /* The pages of runs as one MEMORY record straight from guest memory, at most VFMIG_MAX_MEMORY_PAGES;
  * they may be written meanwhile (record.h). */

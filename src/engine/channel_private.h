@@ -6,6 +6,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include <sys/socket.h>
+
+#include "base/fds.h"
 #include "core/rates.h"
 #include "engine/channel.h"
 
@@ -39,6 +42,8 @@ struct vfmig_channel {
 
     /* Receiving thread only. */
     uint64_t recv_sequence;
+    bool wants_fds; /* else the kernel closes what comes */
+    struct vfmig_fds fds; /* came and were not taken */
     uint64_t head_ns;
     struct vfmig_error recv_failed;
     uint8_t ahead[AHEAD_BYTES];
@@ -71,6 +76,16 @@ void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, 
 void vfmig_channel_note_cold(struct vfmig_channel *channel, uint32_t run_count);
 
 uint64_t vfmig_channel_now_ns(void);
+
+/* channel_fds.c: room for the descriptors of one message. */
+struct vfmig_channel_control {
+    _Alignas(struct cmsghdr) char bytes[CMSG_SPACE(VFMIG_MAX_MSG_FDS * sizeof(int))];
+};
+void vfmig_channel_put_fds(struct msghdr *msg, struct vfmig_channel_control *control,
+                           const struct vfmig_fds *fds);
+/* After a message was received: those that came are the channel's. More than it holds: -EPROTO. */
+int vfmig_channel_keep_fds(struct vfmig_channel *channel, struct msghdr *msg,
+                           struct vfmig_error *reterr);
 
 /* One record; iov[0] is for the head, the payload's CRC is known. iov is consumed. */
 int vfmig_channel_send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,

@@ -79,6 +79,11 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
         set_low_water(channel, at_least);
     for (;;) {
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
+        struct vfmig_channel_control control;
+        if (channel->wants_fds) {
+            msg.msg_control = control.bytes;
+            msg.msg_controllen = sizeof(control.bytes);
+        }
         if (patient)
             wait_low_water(channel);
         if (channel->file && atomic_load(&channel->cancelled))
@@ -87,6 +92,8 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
                                     : recvmsg(channel->fd, &msg,
                                               MSG_CMSG_CLOEXEC | (patient ? MSG_DONTWAIT : 0));
         int code = got < 0 ? -errno : 0;
+        if (got > 0 && channel->wants_fds && vfmig_channel_keep_fds(channel, &msg, reterr))
+            return -EPROTO;
         if (got > 0) {
             atomic_fetch_add_explicit(&channel->bytes_received, (uint64_t)got,
                                       memory_order_relaxed);

@@ -276,6 +276,24 @@ static void take_vmstate(struct inspect *in, const uint8_t *data, uint32_t size,
         add_number(item, "last-round", vfmig_le64_get(data + 8));
 }
 
+/* The descriptors themselves are not in what was kept of a stream. */
+static int take_shared(const uint8_t *data, uint32_t size, struct vfmig_inspect_item *item,
+                       struct vfmig_error *reterr)
+{
+    struct vfmig_shared_block blocks[VFMIG_MAX_MSG_FDS];
+    uint64_t bytes = 0;
+    uint32_t count = 0;
+    int ret = vfmig_shared_decode(data, size, blocks, &count, reterr);
+
+    if (ret)
+        return ret;
+    for (uint32_t i = 0; i < count; i++)
+        bytes += blocks[i].size;
+    add_number(item, "blocks", count);
+    add_number(item, "bytes", bytes);
+    return 0;
+}
+
 static int take(struct inspect *in, const struct vfmig_record_head *head, const uint8_t *data,
                 struct vfmig_inspect_item *item, struct vfmig_error *reterr)
 {
@@ -311,6 +329,8 @@ static int take(struct inspect *in, const struct vfmig_record_head *head, const 
     case VFMIG_RECORD_PROGRESS:
         add_bytes(in, item, "text", data, head->length < 64 ? head->length : 64);
         return 0;
+    case VFMIG_RECORD_RAMFDS:
+        return take_shared(data, head->length, item, reterr);
     case VFMIG_RECORD_BYE:
         in->totals->bye = true;
         return 0;

@@ -162,6 +162,40 @@ int vfmig_credit_decode(const uint8_t *in, size_t size, struct vfmig_credit *ret
     return 0;
 }
 
+size_t vfmig_shared_encode(uint8_t out[VFMIG_SHARED_BYTES_MAX],
+                           const struct vfmig_shared_block *blocks, uint32_t count)
+{
+    vfmig_le32_put(out, count);
+    vfmig_le32_put(out + 4, 0);
+    for (uint32_t i = 0; i < count; i++) {
+        vfmig_le64_put(out + 8 + 24 * i, blocks[i].gpa);
+        vfmig_le64_put(out + 16 + 24 * i, blocks[i].size);
+        vfmig_le64_put(out + 24 + 24 * i, blocks[i].fd_offset);
+    }
+    return 8 + 24 * (size_t)count;
+}
+
+int vfmig_shared_decode(const uint8_t *in, size_t size, struct vfmig_shared_block *ret_blocks,
+                        uint32_t *ret_count, struct vfmig_error *reterr)
+{
+    uint32_t count = size >= 8 ? vfmig_le32_get(in) : 0;
+
+    if (!count || count > VFMIG_MAX_MSG_FDS || size != 8 + 24 * (size_t)count ||
+        vfmig_le32_get(in + 4) != 0)
+        return bad_payload("RAMFDS", size, reterr);
+    for (uint32_t i = 0; i < count; i++) {
+        struct vfmig_shared_block *block = &ret_blocks[i];
+        block->gpa = vfmig_le64_get(in + 8 + 24 * i);
+        block->size = vfmig_le64_get(in + 16 + 24 * i);
+        block->fd_offset = vfmig_le64_get(in + 24 + 24 * i);
+        if (!block->size || block->size > INT64_MAX || block->fd_offset > INT64_MAX - block->size ||
+            (block->gpa | block->size | block->fd_offset) % VFMIG_PAGE_SIZE)
+            return bad_payload("RAMFDS", size, reterr);
+    }
+    *ret_count = count;
+    return 0;
+}
+
 uint64_t vfmig_device_window(uint32_t device_count)
 {
     uint64_t share = device_count ? VFMIG_WINDOW_ALL / device_count : VFMIG_WINDOW_ALL;

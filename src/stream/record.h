@@ -207,6 +207,21 @@ int vfmig_credit_decode(const uint8_t *in, size_t size, struct vfmig_credit *ret
 /* Bytes of one device's window when so many devices migrate; both sides compute it. */
 uint64_t vfmig_device_window(uint32_t device_count);
 
+/* --- RAMFDS, on a unix socket: u32 blocks, u32 0, and for each block {u64 guest address, u64 bytes, u64
+ * offset in its descriptor}. One descriptor a block, in order, comes with the record's first byte. */
+struct vfmig_shared_block {
+    uint64_t gpa;
+    uint64_t size;
+    uint64_t fd_offset;
+};
+#define VFMIG_SHARED_BYTES_MAX (8u + 24u * VFMIG_MAX_MSG_FDS)
+/* At most VFMIG_MAX_MSG_FDS blocks. Returns the bytes written. */
+size_t vfmig_shared_encode(uint8_t out[VFMIG_SHARED_BYTES_MAX],
+                           const struct vfmig_shared_block *blocks, uint32_t count);
+/* ret_blocks has room for VFMIG_MAX_MSG_FDS. Whole pages, none of which ends beyond what an off_t holds. */
+int vfmig_shared_decode(const uint8_t *in, size_t size, struct vfmig_shared_block *ret_blocks,
+                        uint32_t *ret_count, struct vfmig_error *reterr);
+
 /* --- VERDICT and ERROR: text is always terminated and made printable by the decoder. */
 struct vfmig_verdict {
     bool accept;

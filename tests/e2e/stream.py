@@ -8,7 +8,7 @@ import struct
 REQUIRED = 1
 TAGS = {"HELLO": 1, "IDENTITY": 2, "VERDICT": 3, "MEMORY": 4, "ZERO": 5, "ROUND": 6, "DEVDATA": 7,
         "DEVEND": 8, "VMSTATE": 9, "HANDOVER": 10, "PROGRESS": 11, "PING": 12, "PONG": 13,
-        "ERROR": 14, "BYE": 15, "CREDIT": 17}
+        "ERROR": 14, "BYE": 15, "CREDIT": 17, "RAMFDS": 18}
 OPTIONAL = ("PROGRESS", "PING", "PONG", "CREDIT")
 MESSAGES = {"OFFER": 1, "SEAL": 2, "READY": 3, "GRANT": 4, "RUNNING": 5, "REFUSED": 6, "ABORT": 7,
             "RELEASED": 8, "QUERY": 9, "OUTCOME": 10}

@@ -339,6 +339,32 @@ static void device_records_survive_the_trip(void **state)
     assert_int_equal(vfmig_device_end_decode(bytes, 24, &end, NULL), -EBADMSG);
 }
 
+static void passed_memory_survives_the_trip(void **state)
+{
+    const struct vfmig_shared_block sent[2] = {{0, 4096, 8192}, {1ull << 32, 1ull << 40, 0}};
+    const struct vfmig_shared_block bad[] = {
+        {1, 4096, 0},         {0, 4095, 0},    {0, 4096, 1},
+        {0, 0, 0},            {0, 1ull << 63, 0}, {0, 4096, 0x7ffffffffffff000},
+    };
+    uint8_t bytes[VFMIG_SHARED_BYTES_MAX];
+    struct vfmig_shared_block got[VFMIG_MAX_MSG_FDS];
+    uint32_t count = 0;
+
+    assert_int_equal(vfmig_shared_encode(bytes, sent, 2), 56);
+    assert_int_equal(vfmig_shared_decode(bytes, 56, got, &count, NULL), 0);
+    assert_int_equal(count, 2);
+    assert_memory_equal(got, sent, sizeof(sent));
+    for (size_t size = 0; size < 56; size++)
+        assert_int_equal(vfmig_shared_decode(bytes, size, got, &count, NULL), -EBADMSG);
+    vfmig_le32_put(bytes + 4, 1);
+    assert_int_equal(vfmig_shared_decode(bytes, 56, got, &count, NULL), -EBADMSG);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_int_equal(vfmig_shared_decode(bytes, vfmig_shared_encode(bytes, &bad[i], 1), got,
+                                             &count, NULL), -EBADMSG);
+    vfmig_le32_put(bytes, VFMIG_MAX_MSG_FDS + 1);
+    assert_int_equal(vfmig_shared_decode(bytes, sizeof(bytes), got, &count, NULL), -EBADMSG);
+}
+
 static void credit_survives_the_trip(void **state)
 {
     uint8_t bytes[VFMIG_CREDIT_BYTES];
@@ -439,6 +465,7 @@ int main(void)
         cmocka_unit_test(a_flipped_bit_of_a_table_is_seen_before_a_page_is_placed),
         cmocka_unit_test(hello_is_checked_field_by_field),
         cmocka_unit_test(device_records_survive_the_trip),
+        cmocka_unit_test(passed_memory_survives_the_trip),
         cmocka_unit_test(credit_survives_the_trip),
         cmocka_unit_test(texts_are_bounded_terminated_and_printable),
         cmocka_unit_test(the_clock_offset_is_inside_its_error),
