@@ -129,6 +129,15 @@ struct vfmig_vm_ops {
      * order of their times. Any thread of the engine, one call at a time; some of them are inside
      * the downtime, so it must be quick. */
     void (*trace)(void *opaque, const char *json);
+
+    /* NULL: cannot. Destination of a source with the option local: block's memory is what fd has at
+     * fd_offset (checked: a sealed memfd that is large enough). It is mapped in place of the VM's own at
+     * the same host address, and devices' DMA with it; they are in {}. fd stays the engine's. Until
+     * vcpus_start the guest is the source's, and nothing of this VM may write there: what
+     * a callback before does must leave memory alone. fd -1: the attempt failed; the VM's own memory
+     * is back in its place for the next one, also when the block was never adopted. */
+    int (*memory_adopt)(void *opaque, uint32_t block, int fd, uint64_t fd_offset,
+                        struct vfmig_error *reterr);
 };
 #define VFMIG_VM_OPS_VERSION 1u
 
@@ -177,6 +186,9 @@ struct vfmig_migrate_options {
     const char *journal_dir;    /* directory of the journal; required */
     const char *control_path;   /* put on record for `vfmig status`: the VMM's control socket */
     uint8_t migration_id[VFMIG_MIGRATION_ID_BYTES]; /* all zero: a random one */
+    bool local; /* source: the destination, on this host at unix:PATH, is given the descriptors of guest
+                   memory, and nothing of it is copied. From RUNNING on, which `released` tells, it must
+                   not be touched here any more */
     bool trace_peer; /* source: the callback trace is given the destination's lines, too, when the
                         attempt is over; those that can be had */
 };

@@ -48,6 +48,7 @@ static void forget_attempt(struct engine *e)
     memset(e->progress.steps, 0, sizeof(e->progress.steps));
     e->progress.devices_lost = 0;
     pthread_mutex_unlock(&e->status_lock);
+    engine_local_forget(e);
     atomic_store(&e->abort, false);
     e->shutdown_at_ns = 0;
     e->run_early = false;
@@ -67,7 +68,14 @@ static void close_attempt(struct engine *e)
  * may still be sending, and would take a closed link for the cause. */
 static void attempt_over(struct engine *e)
 {
+    struct vfmig_error error = {0};
+
     engine_enter_step(e, VFMIG_STEP_END);
+    /* The source's guest goes on in that memory: who cannot let go of it takes no other guest. */
+    if (engine_local_return(e, &error)) {
+        engine_note(e, &error);
+        e->cancelled = true;
+    }
     e->retry_at_ns = 0;
     if (e->file)
         destination_unclaim(e);
@@ -125,6 +133,9 @@ static int judge(struct engine *e, const struct arrival *arrival, struct vfmig_e
     if (!idle(e))
         return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0,
                                "another migration is under way or done");
+    if (e->file && engine_local_asked((const char *)arrival->text.data))
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_STREAM, 0,
+                               "a file cannot pass memory on by its descriptor");
     ret = engine_vm_check_incoming(&e->vm, NULL, reterr);
     if (ret == 0)
         ret = engine_identity(&e->vm, &ours, reterr);
@@ -147,7 +158,7 @@ static int begin(struct engine *e, struct arrival *arrival, struct vfmig_error *
     if (ret == 0) {
         uint32_t count = arrival->count;
         arrival->count = 0; /* the link's from here on */
-        ret = engine_link_new(e, arrival->channels, count, count, &e->vm.memory,
+        ret = engine_link_new(e, arrival->channels, count, count, e->local ? NULL : &e->vm.memory,
                               destination_on_record, reterr);
         if (ret == 0)
             vfmig_receiver_on_round(e->receiver, engine_measure_on_round);
@@ -183,6 +194,9 @@ static void new_migration(struct engine *e, struct arrival *arrival)
     ret = judge(e, arrival, &error);
     if (ret == 0) {
         forget_attempt(e);
+        e->local = engine_local_asked((const char *)arrival->text.data);
+        if (e->local)
+            vfmig_channel_expect_fds(arrival->channels[0]);
         ret = open_journal(e, arrival->id, /* memory= */ true, &error);
         if (ret == 0 && e->file)
             ret = destination_claim(e, &error);

@@ -267,6 +267,8 @@ int destination_on_record(void *user, const struct vfmig_record *record, struct 
         return device_end(e, record, reterr);
     case VFMIG_RECORD_VMSTATE:
         return vm_state(e, record, reterr);
+    case VFMIG_RECORD_RAMFDS:
+        return engine_local_record(e, record, reterr);
     default:
         return destination_on_question(user, record, reterr);
     }
@@ -334,7 +336,8 @@ int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *ret
 
     switch (work) {
     case VFMIG_WORK_EXTERNAL:
-        return load_external(e, VMSTATE_EXTERNAL_FIRST, reterr);
+        ret = engine_local_adopt(e, reterr);
+        return ret ? ret : load_external(e, VMSTATE_EXTERNAL_FIRST, reterr);
     case VFMIG_WORK_RECEIVE:
         return receive_all(e, reterr);
     case VFMIG_WORK_STATE_LOAD:

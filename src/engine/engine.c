@@ -141,6 +141,7 @@ int engine_init(struct engine *e, enum vfmig_flow_role role, const struct vfmig_
 void engine_done(struct engine *e)
 {
     engine_file_done(e);
+    engine_local_forget(e);
     vfmig_journal_close(e->journal);
     for (unsigned i = 0; i < 4; i++)
         vfmig_buffer_free(&e->inbox[i]);

@@ -220,6 +220,9 @@ struct engine {
     size_t queued_bytes, unfinished_bytes; /* of all devices' data: waits to be loaded; in pieces */
     uint64_t window; /* of one device's data (record.h); source: 0 without a destination that answers */
     uint64_t final_round;
+    bool local, adopted; /* memory is not sent but passed on; the VM was given it */
+    struct vfmig_fds shared; /* under inbox_lock until adopted */
+    uint64_t shared_offset[VFMIG_MAX_MSG_FDS];
     struct engine_report report;
     char peer_reason[232];
 
@@ -318,6 +321,24 @@ int engine_file_msg(struct engine *e, const struct vfmig_ho_msg *msg, struct vfm
 /* A message that the source wrote into the file: made one of this claim. */
 int engine_file_heard(struct engine *e, struct vfmig_ho_msg *msg, struct vfmig_error *reterr);
 void engine_file_done(struct engine *e); /* after the link has gone */
+
+/* local.c: memory that is passed on and not sent */
+#define ENGINE_LOCAL_NEED "local-memory@" /* and the host's boot id: a value of the line "needs" */
+#define ENGINE_LOCAL_INFO "info.adopts-memory"
+#define ENGINE_BOOT_ID_BYTES 64u
+int engine_boot_id(char out[ENGINE_BOOT_ID_BYTES]);
+/* Whether a source can pass its memory on to uri; else why not. */
+int engine_local_check(const struct vfmig_vm *vm, const char *uri, struct vfmig_error *reterr);
+/* Source, once it was accepted. */
+int engine_local_send(struct engine *e, struct vfmig_channel *channel, struct vfmig_error *reterr);
+/* Destination: whether its source wants to; RAMFDS came (receiver's thread); devices are in {}: the VM
+ * takes it; the attempt failed and devices are fresh: the VM has its own again. */
+bool engine_local_asked(const char *identity);
+int engine_local_record(struct engine *e, const struct vfmig_record *record,
+                        struct vfmig_error *reterr);
+int engine_local_adopt(struct engine *e, struct vfmig_error *reterr);
+int engine_local_return(struct engine *e, struct vfmig_error *reterr);
+void engine_local_forget(struct engine *e);
 
 /* identity.c */
 int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct vfmig_error *reterr);

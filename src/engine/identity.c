@@ -46,6 +46,9 @@ int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct 
         ret = vfmig_buffer_printf(out, "devices=%u\n", vm->device_count);
     for (uint32_t i = 0; !ret && i < vm->device_count; i++)
         ret = append_device(out, i, vm->device_ids[i], &vm->devices[i]->info);
+    char boot_id[ENGINE_BOOT_ID_BYTES];
+    if (!ret && vm->ops->memory_adopt && engine_boot_id(boot_id) == 0)
+        ret = vfmig_buffer_printf(out, ENGINE_LOCAL_INFO "=%s\n", boot_id);
     if (ret)
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity");
     return vm->ops->identity ? vm->ops->identity(vm->opaque, out, reterr) : 0;
@@ -54,7 +57,13 @@ int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct 
 int engine_identity_needs(struct engine *e, struct vfmig_buffer *out, struct vfmig_error *reterr)
 {
     int ret = e->options.zstd_level ? vfmig_buffer_printf(out, NEEDS "=" ZSTD "\n") : 0;
+    char boot_id[ENGINE_BOOT_ID_BYTES];
 
+    if (ret == 0 && e->options.local && engine_boot_id(boot_id))
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_KERNEL, 0,
+                               "the kernel does not say which host this is");
+    if (ret == 0 && e->options.local)
+        ret = vfmig_buffer_printf(out, NEEDS "=" ENGINE_LOCAL_NEED "%s\n", boot_id);
     return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity") : 0;
 }
 
@@ -113,13 +122,35 @@ static bool is_info(const struct line *line)
     return begins(line, "info.");
 }
 
+/* Memory is passed on to a VMM that takes it, on the same host: 1 or -ENOTSUP. */
+static int meet_local(const char *ours, const struct line *line, struct vfmig_error *reterr)
+{
+    static const char key[] = ENGINE_LOCAL_INFO;
+    const struct line wanted = {.key = key, .key_size = sizeof(key) - 1};
+    int skip = (int)strlen(ENGINE_LOCAL_NEED);
+    struct line host;
+
+    if (!find_line(ours, &wanted, &host))
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0,
+                               "the destination's VMM cannot take over memory by its descriptor");
+    if (host.value_size == line->value_size - skip &&
+        memcmp(host.value, line->value + skip, (size_t)host.value_size) == 0)
+        return 1;
+    return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0,
+                           "memory cannot be passed on by its descriptor: the destination is "
+                           "another host");
+}
+
 /* Not compared but answered for: 1, 0 when the line is something else, or -ENOTSUP. */
-static int meet_need(const struct line *line, struct vfmig_error *reterr)
+static int meet_need(const char *ours, const struct line *line, struct vfmig_error *reterr)
 {
     bool have = vfmig_pack_supported() && !vfmig_sabotage("no-zstd");
 
     if (line->key_size != (int)strlen(NEEDS) || memcmp(line->key, NEEDS, strlen(NEEDS)))
         return 0;
+    if (line->value_size > (int)strlen(ENGINE_LOCAL_NEED) &&
+        memcmp(line->value, ENGINE_LOCAL_NEED, strlen(ENGINE_LOCAL_NEED)) == 0)
+        return meet_local(ours, line, reterr);
     if (have && line->value_size == (int)strlen(ZSTD) && !memcmp(line->value, ZSTD, strlen(ZSTD)))
         return 1;
     return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0,
@@ -168,7 +199,7 @@ int engine_identity_compare(const char *ours, const char *theirs, const struct e
         if (is_info(&line))
             continue;
         struct vfmig_error unmet = {0};
-        int met = meet_need(&line, &unmet);
+        int met = meet_need(ours, &line, &unmet);
         if (met < 0)
             ret = find(all, reterr, &unmet);
         if (met)

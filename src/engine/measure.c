@@ -19,6 +19,8 @@
 /* The journal is tried once in so long: often enough to forget that it was late once, and so seldom
  * that READY hardly ever waits for a trial. */
 #define PROBE_EVERY_NS UINT64_C(50000000)
+/* Between two processes that send each other no memory: what a unix socket carries at least. */
+#define LOCAL_BANDWIDTH (UINT64_C(1) << 30)
 #define TAKEN_BYTES   64u
 #define LOADED_BYTES  20u
 
@@ -56,7 +58,9 @@ void engine_measure_round(struct engine *e, uint64_t bytes, const struct vfmig_m
     m->round_alone_ns = vfmig_converge_alone(busy_ns, guest_ns, moved->use.waited_ns,
                                              cpus > 0 ? (uint32_t)cpus : 1);
     m->round_sent_ns = vfmig_now_ns();
-    if (busy_ns && bytes >= MEASURED_BYTES)
+    if (e->options.local)
+        m->rough_bandwidth = LOCAL_BANDWIDTH;
+    else if (busy_ns && bytes >= MEASURED_BYTES)
         m->rough_bandwidth = rate_of(bytes, busy_ns);
     else if (!m->rough_bandwidth)
         m->rough_bandwidth = UNKNOWN_BANDWIDTH;

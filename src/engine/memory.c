@@ -24,7 +24,8 @@ int engine_maps_init(struct engine *e, struct vfmig_error *reterr)
             return ret;
         }
     }
-    vfmig_dirty_map_fill(&e->map); /* the first round is everything */
+    if (!e->options.local) /* then rounds are marks alone */
+        vfmig_dirty_map_fill(&e->map); /* the first round is everything */
     e->maps_made = true;
     return 0;
 }
@@ -48,6 +49,8 @@ static void trace_tracker(struct engine *e, uint32_t number, const char *op, int
 
 int engine_trackers_start(struct engine *e, struct vfmig_error *reterr)
 {
+    if (e->options.local) /* what is written is there already */
+        return 0;
     for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
         struct vfmig_tracker *tracker = e->vm.trackers[i];
         uint64_t begin = vfmig_now_ns();
@@ -99,6 +102,8 @@ static void take_all(struct engine *e)
  * meanwhile. Where one of them has no NDMA that is so only when all are stopped. */
 bool engine_log_wants_quiet(const struct engine *e)
 {
+    if (e->options.local)
+        return false;
     for (uint32_t i = 0; i < e->vm.device_count; i++)
         if (!(e->vm.devices[i]->info.features & VFMIG_FEATURE_NDMA))
             return false;
@@ -157,6 +162,10 @@ void engine_trackers_sync(struct engine *e, enum engine_log log, uint64_t *ret_p
     uint64_t begin = vfmig_now_ns();
     uint64_t pages;
 
+    *ret_pages = 0;
+    e->last_sync_ns = e->options.local ? begin : e->last_sync_ns;
+    if (e->options.local)
+        return;
     for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
         struct vfmig_tracker *tracker = e->vm.trackers[i];
         struct vfmig_error error = {0};

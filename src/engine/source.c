@@ -547,6 +547,9 @@ int vfmig_source_start(struct vfmig_source *source, const char *uri, struct vfmi
                                "this migration was started before");
     if (strlen(uri) >= sizeof(e->uri))
         return vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0, "the address is too long");
+    ret = e->options.local ? engine_local_check(&e->vm, uri, reterr) : 0;
+    if (ret)
+        return ret;
     strcpy(e->uri, uri);
     engine_trace_begin(e, e->options.migration_id, e->epoch);
     engine_state(e, VFMIG_MIGRATE_ACTIVE);

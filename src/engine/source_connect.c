@@ -125,6 +125,8 @@ int source_connect(struct vfmig_source *source, struct vfmig_error *reterr)
     if (ret == 0)
         ret = measure_clock(e, channels[0], reterr);
     if (ret == 0)
+        ret = engine_local_send(e, channels[0], reterr);
+    if (ret == 0)
         ret = engine_pack(e, reterr);
     if (ret) {
         engine_link_free(e, /* bye= */ false);

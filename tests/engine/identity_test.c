@@ -92,10 +92,25 @@ static void what_the_source_needs_the_destination_has(void **state)
     assert_differ("a=1\nb=2\n", "a=1\n", "b is 2 at the destination and missing at the source");
 }
 
+static void memory_is_passed_on_on_one_host_only(void **state)
+{
+    const char *here = "needs=local-memory@abc\n";
+    struct vfmig_error err = {0};
+
+    assert_differ("info.adopts-memory=abc\n", here, NULL);
+    assert_int_equal(engine_identity_compare("info.adopts-memory=abd\n", here, NULL, &err), -ENOTSUP);
+    assert_non_null(strstr(err.text, "another host"));
+    assert_int_equal(engine_identity_compare("info.x=abc\n", here, NULL, &err), -ENOTSUP);
+    assert_non_null(strstr(err.text, "cannot take over memory by its descriptor"));
+    assert_true(engine_local_asked(here) && engine_local_asked("a=1\nneeds=local-memory@abc\n"));
+    assert_false(engine_local_asked("a=1\nx.needs=local-memory@abc\n"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_device_without_ndma_must_be_apart),
+        cmocka_unit_test(memory_is_passed_on_on_one_host_only),
         cmocka_unit_test(what_the_source_needs_the_destination_has),
     };
     return cmocka_run_group_tests_name("identity", tests, NULL, NULL);
