@@ -16,7 +16,7 @@
 
 static const char *qmp_path, *dialect, *trace_path, *on_deadline, *compress;
 static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth, throttle;
-static bool json, quiet, dry_run;
+static bool json, quiet, dry_run, local;
 
 static const struct tool_option options[] = {
     {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket of the VMM that runs the guest",
@@ -32,6 +32,8 @@ static const struct tool_option options[] = {
      "slow a guest down that gets no nearer to the limit, so far; 0: never", .min = 0, .max = 99},
     {"max-bandwidth", TOOL_SIZE, &bandwidth, "SIZE", "bytes each second at most; 0: no limit"},
     {"compress", TOOL_TEXT, &compress, "HOW", "zstd or zstd:LEVEL, 1 to 19; memory and device data"},
+    {"local", TOOL_FLAG, &local, NULL,
+     "to unix:PATH on this host: pass the memory on, copy nothing of it"},
     {"dialect", TOOL_CHOICE, &dialect, NULL, "speak to the devices in another dialect",
      .choices = "feature|region"},
     {"trace", TOOL_TEXT, &trace_path, "FILE", "write what the migration does, as lines of JSON"},
@@ -354,6 +356,8 @@ static int start(struct qmp_client *client, const char *uri, struct vfmig_error 
     json_object_object_add(args, "uri", json_object_new_string(uri));
     if (deadline)
         json_object_object_add(args, "x-deadline", json_object_new_uint64(deadline));
+    if (local)
+        json_object_object_add(args, "x-local", json_object_new_boolean(true));
     if (trace)
         json_object_object_add(args, "x-trace", json_object_new_boolean(true));
     if (on_deadline)
@@ -421,6 +425,10 @@ int cmd_migrate(int argc, char **argv)
     const char *uri = operands.items[0];
     if (strncmp(uri, "tcp:", 4) && strncmp(uri, "unix:", 5))
         return tool_fail(&usage, TOOL_USAGE, "'%s' is neither tcp:HOST:PORT nor unix:PATH", uri);
+    if (local && strncmp(uri, "unix:", 5))
+        return tool_fail(&usage, TOOL_USAGE, "--local passes memory on over unix:PATH only");
+    if (local && dry_run)
+        return tool_fail(&usage, TOOL_USAGE, "--dry-run does not look at --local yet");
     if (on_deadline && !deadline)
         return tool_fail(&usage, TOOL_USAGE, "--on-deadline says nothing without --deadline");
     int ret = qmp_connect(qmp_path, &client, &err);

@@ -104,8 +104,10 @@ static void unmap_memory(struct vfmig_vmm *vmm)
 {
     for (uint32_t i = 0; i < vmm->memory.block_count; i++) {
         munmap(vmm->blocks[i].host, vmm->blocks[i].size);
-        close(vmm->blocks[i].fd);
+        if (vmm->blocks[i].fd >= 0)
+            close(vmm->blocks[i].fd);
     }
+    vmm_memory_keep(vmm);
 }
 
 /* --- accesses by the guest and by devices --- */

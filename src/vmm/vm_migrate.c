@@ -47,6 +47,7 @@ static int on_vcpus_start(void *opaque, struct vfmig_error *reterr)
 
     if (vmm->iommu)
         vmm_iommu_resume(vmm->iommu);
+    vmm_memory_keep(vmm);
     pthread_mutex_lock(&vmm->lock);
     if (vmm->run_state == VMM_FINISH_MIGRATE || vmm->run_state == VMM_INMIGRATE ||
         (vmm->run_state == VMM_POSTMIGRATE && vmm->migration.saved)) {
@@ -234,8 +235,8 @@ static void on_sample(void *opaque, struct vfmig_vm_sample *ret_sample)
         ret_sample->page_faults_open = vmm_iommu_faults(vmm->iommu);
     for (uint32_t i = 0; i < vmm->device_count; i++)
         ret_sample->peer_accesses += vmm->pci[i].peer_reads + vmm->pci[i].peer_writes;
-    if (vmm->run_state == VMM_INMIGRATE)
-        return; /* what memory says by then is the source's */
+    if (vmm->run_state == VMM_INMIGRATE || vmm->blocks[0].fd < 0)
+        return; /* what memory says by then is the source's, or the destination's */
     for (uint32_t i = 0; i < GUEST_MAX_VCPUS; i++)
         ret_sample->guest_progress += board->cpu[i].heartbeats;
     for (uint32_t i = 0; i < vmm->device_count; i++)
@@ -249,6 +250,8 @@ static void on_released(void *opaque)
     pthread_mutex_lock(&vmm->lock);
     vmm->run_state = VMM_POSTMIGRATE;
     pthread_mutex_unlock(&vmm->lock);
+    if (vmm->migration.local)
+        vmm_memory_leave(vmm);
 }
 
 static void on_trace(void *opaque, const char *line)
@@ -274,6 +277,7 @@ static const struct vfmig_vm_ops vm_ops = {
     .sample = on_sample,
     .released = on_released,
     .trace = on_trace,
+    .memory_adopt = vmm_memory_adopt,
 };
 
 /* --- set-up --- */
@@ -624,7 +628,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
 
     pthread_mutex_lock(&migration->lock);
     int ret = vmm_migration_startable(vmm, reterr);
-    if (!ret)
+    if (!ret && !request->local)
         ret = check_logs(vmm, reterr);
     if (!ret)
         ret = vmm_viommu_check(vmm, reterr);
@@ -633,6 +637,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
         options.deadline_ns = request->deadline_ns;
         options.on_deadline = request->on_deadline;
         options.trace_peer = request->trace;
+        options.local = migration->local = request->local;
         if (request->channels)
             options.channels = request->channels;
         forget_source(migration);

@@ -49,6 +49,7 @@ struct vmm_migration {
     struct vfmig_destination *destination;
     bool watching; /* watcher exists and is to be joined */
     bool ending;   /* the VMM goes away */
+    bool local;    /* the outgoing one passes memory on */
     atomic_bool saved; /* the guest is in a file; it stands still here */
     bool restoring;    /* destination reads a file; under lock */
     bool must_arrive;  /* --incoming file: without its guest this VMM is of no use */
@@ -60,6 +61,10 @@ struct vfmig_vmm {
     char name[64];
     struct vfmig_ram_block blocks[2];
     struct vfmig_memory memory;
+    struct vmm_own_memory {
+        bool replaced; /* the block is another VMM's; what was here before: */
+        int fd;
+    } own_memory[2];
     struct vfmig_machine *machine;
     struct vfmig_pci pci[GUEST_MAX_DEVICES];
     uint32_t device_count;
@@ -91,6 +96,13 @@ int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr);
 int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_config *config,
                       struct vfmig_error *reterr);
 
+/* vm_local.c: the engine's callback memory_adopt; the guest runs here, and has the memory that was
+ * adopted for good; it runs elsewhere in the memory that was passed on. */
+int vmm_memory_adopt(void *opaque, uint32_t block, int fd, uint64_t fd_offset,
+                     struct vfmig_error *reterr);
+void vmm_memory_keep(struct vfmig_vmm *vmm);
+void vmm_memory_leave(struct vfmig_vmm *vmm);
+
 void vmm_emit(struct vfmig_vmm *vmm, const char *event, struct json_object *data);
 
 /* Before the machine is made: KVM logs by rings, or not, from the start. *ret_entries: of a ring,
@@ -121,6 +133,7 @@ struct vmm_migration_request {
     uint32_t channels;
     uint64_t deadline_ns;
     enum vfmig_on_deadline on_deadline;
+    bool local; /* memory is passed on and not copied */
     bool trace; /* the destination's events are wanted too */
 };
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,

@@ -232,6 +232,7 @@ static int run_migrate(void *opaque, struct json_object *args, struct json_objec
     struct vmm_migration_request request = {
         .channels = (uint32_t)get_int(args, "x-channels"),
         .deadline_ns = (uint64_t)get_int(args, "x-deadline") * 1000000000u,
+        .local = get_bool(args, "x-local"),
         .trace = get_bool(args, "x-trace")};
     int ret = check_range(args, "x-channels", 1, VFMIG_MAX_CHANNELS, reterr);
 
@@ -411,7 +412,7 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"cont", NULL, run_cont},
     {"quit", NULL, run_quit},
     {"system_reset", NULL, run_system_reset},
-    {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-on-deadline:s?,x-trace:b?", run_migrate},
+    {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-on-deadline:s?,x-local:b?,x-trace:b?", run_migrate},
     {"x-vfmig-trace", "from:i", run_trace},
     {"migrate-incoming", "uri:s,x-clone:b?", run_migrate_incoming},
     {"x-vfmig-check", "uri:s", run_check},

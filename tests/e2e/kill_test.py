@@ -95,7 +95,7 @@ def runs(vm):
     return vm("query-status")["running"]
 
 
-def crash(world, side, where, expected, accel):
+def crash(world, side, where, expected, accel, *args):
     kill = f"kill-{where}"
     source = world.vm("a", *GUEST, accel=accel, devices=[world.device("dev-a")],
                       sabotage=kill if side == "source" else None)
@@ -104,7 +104,7 @@ def crash(world, side, where, expected, accel):
                       sabotage=kill if side == "destination" else None)
     assert_guest_lives(source)
     mover = subprocess.Popen([VFMIG, "migrate", "--qmp", source.path, "--downtime-limit", "2000",
-                              "--quiet", world.uri()], stdout=subprocess.DEVNULL,
+                              "--quiet", *args, world.uri()], stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
     (source if side == "source" else target).process.wait(60)
     mover.kill()
@@ -223,10 +223,11 @@ def settle_by_reconnection(world, source, target, seen, accel):
         assert_guest_lives(source)
 
 
-def play(side, where, how, accel):
+def play(side, where, how, accel, *args):
+    """args are for vfmig migrate."""
     with World() as world:
         expected = (SOURCE_DIES if side == "source" else DESTINATION_DIES)[where]
-        source, target, seen = crash(world, side, where, expected, accel)
+        source, target, seen = crash(world, side, where, expected, accel, *args)
         if side == "source":
             settle_without_source(world, source, target, seen)
         elif how == "resolve":
