@@ -28,6 +28,7 @@ BENCHMARKS = {
     "log_bench": ["log-report-4g-0", "log-report-4g-1", "log-report-4g-100"],
     "scan_bench": ["dirty-scan-1t-1", "dirty-scan-1t-1-clustered"],
     "downtime_bench.py": ["downtime-stateless"],
+    "local_bench.py": ["local-downtime", "local-total"],
     "converge_bench.py": ["prediction-error-p95"] + LIMITS,
 }
 

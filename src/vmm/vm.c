@@ -102,6 +102,7 @@ static int map_memory(struct vfmig_vmm *vmm, uint64_t size, struct vfmig_error *
 
 static void unmap_memory(struct vfmig_vmm *vmm)
 {
+    vmm_memory_left(vmm);
     for (uint32_t i = 0; i < vmm->memory.block_count; i++) {
         munmap(vmm->blocks[i].host, vmm->blocks[i].size);
         if (vmm->blocks[i].fd >= 0)

@@ -109,20 +109,40 @@ void vmm_memory_keep(struct vfmig_vmm *vmm)
         }
 }
 
-/* From here on this process cannot touch the guest any more, whoever in it tries: what is read is zero
- * and what is written is lost. */
+/* What is read from now on is zero and what is written is lost. Of much memory it takes a second. */
+static void *unmap_main(void *opaque)
+{
+    struct vfmig_vmm *vmm = opaque;
+
+    for (uint32_t i = 0; i < vmm->memory.block_count; i++)
+        (void)mmap(vmm->blocks[i].host, vmm->blocks[i].size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return NULL;
+}
+
+/* This process cannot touch the guest any more, whoever in it tries. Devices are quiet, and a dead one
+ * has nothing mapped; they have to go to {} yet, so that nobody waits for the unmapping here. */
 void vmm_memory_leave(struct vfmig_vmm *vmm)
 {
+    if (vmm->leaving || vmm->blocks[0].fd < 0)
+        return;
     for (uint32_t b = 0; b < vmm->memory.block_count; b++) {
         struct vfmig_ram_block *block = &vmm->blocks[b];
         for (uint32_t i = 0; i < vmm->device_count; i++)
-            if (!vmm->dma_devices[i].iommu) /* it is quiet; a dead one has nothing mapped */
+            if (!vmm->dma_devices[i].iommu)
                 (void)vmm->pci[i].target->ops->dma_unmap(vmm->pci[i].target, block->gpa, block->size,
                                                          NULL);
-        if (mmap(block->host, block->size, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
-            continue; /* it stays mapped, and nobody writes there */
         close(block->fd);
         block->fd = -1;
     }
+    vmm->leaving = !pthread_create(&vmm->leaver, NULL, unmap_main, vmm);
+    if (!vmm->leaving)
+        unmap_main(vmm);
+}
+
+void vmm_memory_left(struct vfmig_vmm *vmm)
+{
+    if (vmm->leaving)
+        pthread_join(vmm->leaver, NULL);
+    vmm->leaving = false;
 }

@@ -65,6 +65,8 @@ struct vfmig_vmm {
         bool replaced; /* the block is another VMM's; what was here before: */
         int fd;
     } own_memory[2];
+    pthread_t leaver; /* unmaps what was passed on; exists: */
+    bool leaving;
     struct vfmig_machine *machine;
     struct vfmig_pci pci[GUEST_MAX_DEVICES];
     uint32_t device_count;
@@ -102,6 +104,7 @@ int vmm_memory_adopt(void *opaque, uint32_t block, int fd, uint64_t fd_offset,
                      struct vfmig_error *reterr);
 void vmm_memory_keep(struct vfmig_vmm *vmm);
 void vmm_memory_leave(struct vfmig_vmm *vmm);
+void vmm_memory_left(struct vfmig_vmm *vmm); /* before memory is unmapped for good */
 
 void vmm_emit(struct vfmig_vmm *vmm, const char *event, struct json_object *data);
 

@@ -78,7 +78,7 @@ def test_there_and_back_in_the_same_memory(world, accel):
     # The one memory is the destination's now, and of the source's nobody holds anything any more.
     assert list(memory_files(target)) == [inode]
     assert memory_files(source) == {}
-    assert shared_bytes(source) == 0
+    wait_until(lambda: shared_bytes(source) == 0, "the end of the source's mapping")
     report = json.loads(result.stdout)
     assert report["ram"]["transferred"] < 4 << 20  # device data, vCPUs and marks
     assert report["ram"]["normal"] == report["ram"]["duplicate"] == 0
