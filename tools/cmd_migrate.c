@@ -401,6 +401,8 @@ static int try_out(struct qmp_client *client, const char *uri, struct vfmig_erro
     struct json_object *args = json_object_new_object(), *answer;
 
     json_object_object_add(args, "uri", json_object_new_string(uri));
+    if (local)
+        json_object_object_add(args, "x-local", json_object_new_boolean(true));
     int ret = qmp_execute(client, "x-vfmig-check", args, &answer, reterr);
     if (ret)
         return ret;
@@ -427,8 +429,6 @@ int cmd_migrate(int argc, char **argv)
         return tool_fail(&usage, TOOL_USAGE, "'%s' is neither tcp:HOST:PORT nor unix:PATH", uri);
     if (local && strncmp(uri, "unix:", 5))
         return tool_fail(&usage, TOOL_USAGE, "--local passes memory on over unix:PATH only");
-    if (local && dry_run)
-        return tool_fail(&usage, TOOL_USAGE, "--dry-run does not look at --local yet");
     if (on_deadline && !deadline)
         return tool_fail(&usage, TOOL_USAGE, "--on-deadline says nothing without --deadline");
     int ret = qmp_connect(qmp_path, &client, &err);

@@ -211,13 +211,16 @@ static int read_answer(struct run *run, struct vfmig_channel *channel, struct vf
     return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, 0, "the destination finds no end");
 }
 
-static int ask_peer(struct run *run, const struct vfmig_vm *vm, struct vfmig_error *reterr)
+static int ask_peer(struct run *run, const struct vfmig_vm *vm,
+                    const struct vfmig_migrate_options *options, struct vfmig_error *reterr)
 {
     struct vfmig_buffer text = {.limit = VFMIG_MAX_IDENTITY};
     struct vfmig_channel *channel;
     uint8_t id[VFMIG_MIGRATION_ID_BYTES];
     int ret = engine_identity(vm, &text, reterr);
 
+    if (ret == 0)
+        ret = engine_identity_needs(options, &text, reterr);
     if (ret == 0 &&
         (vfmig_buffer_printf(&text, WISH) || getrandom(id, sizeof(id), 0) != sizeof(id)))
         ret =
@@ -242,6 +245,7 @@ int vfmig_source_check(const struct vfmig_vm *vm, const struct vfmig_migrate_opt
 {
     struct run run = {.uri = uri, .found = found, .opaque = opaque};
     const struct engine_findings all = {.found = source_finding, .opaque = &run};
+    struct vfmig_error unfit = {0};
 
     run.stall_ns = options->stall_ns ? options->stall_ns : UINT64_C(10000000000);
     if (!options->journal_dir)
@@ -249,7 +253,9 @@ int vfmig_source_check(const struct vfmig_vm *vm, const struct vfmig_migrate_opt
     else
         check_journal(options->journal_dir, &all);
     (void)engine_vm_check(vm, &all, NULL);
-    int ret = ask_peer(&run, vm, reterr);
+    if (options->local && engine_local_check(vm, uri, &unfit))
+        source_finding(&run, unfit.text);
+    int ret = ask_peer(&run, vm, options, reterr);
     if (ret == 0 && run.count)
         ret = vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0,
                               "the guest cannot be moved there");

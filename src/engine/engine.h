@@ -343,7 +343,8 @@ void engine_local_forget(struct engine *e);
 /* identity.c */
 int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct vfmig_error *reterr);
 /* What the stream of this source will need: a line that the destination answers for. */
-int engine_identity_needs(struct engine *e, struct vfmig_buffer *out, struct vfmig_error *reterr);
+int engine_identity_needs(const struct vfmig_migrate_options *options, struct vfmig_buffer *out,
+                          struct vfmig_error *reterr);
 /* After it was accepted: the source's channels begin to compress, if they are to. */
 int engine_pack(struct engine *e, struct vfmig_error *reterr);
 /* Somebody who wants to know all that stands against a migration, and not only the first of it. */

@@ -37,7 +37,7 @@ static int send_opening(struct engine *e, struct vfmig_channel *channel, struct 
     vfmig_hello_encode(out, &hello);
     int ret = engine_identity(&e->vm, &text, reterr);
     if (ret == 0)
-        ret = engine_identity_needs(e, &text, reterr);
+        ret = engine_identity_needs(&e->options, &text, reterr);
     if (ret == 0)
         ret = vfmig_channel_send(channel, VFMIG_RECORD_HELLO, out, sizeof(out), reterr);
     if (ret == 0)

@@ -54,15 +54,16 @@ int engine_identity(const struct vfmig_vm *vm, struct vfmig_buffer *out, struct 
     return vm->ops->identity ? vm->ops->identity(vm->opaque, out, reterr) : 0;
 }
 
-int engine_identity_needs(struct engine *e, struct vfmig_buffer *out, struct vfmig_error *reterr)
+int engine_identity_needs(const struct vfmig_migrate_options *options, struct vfmig_buffer *out,
+                          struct vfmig_error *reterr)
 {
-    int ret = e->options.zstd_level ? vfmig_buffer_printf(out, NEEDS "=" ZSTD "\n") : 0;
+    int ret = options->zstd_level ? vfmig_buffer_printf(out, NEEDS "=" ZSTD "\n") : 0;
     char boot_id[ENGINE_BOOT_ID_BYTES];
 
-    if (ret == 0 && e->options.local && engine_boot_id(boot_id))
+    if (ret == 0 && options->local && engine_boot_id(boot_id))
         return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_KERNEL, 0,
                                "the kernel does not say which host this is");
-    if (ret == 0 && e->options.local)
+    if (ret == 0 && options->local)
         ret = vfmig_buffer_printf(out, NEEDS "=" ENGINE_LOCAL_NEED "%s\n", boot_id);
     return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity") : 0;
 }

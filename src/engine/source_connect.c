@@ -48,7 +48,7 @@ static int agree(struct engine *e, struct vfmig_channel *channel, struct vfmig_e
     if (ret == 0)
         ret = engine_trace_wish(e, &text, reterr);
     if (ret == 0)
-        ret = engine_identity_needs(e, &text, reterr);
+        ret = engine_identity_needs(&e->options, &text, reterr);
     if (ret == 0)
         ret = vfmig_channel_send(channel, VFMIG_RECORD_IDENTITY, text.data, text.size, reterr);
     vfmig_buffer_free(&text);

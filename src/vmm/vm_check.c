@@ -68,8 +68,8 @@ static struct json_object *describe(struct vfmig_vmm *vmm)
     return result;
 }
 
-int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, struct json_object **ret_result,
-                        struct vfmig_error *reterr)
+int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, bool local,
+                        struct json_object **ret_result, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
     struct json_object *mismatches = json_object_new_array();
@@ -78,9 +78,10 @@ int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, struct json_obje
     pthread_mutex_lock(&migration->lock);
     int ret = vmm_migration_startable(vmm, reterr);
     if (ret == 0) {
-        vmm_migration_find(vmm, mismatches, on_found);
-        ret = vfmig_source_check(&migration->vm, &migration->options, uri, on_found, mismatches,
-                                 &error);
+        struct vfmig_migrate_options options = migration->options;
+        options.local = local;
+        vmm_migration_find(vmm, local, mismatches, on_found);
+        ret = vfmig_source_check(&migration->vm, &options, uri, on_found, mismatches, &error);
         if (ret && ret != -EPERM && reterr)
             *reterr = error;
         ret = ret == -EPERM ? 0 : ret;

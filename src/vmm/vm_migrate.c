@@ -593,13 +593,13 @@ static bool is_logged(struct vfmig_vmm *vmm, uint32_t i)
            (vmm->migration.tracked[i] && vmm->pci[i].target->info.dma_log);
 }
 
-void vmm_migration_find(struct vfmig_vmm *vmm, void *opaque,
+void vmm_migration_find(struct vfmig_vmm *vmm, bool local, void *opaque,
                         void (*found)(void *opaque, bool source, const char *text))
 {
     struct vfmig_error error = {0};
 
     for (uint32_t i = 0; i < vmm->device_count; i++) {
-        if (is_logged(vmm, i))
+        if (local || is_logged(vmm, i))
             continue;
         vfmig_error_set(&error, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0,
                         "device %s cannot log its DMA, so the guest cannot be moved",

@@ -146,10 +146,10 @@ int vmm_migration_incoming(struct vfmig_vmm *vmm, const char *uri, bool clone,
                            struct vfmig_error *reterr);
 /* {"accept", "mismatches": [{"side", "text"}], ...}: a migration that is only asked about. */
 int vmm_migration_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr); /* lock is held */
-void vmm_migration_find(struct vfmig_vmm *vmm, void *opaque,
+void vmm_migration_find(struct vfmig_vmm *vmm, bool local, void *opaque,
                         void (*found)(void *opaque, bool source, const char *text));
-int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, struct json_object **ret_result,
-                        struct vfmig_error *reterr);
+int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, bool local,
+                        struct json_object **ret_result, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
 
 /* With the migration's lock held. 0 when no migration is under way or open. */

@@ -247,7 +247,7 @@ static int run_check(void *opaque, struct json_object *args, struct json_object 
                      struct vfmig_error *reterr)
 {
     return vmm_migration_check(opaque, json_object_get_string(json_object_object_get(args, "uri")),
-                               ret_result, reterr);
+                               get_bool(args, "x-local"), ret_result, reterr);
 }
 
 static int run_trace(void *opaque, struct json_object *args, struct json_object **ret_result,
@@ -415,7 +415,7 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-on-deadline:s?,x-local:b?,x-trace:b?", run_migrate},
     {"x-vfmig-trace", "from:i", run_trace},
     {"migrate-incoming", "uri:s,x-clone:b?", run_migrate_incoming},
-    {"x-vfmig-check", "uri:s", run_check},
+    {"x-vfmig-check", "uri:s,x-local:b?", run_check},
     {"migrate_cancel", NULL, run_migrate_cancel},
     {"x-set-dialect", "dialect:s", run_set_dialect},
     {"migrate-set-parameters",

@@ -163,6 +163,28 @@ def test_cancelled_with_the_memory_passed_on(world):
     assert_guest_lives(source)
 
 
+def test_a_dry_run_asks_for_it(world):
+    source, target = pair(world)
+    assert_guest_lives(source)
+    answer = source("x-vfmig-check", uri=world.uri(), x_local=True)
+    assert answer["accept"], answer
+    result = migrate(source, world.uri(), "--local", "--dry-run")
+    assert result.returncode == 0 and "nothing is against it" in result.stdout, result
+    assert set(memory_files(source)).isdisjoint(memory_files(target))
+
+
+def test_a_device_without_a_log_moves(world):
+    """Nobody needs to know what it wrote: it is there."""
+    source = world.vm("a", *GUEST, devices=[world.device("dev-a", "--mask", "log")])
+    target = world.vm("b", devices=[world.device("dev-b", "--mask", "log")], incoming=world.uri())
+    assert_guest_lives(source)
+    with pytest.raises(QmpError, match="cannot log its DMA"):
+        source("migrate", uri=world.uri())
+    result = move(source, world.uri())
+    assert result.returncode == 0, result.stderr
+    assert_guest_lives(target)
+
+
 SOURCE_DIES = ["after-send-offer", "on-receipt-ready", "after-send-grant", "before-RELEASED"]
 DESTINATION_DIES = ["after-READY", "after-GRANTED", "after-RUNNING"]
 
