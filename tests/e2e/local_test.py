@@ -55,9 +55,10 @@ def shared_bytes(vm):
     return total
 
 
-def pair(world, accel="none", device_args=(), target_sabotage=None):
-    source = world.vm("a", *GUEST, accel=accel, devices=[world.device("dev-a")])
-    target = world.vm("b", accel=accel, devices=[world.device("dev-b", *device_args)],
+def pair(world, accel="none", device_args=(), target_sabotage=None, how=""):
+    """how is appended to the devices as the VMMs are told of them."""
+    source = world.vm("a", *GUEST, accel=accel, devices=[f"{world.device('dev-a')}{how}"])
+    target = world.vm("b", accel=accel, devices=[f"{world.device('dev-b', *device_args)}{how}"],
                       incoming=world.uri(), sabotage=target_sabotage)
     return source, target
 
@@ -95,6 +96,16 @@ def test_there_and_back_in_the_same_memory(world, accel):
     assert result.returncode == 0, result.stderr
     assert_guest_lives(last)
     assert list(memory_files(last)) != [inode]
+
+
+@pytest.mark.parametrize("how", [",dialect=region", ",iommu=on"])
+def test_other_ways_to_reach_memory(world, how):
+    """Another dialect; and DMA that the VMM does for the device, at its own addresses."""
+    source, target = pair(world, how=how)
+    assert_guest_lives(source)
+    result = move(source, world.uri())
+    assert result.returncode == 0, result.stderr
+    assert_guest_lives(target)
 
 
 def standing(world, accel="none", **kwargs):

@@ -96,6 +96,9 @@ static void send_all(struct vfmig_channel *channel)
     assert_int_equal(vfmig_channel_send_segment(channel, 1, 1, data, 100, NULL), 0);
     vfmig_device_end_encode(out, &end);
     send(channel, VFMIG_RECORD_DEVEND, out, VFMIG_DEVICE_END_BYTES);
+    uint8_t passed[VFMIG_SHARED_BYTES_MAX];
+    send(channel, VFMIG_RECORD_RAMFDS, passed,
+         vfmig_shared_encode(passed, &(struct vfmig_shared_block){.size = sizeof(pages)}, 1));
     if (vfmig_pack_supported()) {
         assert_int_equal(vfmig_channel_set_pack(channel, 1, NULL), 0);
         assert_int_equal(vfmig_channel_send_pages(channel, &memory, &two, 1, NULL), 0);
