@@ -313,6 +313,22 @@ int vfmig_dma_write_async(struct vfmig_dma *dma, uint64_t iova, const void *buf,
 int vfmig_device_doorbell(struct vfmig_device *dev, uint32_t bar, uint64_t offset, uint32_t size,
                           const uint64_t *datamatch) __attribute__((warn_unused_result));
 
+/* ---- handles --------------------------------------------------------------------------------
+ * What a guest names by a number of its own and the host by another: PASID, IMS (C71). Device state
+ * holds the number. The client says what it stands for here, on each host anew; a state is refused as
+ * long as it uses a number that means nothing here. Serving thread only. */
+
+/* The device uses this handle from now on; naming it again is fine. The library saves its list of them
+ * and loads it, so nothing is named after a load. reset() empties the list.
+ * -EINVAL: no such kind, or a PASID above VFMIG_PASID_MAX. -ENOSPC: VFMIG_DEVICE_HANDLES are in use. */
+int vfmig_device_handle_use(struct vfmig_device *dev, enum vfmig_handle_kind kind, uint32_t number);
+void vfmig_device_handle_drop(struct vfmig_device *dev, enum vfmig_handle_kind kind,
+                              uint32_t number);
+/* What a handle in use stands for here: look whenever it is needed, and keep it out of what save
+ * gives. -ENOENT: not in use, or the client has not said. */
+int vfmig_device_handle_value(const struct vfmig_device *dev, enum vfmig_handle_kind kind,
+                              uint32_t number, uint64_t *ret_value);
+
 /* ---- time -----------------------------------------------------------------------------------
  * Timers are the device's own clock: they wait while it is stopped. */
 

@@ -18,5 +18,6 @@
 #define VFMIG_DEVICE_OPEN_DMA       256u         /* DMAs by message open at once, then -EAGAIN */
 #define VFMIG_DEVICE_LATER_ACCESSES 64u          /* region accesses to be answered later */
 #define VFMIG_DEVICE_DOORBELLS      16u          /* of one BAR: what one message can hand over */
+#define VFMIG_DEVICE_HANDLES        64u          /* that a device uses at once */
 
 #endif

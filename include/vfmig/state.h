@@ -33,4 +33,20 @@ enum vfmig_state {
 #define VFMIG_FEATURE_NDMA      0x2u /* v2 P2P, v1 region capability 6 */
 #define VFMIG_FEATURE_PRE_COPY  0x4u
 
+/* A host resource that a guest uses by a number of its own: device state holds the number, and the VMM
+ * says what it stands for on its host (C71). */
+enum vfmig_handle_kind {
+    VFMIG_HANDLE_IMS = 1,   /* an interrupt of the device's own store */
+    VFMIG_HANDLE_PASID = 2, /* an address space, which tags DMA; number and value have 20 bits */
+};
+
+#define VFMIG_PASID_MAX       0xfffffu
+#define VFMIG_HANDLE_UNMAPPED UINT64_MAX
+
+struct vfmig_handle {
+    uint32_t kind; /* enum vfmig_handle_kind */
+    uint32_t number;
+    uint64_t value; /* of this host, or VFMIG_HANDLE_UNMAPPED */
+};
+
 #endif

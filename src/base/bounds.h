@@ -28,6 +28,7 @@
 #define VFMIG_MAX_TRACE_ANSWER   (128u << 10) /* of them in one answer, before they are escaped */
 #define VFMIG_MAX_QMP_DEPTH      16           /* nesting of one QMP request */
 
+#define VFMIG_MAX_HANDLES        64u          /* IMS and PASID handles of a device, and of its map */
 #define VFMIG_MAX_PENDING        64u          /* commands of all clients that are answered later */
 #define VFMIG_MAX_HELD           256u         /* owner's accesses held until the state is loaded */
 #define VFMIG_MAX_HELD_BYTES     64u          /* payload of one of them */

@@ -158,6 +158,7 @@ static void drop_owner(struct vfmig_device *dev)
     /* The map first: what the device or one of its threads begins from here on finds no memory,
      * instead of a message that nobody will answer. */
     dma_map_clear(dev);
+    handle_unmap_all(dev);
     message_abort(dev, -ECANCELED);
     message_forget(dev);
     if (!vfmig_sabotage("next-client-finds-old-state")) {

@@ -194,6 +194,7 @@ struct device_stream {
     uint8_t *in;
     bool library_saved; /* the library's own section is in the stream */
     bool library_loaded;
+    bool handles_saved, handles_loaded;
     int load_err; /* first refusal by the device; stays */
     bool asked;      /* the device will say when it has data, or room for it */
     int asked_err;   /* what it said instead */
@@ -201,6 +202,13 @@ struct device_stream {
     bool frame_waits; /* to be loaded when the device says so */
     size_t unread;    /* of the data that stream_write was given last */
     uint64_t loaded_pending[VFMIG_DEVICE_VECTORS / 64];
+};
+
+/* IMS and PASID (C71): those in use, which are device state, and what they stand for here. */
+struct handles {
+    uint32_t used_count, map_count;
+    struct vfmig_user_handle used[VFMIG_MAX_HANDLES]; /* value 0 */
+    struct vfmig_user_handle map[VFMIG_MAX_HANDLES];
 };
 
 /* Memory shared with a client. Nothing that is relied upon lives in it: what is parsed was copied
@@ -270,6 +278,7 @@ struct vfmig_device {
      * the other one with the control session, which may have several in turn. */
     struct shared owner_section, session_section;
     struct device_stream stream;
+    struct handles handles;
     uint32_t drain_token; /* 0: no drain under way */
     struct laters later;
     enum vfmig_dev_call call; /* the one that is answered later, or NONE */
@@ -403,6 +412,18 @@ void control_set_hold(struct vfmig_device *dev, bool hold);
 /* Operations of the control client's features, 0 for any other, and what they do. */
 uint32_t control_feature_ops(const struct client *c, uint32_t feature);
 int control_feature(struct client *c, struct vfmig_user_msg *msg, uint32_t feature, bool set);
+
+/* handle.c */
+#define HANDLES_SAVED_MAX (VFMIG_MAX_HANDLES * 8u)
+/* A reset: none is in use. The map stays, as the DMA map does; it goes with the client. */
+void handle_reset(struct vfmig_device *dev);
+void handle_unmap_all(struct vfmig_device *dev);
+/* -ENOENT: one in use stands for nothing here. */
+int handle_check(const struct vfmig_device *dev);
+/* Into buf, at most HANDLES_SAVED_MAX; returns the bytes. */
+uint32_t handle_save(const struct vfmig_device *dev, uint8_t *buf);
+int handle_load(struct vfmig_device *dev, const uint8_t *data, uint32_t length);
+int handle_feature(struct client *c, struct vfmig_user_msg *msg, bool set);
 
 /* doorbell.c */
 int doorbell_hand_out(struct client *c, const struct vfmig_user_msg *msg);

@@ -39,6 +39,7 @@ static int device_reset(struct vfmig_device *dev)
     later_cancel_accesses(dev);
     for (unsigned i = 0; i < VFMIG_DEVICE_TIMERS; i++)
         dev->timers[i] = UINT64_MAX;
+    handle_reset(dev);
     if (dev->ops.reset)
         dev->ops.reset(dev->user);
     return later_taken(dev, LATER_CALL) ? -EINPROGRESS : 0;
@@ -53,6 +54,8 @@ static int load_end(struct vfmig_device *dev)
 {
     int r = stream_finish(dev);
 
+    if (r == 0)
+        r = handle_check(dev);
     if (r < 0 || !dev->ops.load_end)
         return r;
     return dev->ops.load_end(dev->user);
@@ -315,6 +318,7 @@ static uint32_t feature_ops(const struct client *c, uint32_t feature)
     case VFMIG_USER_F_DATA_SIZE:
         return dev->ops.left ? VFMIG_USER_FEATURE_GET : 0;
     case VFMIG_USER_F_DEVICE_STATE:
+    case VFMIG_USER_F_HANDLES:
         return VFMIG_USER_FEATURE_GET | VFMIG_USER_FEATURE_SET;
     case VFMIG_USER_F_LOG_START:
     case VFMIG_USER_F_LOG_STOP:
@@ -406,6 +410,8 @@ int migrate_feature(struct client *c, struct vfmig_user_msg *msg)
     }
     case VFMIG_USER_F_DEVICE_STATE:
         return feature_state(c, msg, set);
+    case VFMIG_USER_F_HANDLES:
+        return handle_feature(c, msg, set);
     case VFMIG_USER_F_PRECOPY_INFO:
         return get_precopy_info(c, msg);
     case VFMIG_USER_F_WINDOW_READ:

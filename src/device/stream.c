@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The device stream between the author's callbacks and the client. A frame's payload is a section:
- * the author's bytes, or the library's own state (pending interrupts, A6). Both dialects read and
+ * the author's bytes, or the library's own state (pending interrupts, A6; handles in use, C71, when
+ * there are any, before them). Both dialects read and
  * write the same bytes. */
 #include <errno.h>
 #include <string.h>
@@ -9,7 +10,7 @@
 #include "base/sabotage.h"
 #include "device/internal.h"
 
-enum section { SECTION_DEVICE = 1, SECTION_LIBRARY = 2 };
+enum section { SECTION_DEVICE = 1, SECTION_LIBRARY = 2, SECTION_HANDLES = 3 };
 
 struct section_head {
     uint32_t section;
@@ -50,7 +51,7 @@ void stream_save_begin(struct vfmig_device *dev)
     vfmig_devstream_begin(&s->enc, id, dev->config.state_format, dev->config.state_version);
     if (!vfmig_sabotage("old-stream-kept"))
         s->out_at = s->out_size = 0;
-    s->library_saved = false;
+    s->library_saved = s->handles_saved = false;
     forget_asked(dev);
     vfmig_window_open(&dev->window, VFMIG_WINDOW_SAVE);
 }
@@ -61,7 +62,7 @@ void stream_load_begin(struct vfmig_device *dev)
 
     vfmig_devstream_accept(&s->dec, dev->config.state_format, dev->config.state_oldest,
                            dev->config.state_version);
-    s->library_loaded = false;
+    s->library_loaded = s->handles_loaded = false;
     s->load_err = 0;
     forget_asked(dev);
     if (!vfmig_sabotage("resume-window-closed"))
@@ -101,6 +102,15 @@ static int64_t seal_library(struct vfmig_device *dev, uint8_t *frame)
     return seal(dev, frame, SECTION_LIBRARY, VFMIG_DEVSTREAM_FINAL, payload);
 }
 
+/* 0: there are none. */
+static int64_t seal_handles(struct vfmig_device *dev, uint8_t *frame)
+{
+    uint32_t payload = handle_save(dev, frame + OVERHEAD);
+
+    dev->stream.handles_saved = true;
+    return payload ? seal(dev, frame, SECTION_HANDLES, VFMIG_DEVSTREAM_FINAL, payload) : 0;
+}
+
 /* Asks the device for data. -EINPROGRESS: it will say when it is to be asked again. */
 static ssize_t ask(struct vfmig_device *dev, ssize_t (*save)(void *, void *, size_t), uint8_t *buf,
                    size_t size)
@@ -133,7 +143,7 @@ static int64_t make_frame(struct vfmig_device *dev, uint8_t *frame, size_t room)
         return 0; /* C22 */
     if (running && dev->call != VFMIG_DEV_CALL_NONE)
         return 0; /* it is being stopped, or is about to capture */
-    if (!vfmig_sabotage("skip-device-state") && !dev->stream.library_saved)
+    if (!vfmig_sabotage("skip-device-state") && !dev->stream.handles_saved)
         n = ask(dev, save, frame + OVERHEAD, payload);
     if (n < 0)
         return n;
@@ -142,6 +152,8 @@ static int64_t make_frame(struct vfmig_device *dev, uint8_t *frame, size_t room)
                     running ? VFMIG_DEVSTREAM_PRECOPY : VFMIG_DEVSTREAM_FINAL, (uint32_t)n);
     if (running)
         return 0;
+    if (!dev->stream.handles_saved && (n = seal_handles(dev, frame)) != 0)
+        return n;
     if (!dev->stream.library_saved)
         return seal_library(dev, frame);
     return vfmig_devstream_seal(&dev->stream.enc, VFMIG_DEVSTREAM_END, frame, 0);
@@ -189,8 +201,9 @@ uint64_t stream_final_size(struct vfmig_device *dev)
 
     if (dev->ops.left)
         dev->ops.left(dev->user, &precopy, &final);
-    uint64_t frames = final / FRAME_PAYLOAD + 3;
-    return final + frames * OVERHEAD + sizeof(struct library_state);
+    uint64_t frames = final / FRAME_PAYLOAD + 3 + (dev->handles.used_count > 0);
+    return final + frames * OVERHEAD + sizeof(struct library_state) +
+           dev->handles.used_count * 8ull;
 }
 
 /* pending_bytes: only zero or not is protocol, and zero without R means the end. */
@@ -232,6 +245,14 @@ static int load_library(struct vfmig_device *dev, const uint8_t *payload, uint32
     return 0;
 }
 
+static int load_handles(struct vfmig_device *dev, const uint8_t *data, uint32_t length)
+{
+    if (dev->stream.handles_loaded || dev->stream.library_loaded)
+        return -EBADMSG;
+    dev->stream.handles_loaded = true;
+    return handle_load(dev, data, length);
+}
+
 static int load_frame(struct vfmig_device *dev, const struct vfmig_devstream_frame *frame)
 {
     struct section_head head;
@@ -241,9 +262,12 @@ static int load_frame(struct vfmig_device *dev, const struct vfmig_devstream_fra
     if (frame->length < HEAD)
         return -EBADMSG;
     memcpy(&head, frame->payload, sizeof(head));
+    if (head.section == SECTION_HANDLES && head.reserved == 0)
+        return load_handles(dev, frame->payload + HEAD, frame->length - HEAD);
     if (head.section == SECTION_LIBRARY && head.reserved == 0)
         return load_library(dev, frame->payload, frame->length);
-    if (head.section != SECTION_DEVICE || head.reserved || dev->stream.library_loaded)
+    if (head.section != SECTION_DEVICE || head.reserved || dev->stream.library_loaded ||
+        dev->stream.handles_loaded)
         return -EBADMSG;
     if (dev->stream.asked_err)
         return dev->stream.asked_err;

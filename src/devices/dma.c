@@ -31,9 +31,24 @@ static void step_done(void *user, int err)
     dma_ahead_kick(d);
 }
 
+/* C71: looked up for every access, because the value is the client's. */
+uint64_t dma_iova(const struct dma_device *d, uint64_t iova)
+{
+    uint64_t value = 0;
+
+    if (!d->regs.pasid)
+        return iova;
+    if (vfmig_device_handle_value(d->dev, VFMIG_HANDLE_PASID, d->regs.pasid, &value) < 0 ||
+        iova >> DMA_PASID_SHIFT)
+        return dma_tagged(DMA_PASID_NONE, iova & ((UINT64_C(1) << DMA_PASID_SHIFT) - 1));
+    return dma_tagged(value, iova);
+}
+
 static uint64_t desc_iova(const struct dma_device *d)
 {
-    return d->regs.ring + (uint64_t)(d->regs.head & (d->regs.entries - 1)) * sizeof(d->desc);
+    uint32_t index = d->regs.head & (d->regs.entries - 1);
+
+    return dma_iova(d, d->regs.ring + (uint64_t)index * sizeof(d->desc));
 }
 
 static bool reads_memory(const struct dma_device *d)
@@ -160,7 +175,7 @@ static int run_phase(struct dma_device *d)
         return 0;
     case DMA_FETCH_DATA:
         d->phase = DMA_WORK;
-        return reads_memory(d) ? vfmig_dma_read_async(&d->dma, d->desc.src, d->data,
+        return reads_memory(d) ? vfmig_dma_read_async(&d->dma, dma_iova(d, d->desc.src), d->data,
                                                       d->desc.length, step_done, d)
                                : 0;
     case DMA_WORK:
@@ -170,7 +185,7 @@ static int run_phase(struct dma_device *d)
         return 0;
     case DMA_STORE_DATA:
         d->phase = DMA_COMPLETE;
-        return writes_memory(d) ? vfmig_dma_write_async(&d->dma, d->desc.dst, d->data,
+        return writes_memory(d) ? vfmig_dma_write_async(&d->dma, dma_iova(d, d->desc.dst), d->data,
                                                         d->desc.length, step_done, d)
                                 : 0;
     case DMA_COMPLETE:
@@ -250,7 +265,8 @@ bool dma_regs_valid(const struct dma_regs *r)
 {
     return r->ring % 64 == 0 && r->entries <= RING_MAX && (r->entries & (r->entries - 1)) == 0 &&
            r->ring <= UINT64_MAX - (uint64_t)RING_MAX * sizeof(struct dma_descriptor) &&
-           r->tail - r->head <= r->entries && !(r->ctrl & ~DMA_CTRL_ENABLE) && !r->reserved;
+           r->tail - r->head <= r->entries && !(r->ctrl & ~DMA_CTRL_ENABLE) &&
+           r->pasid <= VFMIG_PASID_MAX;
 }
 
 static uint64_t read_register(const struct dma_device *d, uint64_t offset)
@@ -272,6 +288,8 @@ static uint64_t read_register(const struct dma_device *d, uint64_t offset)
         return r->irqs;
     case DMA_REG_CHAIN:
         return r->chain;
+    case DMA_REG_PASID:
+        return r->pasid;
     default:
         return 0;
     }
@@ -302,6 +320,17 @@ static void write_ctrl(struct dma_device *d, uint32_t value)
     d->abandoned = d->phase != DMA_IDLE;
 }
 
+/* One handle is in use at most, so there is room for it. */
+static void take_registers(struct dma_device *d, const struct dma_regs *next)
+{
+    if (next->pasid != d->regs.pasid) {
+        vfmig_device_handle_drop(d->dev, VFMIG_HANDLE_PASID, d->regs.pasid);
+        if (next->pasid)
+            (void)vfmig_device_handle_use(d->dev, VFMIG_HANDLE_PASID, next->pasid);
+    }
+    d->regs = *next;
+}
+
 static void write_register(struct dma_device *d, uint64_t offset, uint64_t value)
 {
     struct dma_regs *r = &d->regs;
@@ -321,6 +350,9 @@ static void write_register(struct dma_device *d, uint64_t offset, uint64_t value
     case DMA_REG_TAIL:
         next.tail = low;
         break;
+    case DMA_REG_PASID:
+        next.pasid = low;
+        break;
     case DMA_REG_SCRATCH:
         r->scratch = value;
         return;
@@ -335,7 +367,7 @@ static void write_register(struct dma_device *d, uint64_t offset, uint64_t value
         next.tail - next.head < r->tail - r->head)
         r->errors++;
     else
-        *r = next;
+        take_registers(d, &next);
 }
 
 static int region_write(void *user, uint32_t bar, uint64_t offset, const void *data, uint32_t size)

@@ -30,7 +30,7 @@ static void done(void *user, int err)
     /* The descriptor is there: on to what it reads. */
     if (r == 0 && !a->data && !turn_is_over && reads_memory(&a->desc) && a->desc.length) {
         a->data = true;
-        r = vfmig_dma_read_async(&a->dma, a->desc.src, a->bytes,
+        r = vfmig_dma_read_async(&a->dma, dma_iova(a->device, a->desc.src), a->bytes,
                                  a->desc.length < READ_MAX ? a->desc.length : READ_MAX, done, a);
         if (r == -EINPROGRESS)
             return;
@@ -53,7 +53,8 @@ static bool start(struct dma_device *d, uint32_t index)
     a->busy = true;
     a->data = false;
     a->index = index;
-    uint64_t iova = d->regs.ring + (uint64_t)(index & (d->regs.entries - 1)) * sizeof(a->desc);
+    uint64_t iova =
+        dma_iova(d, d->regs.ring + (uint64_t)(index & (d->regs.entries - 1)) * sizeof(a->desc));
     int r = vfmig_dma_read_async(&a->dma, iova, &a->desc, sizeof(a->desc), done, a);
     /* Memory that can be reached at once is not worth a look. */
     if (r != -EINPROGRESS)

@@ -38,7 +38,7 @@ struct dma_regs {
     uint32_t tail;
     uint32_t head;
     uint32_t errors;
-    uint32_t reserved;
+    uint32_t pasid; /* the handle, never the host's value */
 };
 
 #define DMA_AHEAD_MAX 32u
@@ -89,6 +89,8 @@ void dma_ahead_reset(struct dma_device *d);
 
 /* dma.c */
 void dma_device_kick(struct dma_device *d);
+/* Where DMA at iova goes on this host. */
+uint64_t dma_iova(const struct dma_device *d, uint64_t iova);
 bool dma_regs_valid(const struct dma_regs *regs);
 static inline void dma_touch_sram(struct dma_device *d, uint64_t offset, uint64_t size)
 {

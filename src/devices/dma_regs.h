@@ -24,6 +24,8 @@
 #define DMA_REG_SCRATCH  0x020u /* rw u64: holds what was written */
 #define DMA_REG_IRQS     0x028u /* ro u64: interrupts raised since reset, latched ones included */
 #define DMA_REG_CHAIN    0x030u /* ro u64: dma_chain() over all completions since reset */
+#define DMA_REG_PASID    0x038u /* rw u32: handle of the address space of all the ring's DMA, 0: none;
+                                   only while the ring is disabled. See dma_tagged() */
 #define DMA_ID           0x414d4456u /* "VDMA" */
 #define DMA_CTRL_ENABLE  1u
 #define DMA_MSIX_TABLE   0x8000u  /* in the BAR: 16 bytes a vector */
@@ -59,6 +61,15 @@ struct dma_descriptor {
     uint64_t serial;  /* number of this completion since reset, from 1 */
     uint64_t cookie;  /* the guest's */
 };
+
+/* vfio-user's DMA has no field for a PASID: the device puts the host's value of its handle (20 bits)
+ * above the 44 bits of an IOVA, so that a client maps an address space at its value. */
+#define DMA_PASID_SHIFT 44u
+#define DMA_PASID_NONE  0xfffffu /* what a handle stands for that stands for nothing: no client maps it */
+static inline uint64_t dma_tagged(uint64_t pasid, uint64_t iova)
+{
+    return pasid << DMA_PASID_SHIFT | iova;
+}
 
 /* One more completion: a device that repeats, loses or reorders one ends with another value. */
 static inline uint64_t dma_chain(uint64_t chain, uint64_t serial, uint32_t status, uint32_t result,

@@ -185,7 +185,13 @@ static int load(void *user, const void *data, size_t size)
 static int load_end(void *user)
 {
     const struct dma_device *d = user;
-    return d->regs_loaded && d->pages_loaded == UINT64_MAX ? 0 : -ENODATA;
+    uint64_t value;
+
+    if (!d->regs_loaded || d->pages_loaded != UINT64_MAX)
+        return -ENODATA;
+    /* In use without having been declared: nobody was asked for it (C71). */
+    return d->regs.pasid ? vfmig_device_handle_value(d->dev, VFMIG_HANDLE_PASID, d->regs.pasid, &value)
+                         : 0;
 }
 
 void dma_state_ops(struct vfmig_device_ops *ops)

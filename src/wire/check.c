@@ -222,6 +222,21 @@ static struct verdict check_log_start(const struct vfmig_user_msg *msg)
     return FINE;
 }
 
+static struct verdict check_handles(const struct vfmig_user_msg *msg)
+{
+    const struct vfmig_user_feature_handles *handles = (const void *)(msg->payload + SIZE(feature));
+    uint32_t bytes = msg->size - SIZE(feature);
+
+    if (bytes < SIZE(feature_handles) || handles->reserved)
+        return WRONG(EINVAL, "not a list of handles");
+    bytes -= SIZE(feature_handles);
+    if (handles->count > VFMIG_MAX_HANDLES)
+        return WRONG(E2BIG, "more handles than a device has");
+    if (bytes != handles->count * SIZE(handle))
+        return WRONG(EINVAL, "handles do not fit the count");
+    return FINE;
+}
+
 static struct verdict check_feature(const struct vfmig_user_msg *msg, uint32_t max_data)
 {
     const struct vfmig_user_feature *feature = (const void *)msg->payload;
@@ -260,6 +275,8 @@ static struct verdict check_feature(const struct vfmig_user_msg *msg, uint32_t m
             return WRONG(EINVAL, "offset wraps");
         return FINE;
     }
+    case VFMIG_USER_F_HANDLES:
+        return set ? check_handles(msg) : FINE;
     case VFMIG_USER_F_FREEZE:
     case VFMIG_USER_F_DMA_MODE:
     case VFMIG_USER_F_HOLD: {

@@ -267,6 +267,7 @@ enum vfmig_user_feature_id {
     VFMIG_USER_F_PRECOPY_INFO = 0xf000, /* GET: how much pre-copy data is left */
     VFMIG_USER_F_WINDOW_READ = 0xf001,  /* GET: MIG_DATA_READ into the shared window */
     VFMIG_USER_F_WINDOW_WRITE = 0xf002, /* SET: MIG_DATA_WRITE out of it */
+    VFMIG_USER_F_HANDLES = 0xf003,      /* IMS and PASID: GET those in use, SET their values */
     VFMIG_USER_F_FREEZE = 0xf010,       /* control: NDMA, and accesses answered in S too */
     VFMIG_USER_F_DMA_MODE = 0xf011,     /* control: DMA by mapping or by message */
     VFMIG_USER_F_DIRTY_LIST = 0xf012,   /* control, GET: what the DMA log holds, as ranges */
@@ -332,6 +333,20 @@ struct vfmig_user_feature_window {
     uint32_t reserved; /* 0 */
 } VFMIG_PACKED;
 VFMIG_SIZE(vfmig_user_feature_window, 16);
+
+/* HANDLES: count entries follow. value: VFMIG_HANDLE_UNMAPPED when there is none. */
+struct vfmig_user_feature_handles {
+    uint32_t count;
+    uint32_t reserved; /* 0 */
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_feature_handles, 8);
+
+struct vfmig_user_handle {
+    uint32_t kind; /* enum vfmig_handle_kind */
+    uint32_t number;
+    uint64_t value;
+} VFMIG_PACKED;
+VFMIG_SIZE(vfmig_user_handle, 16);
 
 struct vfmig_user_window_message { /* the whole of one, both ways */
     struct vfmig_user_feature head;
