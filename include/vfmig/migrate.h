@@ -138,6 +138,13 @@ struct vfmig_vm_ops {
      * is back in its place for the next one, also when the block was never adopted. */
     int (*memory_adopt)(void *opaque, uint32_t block, int fd, uint64_t fd_offset,
                         struct vfmig_error *reterr);
+
+    /* NULL: what a device was given beforehand (vfmig_target_set_handles) must do. The destination:
+     * the state of this device is loaded and needs this handle; *ret_value is what it stands for on
+     * this host. Called before Z is left, from a thread of its own for each device, several at a
+     * time. A failure refuses the guest, which stays where it is. */
+    int (*translate_handle)(void *opaque, uint32_t device, uint32_t kind, uint32_t number,
+                            uint64_t *ret_value, struct vfmig_error *reterr);
 };
 #define VFMIG_VM_OPS_VERSION 1u
 

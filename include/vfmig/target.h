@@ -120,6 +120,13 @@ int vfmig_target_set_irqs(struct vfmig_target *target, uint32_t index, uint32_t 
  * mappings stay. */
 int vfmig_target_reset(struct vfmig_target *target, struct vfmig_error *reterr);
 
+/* What PASID and IMS handles stand for on this host (C71): for those that the guest may use here. At a
+ * destination the engine asks for the ones that a state needs (translate_handle). Any state; a handle
+ * that was given before gets the new value, VFMIG_HANDLE_UNMAPPED takes it away. All or nothing; at
+ * most VFMIG_DEVICE_HANDLES. They stay over resets. -ENOTSUP: the device knows none. */
+int vfmig_target_set_handles(struct vfmig_target *target, const struct vfmig_handle *handles,
+                             uint32_t count, struct vfmig_error *reterr);
+
 #ifdef __cplusplus
 }
 #endif

@@ -51,6 +51,9 @@ void *destination_main(void *arg);
 /* The first record says what the connection is for. */
 int arrival_read(struct arrival *arrival, struct vfmig_error *reterr);
 
+/* handles.c: the device's data is loaded, Z is next to be left. */
+int destination_translate(struct engine *e, struct device_worker *dev, struct vfmig_error *reterr);
+
 /* destination_works.c */
 int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr);
 int destination_do_data(struct engine *e, struct device_worker *dev, bool final,

@@ -404,7 +404,7 @@ int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
         free(segment);
         bool more = make_room(dev, size);
         if (ret || end)
-            return ret;
+            return ret ? ret : destination_translate(e, dev, reterr);
         give_credit(dev, more);
     }
 }

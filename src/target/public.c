@@ -82,6 +82,12 @@ int vfmig_target_set_irqs(struct vfmig_target *target, uint32_t index, uint32_t 
     return target->ops->set_irqs(target, index, start, count, fds, reterr);
 }
 
+int vfmig_target_set_handles(struct vfmig_target *target, const struct vfmig_handle *handles,
+                             uint32_t count, struct vfmig_error *reterr)
+{
+    return target->ops->set_handles(target, handles, count, reterr);
+}
+
 int vfmig_target_reset(struct vfmig_target *target, struct vfmig_error *reterr)
 {
     return target->ops->reset(target, reterr);

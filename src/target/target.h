@@ -72,6 +72,13 @@ struct vfmig_target_ops {
     int (*set_irqs)(struct vfmig_target *t, uint32_t index, uint32_t start, uint32_t count,
                     const int *fds, struct vfmig_error *reterr);
 
+    /* Handles in use, in Z those that the loaded data wants, with their values here; and the values of
+     * some, in any state. NULL: the device has none. */
+    int (*get_handles)(struct vfmig_target *t, struct vfmig_handle *ret_handles, uint32_t room,
+                       uint32_t *ret_count, struct vfmig_error *reterr);
+    int (*set_handles)(struct vfmig_target *t, const struct vfmig_handle *handles, uint32_t count,
+                       struct vfmig_error *reterr);
+
     void (*close)(struct vfmig_target *t);
 };
 

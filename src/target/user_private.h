@@ -161,6 +161,10 @@ int user_region_write(struct vfmig_target *t, uint32_t region, uint64_t offset, 
 int user_set_irqs(struct vfmig_target *t, uint32_t index, uint32_t start, uint32_t count,
                   const int *fds, struct vfmig_error *reterr);
 void user_close(struct vfmig_target *t);
+int user_get_handles(struct vfmig_target *t, struct vfmig_handle *ret_handles, uint32_t room,
+                     uint32_t *ret_count, struct vfmig_error *reterr);
+int user_set_handles(struct vfmig_target *t, const struct vfmig_handle *handles, uint32_t count,
+                     struct vfmig_error *reterr);
 
 /* Just the commands. */
 int user_send_irqs(struct user *u, uint32_t index, uint32_t start, uint32_t count, const int *fds,

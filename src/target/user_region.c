@@ -493,5 +493,7 @@ const struct vfmig_target_ops user_region_ops = {
     .region_read = user_region_read,
     .region_write = user_region_write,
     .set_irqs = user_set_irqs,
+    .get_handles = user_get_handles,
+    .set_handles = user_set_handles,
     .close = user_close,
 };

@@ -219,6 +219,8 @@ static int play(struct vfmig_target *t, const struct scene *s, struct vfmig_erro
     const struct vfmig_iova_range range = {0, RAM_SIZE};
     uint64_t bits[1] = {0}, value = 1;
     enum vfmig_state now;
+    struct vfmig_handle handle;
+    uint32_t count;
     int r;
 
     STEP(t->ops->dma_map(t, 0, RAM_SIZE, s->ram, 0, 3, err));
@@ -237,6 +239,8 @@ static int play(struct vfmig_target *t, const struct scene *s, struct vfmig_erro
     STEP(t->ops->reset(t, err));
     STEP(t->ops->set_state(t, VFMIG_STATE_RESUMING, SECOND, err));
     STEP(t->ops->load(t, "state", 5, err));
+    STEP(t->ops->get_handles(t, &handle, 1, &count, err));
+    STEP(t->ops->set_handles(t, &(struct vfmig_handle){VFMIG_HANDLE_IMS, 5, 9}, 1, err));
     STEP(t->ops->reset(t, err));
     STEP(t->ops->get_state(t, &now, err));
     STEP(t->ops->set_irqs(t, 2, 0, 1, NULL, err));
