@@ -101,6 +101,7 @@ static void set_up(const struct driver *d, uint32_t id)
         keep_word(d, i);
     guest_write64(d->env, d->vcpu, reg(d, DMA_REG_SCRATCH), SCRATCH_SALT | d->index);
     guest_write32(d->env, d->vcpu, reg(d, DMA_REG_CTRL), 0);
+    guest_write32(d->env, d->vcpu, reg(d, DMA_REG_PASID), d->device->pasid);
     guest_write64(d->env, d->vcpu, reg(d, DMA_REG_RING),
                   guest_iommu_heap(d->env, d->index, d->ring_gpa));
     guest_write32(d->env, d->vcpu, reg(d, DMA_REG_ENTRIES), GUEST_RING_ENTRIES);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "commands.h"
+#include "devices/dma_regs.h"
 #include "options.h"
 #include "vfmig/error.h"
 #include "vmm/vm.h"
@@ -34,7 +35,7 @@ static const struct tool_option options[] = {
      .max = UINT64_C(1) << 40},
     {"cpus", TOOL_NUMBER, &cpus, "N", "vCPUs", .min = 1, .max = GUEST_MAX_VCPUS},
     {"device", TOOL_LIST, &devices, "DEVICE",
-     "vfio-user:PATH[,dialect=feature|region][,iommu=on|off][,late-load][,id=NAME]; may be repeated"},
+     "vfio-user:PATH[,dialect=feature|region][,iommu=on|off][,pasid=N][,late-load][,id=NAME]; may be repeated"},
     {"p2p", TOOL_CHOICE, &p2p, NULL,
      "peer to peer DMA: auto is among devices that have NDMA, on among all, which then may be "
      "refused a migration", .choices = "auto|on|off"},
@@ -81,7 +82,20 @@ static void on_signal(int number)
     vfmig_vmm_quit(vmm);
 }
 
-/* "vfio-user:PATH[,dialect=D][,late-load][,id=NAME]"; text is cut into its parts. */
+/* 0 to what the dma device leaves for a host's PASID. */
+static bool parse_pasid(const char *text, struct vfmig_vmm_device_config *ret_device)
+{
+    char *end;
+    unsigned long value = strtoul(text, &end, 0);
+
+    if (*text < '0' || *text > '9' || *end || value >= DMA_PASID_NONE)
+        return false;
+    ret_device->tagged = true;
+    ret_device->pasid = (uint32_t)value;
+    return true;
+}
+
+/* "vfio-user:PATH[,dialect=D][,pasid=N][,late-load][,id=NAME]"; text is cut into its parts. */
 static int parse_device(char *text, struct vfmig_vmm_device_config *ret_device)
 {
     static const char scheme[] = "vfio-user:";
@@ -99,12 +113,14 @@ static int parse_device(char *text, struct vfmig_vmm_device_config *ret_device)
             ret_device->late_load = true;
         else if (!strcmp(part, "iommu=on") || !strcmp(part, "iommu=off"))
             ret_device->iommu = !strcmp(part, "iommu=on");
+        else if (!strncmp(part, "pasid=", 6) && parse_pasid(part + 6, ret_device))
+            continue;
         else if (!strncmp(part, "id=", 3) && part[3])
             ret_device->id = part + 3;
         else
             return tool_fail(&usage, TOOL_USAGE,
                              "--device: '%s' is neither dialect=feature|region, iommu=on|off, "
-                             "late-load nor id=NAME", part);
+                             "pasid=N, late-load nor id=NAME", part);
     }
     return -1;
 }

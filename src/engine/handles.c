@@ -13,6 +13,7 @@ static const char *kind_name(uint32_t kind)
     return kind == VFMIG_HANDLE_PASID ? "PASID" : kind == VFMIG_HANDLE_IMS ? "IMS" : "unknown";
 }
 
+/* The device's id is put in front of what is wrong with it. */
 static int translate(const struct engine *e, const struct device_worker *dev,
                      struct vfmig_handle *handle, struct vfmig_error *reterr)
 {
@@ -23,14 +24,14 @@ static int translate(const struct engine *e, const struct device_worker *dev,
                                               &handle->value, &why);
         if (ret < 0)
             return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_LOCAL, 0,
-                                   "device %s uses %s handle %u, which this VMM refuses: %s",
-                                   dev->id, kind_name(handle->kind), handle->number, why.text);
+                                   "it uses %s handle %u, which this VMM refuses: %s",
+                                   kind_name(handle->kind), handle->number, why.text);
     }
     /* What it was given beforehand is good where nobody is asked. */
     if (handle->value == VFMIG_HANDLE_UNMAPPED)
         return vfmig_error_set(reterr, -ENOENT, VFMIG_ORIGIN_LOCAL, 0,
-                               "device %s uses %s handle %u, which stands for nothing on this host",
-                               dev->id, kind_name(handle->kind), handle->number);
+                               "it uses %s handle %u, which stands for nothing on this host",
+                               kind_name(handle->kind), handle->number);
     return 0;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/sabotage.h"
+#include "devices/dma_regs.h"
 #include "dirty/trackers.h"
 
 /* RAM at gpa, and how much there is from there; NULL: it is no RAM. */
@@ -57,28 +58,44 @@ int vmm_dma_access(const struct vmm_dma_space *space, uint32_t device, uint64_t 
     return 0;
 }
 
+/* The guest physical address; false: of another address space, or of none. */
+static bool untag(const struct vmm_dma_device *d, uint64_t iova, uint64_t *ret_gpa)
+{
+    *ret_gpa = d->tagged ? iova & ((UINT64_C(1) << DMA_PASID_SHIFT) - 1) : iova;
+    return !d->tagged || (d->pasid && iova >> DMA_PASID_SHIFT == d->pasid) ||
+           vfmig_sabotage("pasid-unchecked");
+}
+
 static int on_read(void *opaque, uint64_t iova, void *data, uint32_t size)
 {
     struct vmm_dma_device *d = opaque;
+    uint64_t gpa;
 
-    return d->iommu ? vmm_dma_translated(d, iova, /* is_write= */ false, data, size)
-                    : vmm_dma_access(d->space, d->index, iova, /* is_write= */ false, data, size);
+    if (d->iommu)
+        return vmm_dma_translated(d, iova, /* is_write= */ false, data, size);
+    return untag(d, iova, &gpa)
+               ? vmm_dma_access(d->space, d->index, gpa, /* is_write= */ false, data, size)
+               : -EFAULT;
 }
 
 static int on_write(void *opaque, uint64_t iova, const void *data, uint32_t size)
 {
     struct vmm_dma_device *d = opaque;
     void *bytes = (void *)(uintptr_t)data;
+    uint64_t gpa;
 
-    return d->iommu ? vmm_dma_translated(d, iova, /* is_write= */ true, bytes, size)
-                    : vmm_dma_access(d->space, d->index, iova, /* is_write= */ true, bytes, size);
+    if (d->iommu)
+        return vmm_dma_translated(d, iova, /* is_write= */ true, bytes, size);
+    return untag(d, iova, &gpa)
+               ? vmm_dma_access(d->space, d->index, gpa, /* is_write= */ true, bytes, size)
+               : -EFAULT;
 }
 
 static const void *in_place(void *opaque, uint64_t iova, uint32_t size)
 {
     struct vmm_dma_device *d = opaque;
-    uint64_t left;
-    const char *host = d->iommu ? NULL : ram_at(d->space, iova, &left);
+    uint64_t left, gpa;
+    const char *host = d->iommu || !untag(d, iova, &gpa) ? NULL : ram_at(d->space, gpa, &left);
 
     return host && size <= left ? host : NULL;
 }

@@ -45,6 +45,8 @@ struct vmm_dma_device {
     const struct vmm_dma_space *space;
     uint32_t index;          /* among the VMM's devices: who it is that beside hears of */
     struct vmm_iommu *iommu; /* NULL: an IOVA is a guest physical address */
+    bool tagged;    /* ... above which the host's PASID stands (devices/dma_regs.h): ... */
+    uint32_t pasid; /* ... this one, and no other reaches anything. 0: there is none here */
 
     _Atomic(struct vfmig_target *) target; /* behind the vIOMMU, while attached */
     struct vmm_dma_lane lane;

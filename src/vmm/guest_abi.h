@@ -33,7 +33,7 @@
 #define GUEST_VECTOR_DEVICE 0x40u /* + 4 * device + MSI-X vector */
 
 #define GUEST_PARAMS_MAGIC   0x5453455547474d56ull
-#define GUEST_ABI_VERSION    3u
+#define GUEST_ABI_VERSION    4u
 #define GUEST_RATE_UNLIMITED 0xffffffffu
 #define GUEST_TIMER_OFF      0xffffffffu
 
@@ -63,6 +63,8 @@ struct guest_device_params {
     uint64_t peer_bar_gpa; /* BAR of the dma device that this one reaches by peer to peer DMA; 0: none */
     uint32_t writer;       /* the device that reaches this one, plus one; 0: none */
     uint32_t iommu;        /* its number at the vIOMMU, plus one; 0: not behind it */
+    uint32_t pasid;        /* dma device: the handle that all of its DMA is tagged with; 0: none */
+    uint32_t reserved;
 };
 
 /* One page at GUEST_PARAMS, written before the start and never again. */

@@ -78,6 +78,7 @@ static int lay_out(struct vfmig_machine *m, const struct vfmig_guest_config *gue
         p->devices[i].bar_gpa = guest->device_bar[i];
         p->devices[i].heap_gpa = next;
         p->devices[i].iommu = guest->device_iommu[i];
+        p->devices[i].pasid = guest->device_pasid[i];
         /* One vCPU drives the vIOMMU and what is behind it. */
         p->devices[i].vcpu = guest->device_iommu[i] ? 0 : i % p->vcpu_count;
         iommu |= guest->device_iommu[i] != 0;

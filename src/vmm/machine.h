@@ -60,6 +60,7 @@ struct vfmig_guest_config {
     uint32_t device_peer[GUEST_MAX_DEVICES]; /* the dma device, by its place in device_bar plus one,
                                               * that this one reaches by peer to peer DMA; 0: none */
     uint32_t device_iommu[GUEST_MAX_DEVICES]; /* its number at the vIOMMU plus one; 0: not behind it */
+    uint32_t device_pasid[GUEST_MAX_DEVICES]; /* the handle that its DMA is tagged with; 0: none */
     uint32_t iommu_answers;                   /* enum guest_iommu_answers */
 };
 

@@ -178,7 +178,8 @@ int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_confi
             return vfmig_error_set(reterr, -EEXIST, VFMIG_ORIGIN_LOCAL, 0,
                                    "two devices have the id %s", name);
     vmm->dma_devices[index] = (struct vmm_dma_device){
-        .space = &vmm->dma, .index = index, .iommu = config->iommu ? vmm->iommu : NULL};
+        .space = &vmm->dma, .index = index, .iommu = config->iommu ? vmm->iommu : NULL,
+        .tagged = config->tagged, .pasid = config->pasid};
     const struct vfmig_user_options options = {
         .dialect = config->dialect,
         .dma = vmm_dma_callbacks(&vmm->dma_devices[index]),
@@ -194,11 +195,13 @@ int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_confi
         return ret;
     }
     bool translated = vmm->dma_devices[index].iommu != NULL;
-    ret = translated ? vmm_viommu_attach(vmm, index, reterr) : map_ram(vmm, target, reterr);
+    ret = config->tagged ? vmm_pasid_attach(vmm, index, reterr)
+          : translated   ? vmm_viommu_attach(vmm, index, reterr)
+                         : map_ram(vmm, target, reterr);
     if (!ret)
         ret = vfmig_pci_start(&vmm->pci[index], vmm->machine, reterr);
     vmm->peers.serves[index] = vfmig_user_has_twin(target);
-    vmm->peers.translated[index] = translated;
+    vmm->peers.translated[index] = translated || config->tagged;
     if (!ret)
         ret = vmm_peers_add(&vmm->peers, index + 1, reterr);
     if (ret) {
@@ -331,6 +334,8 @@ static int load_guest(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *conf
         if (!vmm->pci[i].bars[0].size)
             continue;
         places[guest.device_count] = i;
+        guest.device_pasid[guest.device_count] =
+            vmm->dma_devices[i].tagged ? vmm_pasid_handle(i) : 0;
         guest.device_iommu[guest.device_count] = vmm->dma_devices[i].iommu ? i + 1 : 0;
         guest.device_bar[guest.device_count++] = vmm->pci[i].bars[0].gpa;
     }

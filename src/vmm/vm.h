@@ -19,6 +19,8 @@ struct vfmig_vmm_device_config {
     const char *path; /* of the vfio-user socket */
     enum vfmig_dialect dialect;
     bool late_load; /* struct vfmig_user_options */
+    bool tagged; /* its DMA carries a PASID ... */
+    uint32_t pasid; /* ... which is this one on this host; 0: none is left here */
     bool iommu; /* behind the vIOMMU: its DMA may wait for page requests; needs NDMA (C63) */
 };
 

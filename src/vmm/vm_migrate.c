@@ -213,7 +213,7 @@ static int on_identity(void *opaque, struct vfmig_buffer *out, struct vfmig_erro
     }
     if (ret)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory");
-    if (vmm->iommu && vmm_iommu_identity(vmm->iommu, out))
+    if ((vmm->iommu && vmm_iommu_identity(vmm->iommu, out)) || vmm_pasid_identity(vmm, out))
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory");
     return vfmig_machine_identity(vmm->machine, out, reterr);
 }
@@ -278,9 +278,16 @@ static const struct vfmig_vm_ops vm_ops = {
     .released = on_released,
     .trace = on_trace,
     .memory_adopt = vmm_memory_adopt,
+    .translate_handle = vmm_pasid_translate,
 };
 
 /* --- set-up --- */
+
+/* All of its DMA is by message: this process sees what it writes. */
+static bool served_here(const struct vfmig_vmm *vmm, uint32_t i)
+{
+    return vmm->dma_devices[i].iommu || vmm->dma_devices[i].tagged;
+}
 
 /* Puts device i into the set that migrates; our own tracker stays the last one. */
 static int add_device(struct vfmig_vmm *vmm, uint32_t i, struct vfmig_error *reterr)
@@ -288,7 +295,7 @@ static int add_device(struct vfmig_vmm *vmm, uint32_t i, struct vfmig_error *ret
     struct vmm_migration *migration = &vmm->migration;
     struct vfmig_pci *pci = &vmm->pci[i];
 
-    if (pci->target->info.dma_log && !vmm->dma_devices[i].iommu) {
+    if (pci->target->info.dma_log && !served_here(vmm, i)) {
         struct vfmig_tracker *tracker;
         int ret = vfmig_tracker_device_new(pci->target, NULL, 0, &tracker, reterr);
         if (ret)
@@ -304,8 +311,8 @@ static int add_device(struct vfmig_vmm *vmm, uint32_t i, struct vfmig_error *ret
     return 0;
 }
 
-/* Who writes guest memory: the vCPUs, this process, and each device; one behind the vIOMMU does not
- * itself, this process does it for it. A guest with a device
+/* Who writes guest memory: the vCPUs, this process, and each device; one behind the vIOMMU or with a
+ * PASID does not itself, this process does it for it. A guest with a device
  * that cannot log runs and can arrive; it cannot leave, which check_logs() says. */
 static int make_trackers(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
@@ -589,7 +596,7 @@ int vmm_migration_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 
 static bool is_logged(struct vfmig_vmm *vmm, uint32_t i)
 {
-    return vmm->dma_devices[i].iommu ||
+    return served_here(vmm, i) ||
            (vmm->migration.tracked[i] && vmm->pci[i].target->info.dma_log);
 }
 

@@ -189,6 +189,18 @@ void vmm_viommu_end(struct vfmig_vmm *vmm);
 /* The engine's callback. */
 int vmm_viommu_idle(void *opaque, uint64_t timeout_ns, struct vfmig_error *reterr);
 
+/* vm_pasid.c: a device whose DMA carries a PASID, whose target is open. The handle that its guest has
+ * for it is the same on every host. */
+static inline uint32_t vmm_pasid_handle(uint32_t index)
+{
+    return index + 1;
+}
+int vmm_pasid_attach(struct vfmig_vmm *vmm, uint32_t index, struct vfmig_error *reterr);
+int vmm_pasid_identity(const struct vfmig_vmm *vmm, struct vfmig_buffer *out);
+/* The engine's callback. */
+int vmm_pasid_translate(void *opaque, uint32_t device, uint32_t kind, uint32_t number,
+                        uint64_t *ret_value, struct vfmig_error *reterr);
+
 extern const struct vfmig_qmp_command vmm_qmp_commands[];
 
 #endif

@@ -142,7 +142,7 @@ static void one_that_nobody_knows_is_refused(void **state)
 static void the_vmm_may_refuse(void **state)
 {
     start(translate_some, VFMIG_HANDLE_UNMAPPED);
-    assert_refused("dev2 uses IMS handle 9, which this VMM refuses: no interrupt is left");
+    assert_refused("dev2: it uses IMS handle 9, which this VMM refuses: no interrupt is left");
 }
 
 static void a_device_that_does_not_say_is_refused(void **state)

@@ -206,6 +206,13 @@ static uint32_t any_extension(struct dice *dice, uint16_t feature, uint8_t *out)
     } else if (feature == VFMIG_USER_F_DIRTY_LIST || feature == VFMIG_USER_F_DMA_MAP_LIST) {
         words[0] = any(dice, 2) ? 0 : any_iova(dice);
         size = sizeof(struct vfmig_user_feature_list);
+    } else if (feature == VFMIG_USER_F_HANDLES) {
+        words[0] = any(dice, 8) ? any(dice, 3) : any_number(dice);
+        for (unsigned i = 1; i < 5; i += 2) {
+            words[i] = any(dice, 4) | (uint64_t)any(dice, 4) << 32;
+            words[i + 1] = any(dice, 4) ? any(dice, 4) : any_number(dice);
+        }
+        size = 8 + 16 * any(dice, 3);
     } else if (feature == VFMIG_USER_F_PENDING) {
         words[0] = any(dice, 8) ? any(dice, 2) ? POOL_VECTORS : DMA_VECTORS : any_number(dice);
         words[1] = any(dice, 3) ? any(dice, 16) : any_number(dice);
@@ -220,8 +227,8 @@ static uint32_t any_extension(struct dice *dice, uint16_t feature, uint8_t *out)
 static uint32_t any_feature(struct dice *dice, uint8_t *out)
 {
     static const uint8_t features[] = {1, 2, 2, 2, 6, 6, 7, 8, 8, 9};
-    static const uint16_t ours[] = {0xf000, 0xf001, 0xf002, 0xf010, 0xf011,
-                                    0xf012, 0xf013, 0xf014, 0xf015};
+    static const uint16_t ours[] = {0xf000, 0xf001, 0xf002, 0xf003, 0xf010,
+                                    0xf011, 0xf012, 0xf013, 0xf014, 0xf015};
     uint32_t feature = any(dice, 12) ? features[any(dice, sizeof(features))] : any(dice, 20);
     if (any(dice, 2) < dice->aside || any(dice, 20) == 0)
         return any_extension(dice, ours[any(dice, sizeof(ours) / sizeof(ours[0]))], out);

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "devices/dma_regs.h"
 #include "dirty/trackers.h"
 #include "vmm/dma.h"
 
@@ -93,6 +94,32 @@ static void goes_where_it_belongs(void **state)
     done(&w);
 }
 
+/* C71: an access counts under the host's PASID of its device and under no other. */
+static void under_its_pasid_alone(void **state)
+{
+    struct world w;
+    uint8_t data[16] = {1, 2, 3}, back[16] = {0};
+    const uint64_t wrong[] = {100, dma_tagged(6, 100), dma_tagged(DMA_PASID_NONE, 100)};
+
+    init(&w);
+    w.device.tagged = true;
+    w.device.pasid = 7;
+    assert_int_equal(w.dma.write(w.dma.opaque, dma_tagged(7, 100), data, sizeof(data)), 0);
+    assert_memory_equal(w.low + 100, data, sizeof(data));
+    assert_int_equal(w.dma.read(w.dma.opaque, dma_tagged(7, 100), back, sizeof(back)), 0);
+    assert_memory_equal(back, data, sizeof(data));
+    assert_ptr_equal(w.dma.in_place(w.dma.opaque, dma_tagged(7, 100), 8), w.low + 100);
+    assert_int_equal(w.dma.read(w.dma.opaque, dma_tagged(7, BESIDE), back, 8), 0);
+    for (unsigned i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        assert_int_equal(w.dma.write(w.dma.opaque, wrong[i], back, 8), -EFAULT);
+        assert_int_equal(w.dma.read(w.dma.opaque, wrong[i], back, 8), -EFAULT);
+        assert_null(w.dma.in_place(w.dma.opaque, wrong[i], 8));
+    }
+    w.device.pasid = 0; /* this host has none */
+    assert_int_equal(w.dma.read(w.dma.opaque, 100, back, 8), -EFAULT);
+    done(&w);
+}
+
 /* The page is marked when the write returns, and only the pages that were written. */
 static void marks_what_it_writes(void **state)
 {
@@ -118,6 +145,7 @@ static void marks_what_it_writes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(under_its_pasid_alone),
         cmocka_unit_test(goes_where_it_belongs),
         cmocka_unit_test(marks_what_it_writes),
     };
