@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """C71: a guest whose devices tag their DMA with a PASID moves to a host where it has another value."""
+import subprocess
+
 import pytest
 
-from world import World, assert_guest_lives, migrate
+from world import VFMIG, World, assert_guest_lives, migrate
 
 GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
 DIALECTS = [("feature", "feature"), ("feature", "region"), ("region", "feature"), ("region", "region")]
@@ -65,3 +67,14 @@ def test_a_side_without_it_is_refused_before_anything_moves(world):
     result = migrate(source, world.uri(), "--quiet", "--downtime-limit", "2000")
     assert result.returncode == 1 and "pasid.dev0" in result.stderr
     assert_guest_lives(source)
+
+
+def test_through_a_file(world):
+    source = world.vm("a", *GUEST, devices=[device(world, "a0", "feature", ",pasid=257")])
+    assert_guest_lives(source)
+    file = world.folder / "guest"
+    saved = subprocess.run([VFMIG, "save", "--qmp", source.path, "--quiet", file],
+                           capture_output=True, text=True)
+    assert saved.returncode == 0, saved.stderr
+    target = world.vm("b", devices=[device(world, "b0", "region", ",pasid=5")], incoming=f"file:{file}")
+    assert_guest_lives(target)
