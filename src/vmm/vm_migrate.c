@@ -648,6 +648,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
         if (request->channels)
             options.channels = request->channels;
         forget_source(migration);
+        migration->latched = 0; /* those of an attempt before were delivered when it was unwound */
         if (migration->destination) {
             /* The guest arrived by it; a source that asks later reads the journal. */
             pthread_join(migration->watcher, NULL);
