@@ -28,7 +28,7 @@ ATTEMPTS = 6
 
 # Name, kind, options of the device and of the VMM. Two reach each other's memory, and the guest pages in
 # for them; one has much state; one has no NDMA, so nobody reaches it and it reaches nobody (C57).
-NIC = ("--latency-us", 300, "--quiesce-us", 8000, "--look-ahead", 8)
+NIC = ("--latency-us", 100, "--quiesce-us", 8000, "--look-ahead", 8)
 DEVICES = (("nic0", "dma", NIC, ",iommu=on"),
            ("nic1", "dma", NIC, ",iommu=on"),
            ("bulk0", "bulk", (), ""),
@@ -132,7 +132,8 @@ class Demo:
         arguments = []
         for (name, kind, options, more), dialect in zip(DEVICES, dialects):
             if kind == "bulk":
-                options = (*options, "--state-size", f"{self.state}M", "--dirty-rate", f"{self.state // 8}M")
+                options = (*options, "--state-size", f"{self.state}M", "--dirty-rate",
+                           f"{self.state // 8}M")
             path = self.device(side, name, kind, *options, *(refusal if name == NAMES[-1] else ()))
             arguments += ["--device", f"vfio-user:{path},dialect={dialect},id={name}{more}"]
         return arguments
@@ -142,7 +143,7 @@ class Demo:
         qmp = self.folder / f"{name}.qmp"
         arguments = ["vm", "--name", name, "--accel", self.options.accel, "--memory",
                      f"{self.memory}M", "--cpus", 2, "--working-set", f"{self.working}M",
-                     "--dirty-rate", f"{self.rate}M", "--dma-in-flight", 12, "--p2p", "auto",
+                     "--dirty-rate", f"{self.rate}M", "--dma-in-flight", 4, "--p2p", "auto",
                      "--qmp", qmp, "--channels", 2, "--journal", self.folder / f"{name}.journal",
                      *self.devices(side, dialects, refusal)]
         if incoming:
@@ -173,7 +174,8 @@ class Demo:
 
     def migrate(self, qmp, port, *more, quiet=False):
         """vfmig migrate; what it says of an error if it is quiet, else that goes to the terminal."""
-        command = [self.vfmig, "migrate", "--qmp", qmp, f"tcp:127.0.0.1:{port}", "--channels", 2, *more]
+        command = [self.vfmig, "migrate", "--qmp", qmp, f"tcp:127.0.0.1:{port}", "--channels", 2,
+                   *more]
         if quiet or not sys.stdout.isatty():
             command.append("--quiet")
         return subprocess.run([str(part) for part in command], timeout=60, check=False, text=True,
@@ -381,7 +383,7 @@ def migrate(demo, way, source, destination, port, *options):
     time.sleep(0.1)
     trace = demo.folder / "trace.jsonl"
     # On a busy host the limit may be too much to ask for; then it is not what is to be shown.
-    result = demo.migrate(source_path, port, "--trace", trace, "--downtime-limit", demo.limit, "--deadline", 8,
+    result = demo.migrate(source_path, port, "--trace", trace, "--downtime-limit", demo.limit, "--deadline", 6,
                           "--on-deadline", "force", "--max-bandwidth", f"{demo.bandwidth}M", *options)
     if result.returncode:
         raise Failed(f"{way}: vfmig migrate ended with {result.returncode}: "
