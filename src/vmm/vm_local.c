@@ -25,7 +25,7 @@ static int map_over(const struct vfmig_ram_block *block, int fd, uint64_t offset
     return 0;
 }
 
-/* A device behind the vIOMMU has its memory from this process, at its host address. All are tried:
+/* A device behind the vIOMMU, or with a PASID, has its memory from this process, at its host address. All are tried:
  * the first error is told. */
 static int map_dma(struct vfmig_vmm *vmm, const struct vfmig_ram_block *block,
                    struct vfmig_error *reterr)
@@ -35,7 +35,7 @@ static int map_dma(struct vfmig_vmm *vmm, const struct vfmig_ram_block *block,
     for (uint32_t i = 0; i < vmm->device_count; i++) {
         struct vfmig_target *target = vmm->pci[i].target;
         struct vfmig_error *told = first ? NULL : reterr;
-        if (vmm->dma_devices[i].iommu)
+        if (vmm_served_here(vmm, i))
             continue;
         int ret = target->ops->dma_unmap(target, block->gpa, block->size, told);
         if (ret == 0)
@@ -129,7 +129,7 @@ void vmm_memory_leave(struct vfmig_vmm *vmm)
     for (uint32_t b = 0; b < vmm->memory.block_count; b++) {
         struct vfmig_ram_block *block = &vmm->blocks[b];
         for (uint32_t i = 0; i < vmm->device_count; i++)
-            if (!vmm->dma_devices[i].iommu)
+            if (!vmm_served_here(vmm, i))
                 (void)vmm->pci[i].target->ops->dma_unmap(vmm->pci[i].target, block->gpa, block->size,
                                                          NULL);
         close(block->fd);

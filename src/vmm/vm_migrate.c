@@ -283,19 +283,13 @@ static const struct vfmig_vm_ops vm_ops = {
 
 /* --- set-up --- */
 
-/* All of its DMA is by message: this process sees what it writes. */
-static bool served_here(const struct vfmig_vmm *vmm, uint32_t i)
-{
-    return vmm->dma_devices[i].iommu || vmm->dma_devices[i].tagged;
-}
-
 /* Puts device i into the set that migrates; our own tracker stays the last one. */
 static int add_device(struct vfmig_vmm *vmm, uint32_t i, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
     struct vfmig_pci *pci = &vmm->pci[i];
 
-    if (pci->target->info.dma_log && !served_here(vmm, i)) {
+    if (pci->target->info.dma_log && !vmm_served_here(vmm, i)) {
         struct vfmig_tracker *tracker;
         int ret = vfmig_tracker_device_new(pci->target, NULL, 0, &tracker, reterr);
         if (ret)
@@ -596,7 +590,7 @@ int vmm_migration_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 
 static bool is_logged(struct vfmig_vmm *vmm, uint32_t i)
 {
-    return served_here(vmm, i) ||
+    return vmm_served_here(vmm, i) ||
            (vmm->migration.tracked[i] && vmm->pci[i].target->info.dma_log);
 }
 

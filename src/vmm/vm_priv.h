@@ -88,6 +88,13 @@ struct vfmig_vmm {
     struct vmm_migration migration;
 };
 
+/* All of the device's DMA is by message: no memory is mapped for it by descriptor, and this process sees
+ * what it writes. */
+static inline bool vmm_served_here(const struct vfmig_vmm *vmm, uint32_t device)
+{
+    return vmm->dma_devices[device].iommu || vmm->dma_devices[device].tagged;
+}
+
 const char *vmm_run_state_name(enum vmm_run_state state);
 
 /* QMP's stop and cont. */

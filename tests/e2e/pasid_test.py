@@ -78,3 +78,12 @@ def test_through_a_file(world):
     assert saved.returncode == 0, saved.stderr
     target = world.vm("b", devices=[device(world, "b0", "region", ",pasid=5")], incoming=f"file:{file}")
     assert_guest_lives(target)
+
+
+@pytest.mark.parametrize("dialect", ["feature", "region"])
+def test_memory_passed_on(world, dialect):
+    """--local: such a device has the guest's memory from its VMM, so nothing is mapped for it again."""
+    source, target = pair(world, ",pasid=257", ",pasid=5", (dialect, dialect))
+    result = migrate(source, world.uri(), "--local", "--quiet", "--downtime-limit", "2000")
+    assert result.returncode == 0, result.stderr
+    assert_guest_lives(target)
