@@ -15,16 +15,22 @@
 int engine_maps_init(struct engine *e, struct vfmig_error *reterr)
 {
     struct vfmig_dirty_map *maps[] = {&e->map, &e->fresh, &e->seen};
+    /* What is passed on is not looked at: rounds are marks alone, however much it is. A map has one page
+     * at least, whose bit nobody sets. */
+    struct vfmig_ram_block page = e->vm.memory.blocks[0];
+    page.size = VFMIG_PAGE_SIZE;
+    const struct vfmig_memory least = {.blocks = &page, .block_count = 1};
+    const struct vfmig_memory *memory = e->options.local ? &least : &e->vm.memory;
 
     for (size_t i = 0; i < 3; i++) {
-        int ret = vfmig_dirty_map_init(maps[i], &e->vm.memory, reterr);
+        int ret = vfmig_dirty_map_init(maps[i], memory, reterr);
         if (ret) {
             while (i-- > 0)
                 vfmig_dirty_map_done(maps[i]);
             return ret;
         }
     }
-    if (!e->options.local) /* then rounds are marks alone */
+    if (!e->options.local)
         vfmig_dirty_map_fill(&e->map); /* the first round is everything */
     e->maps_made = true;
     return 0;

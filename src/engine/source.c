@@ -413,7 +413,7 @@ static int prepare(struct vfmig_source *source, struct vfmig_error *reterr)
     if (ret == 0)
         ret = engine_maps_init(e, reterr);
     if (ret == 0)
-        ret = vfmig_mover_new(e->channels, e->channel_count, &e->vm.memory, &e->mover, reterr);
+        ret = vfmig_mover_new(e->channels, e->channel_count, &e->map.memory, &e->mover, reterr);
     if (ret == 0)
         ret = engine_workers_start(e, reterr);
     if (ret)

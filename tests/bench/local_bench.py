@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A guest handed over on the same host with its memory (`vfmig migrate --local`), which must not
 depend on how much memory that is: 8 GiB against 1 GiB, all of it there (prefaulted) if the host has
-so much, with a device, medians of several, in turns."""
+so much, with a device, in turns. The best of each is compared: what grows with the size is in all of
+them, what others do on the host is not. The medians are told beside it."""
 import json
 import os
 import pathlib
@@ -51,9 +52,11 @@ def main():
             into.append(one(world, gib, prefault))
     rows = []
     for index, name in enumerate(("downtime", "total")):
-        small, large = (statistics.median(run[index] for run in runs[gib]) for gib in (SMALL, LARGE))
+        small, large = (min(run[index] for run in runs[gib]) for gib in (SMALL, LARGE))
+        medians = [statistics.median(run[index] for run in runs[gib]) for gib in (SMALL, LARGE)]
         rows.append({"name": f"local-{name}", "unit": "ms", "ours": large, "limit": small,
-                     "ratio": large / small, "ceiling": CEILING, "prefault": prefault})
+                     "ratio": large / small, "ceiling": CEILING, "prefault": prefault,
+                     "medians": medians})
     print(json.dumps(rows))
 
 
