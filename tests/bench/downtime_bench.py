@@ -17,11 +17,11 @@ RUNS = 5
 
 
 class Lab(lab.Demo):
-    def null_device(self, name):
-        path = self.folder / f"{name}.sock"
-        self.spawn_program(name, self.options.build / "examples" / "null_device", path)
-        self.wait_for(f"the socket of {name}", lambda: lab.listening(path))
-        return path
+    def devices(self, side, dialects, refusal=()):
+        path = self.folder / f"null-{side}.sock"
+        self.spawn_program(path.stem, self.options.build / "examples" / "null_device", path)
+        self.wait_for(f"the socket of {path.stem}", lambda: lab.listening(path))
+        return ["--device", f"vfio-user:{path},dialect={dialects[0]},id=null0"]
 
 
 def one(build):
@@ -29,10 +29,12 @@ def one(build):
     bench = Lab(options)
     bench.memory, bench.working, bench.rate = 64, 16, 1
     try:
-        source, path = bench.vm("vm-a", bench.null_device("null-a"), "feature")
+        source, path = bench.vm("a", ["feature"])
         port = lab.free_port()
-        bench.vm("vm-b", bench.null_device("null-b"), "feature", f"tcp:127.0.0.1:{port}")
-        bench.migrate_command(path, port)
+        bench.vm("b", ["feature"], f"tcp:127.0.0.1:{port}")
+        result = bench.migrate(path, port, quiet=True)
+        if result.returncode:
+            raise lab.Failed(result.stderr)
         report = source.run("query-migrate")["x-vfmig"]
         return report
     finally:
