@@ -92,7 +92,7 @@ class Demo:
         # The bandwidth keeps the migration going for longer than the guest needs to dirty all of
         # its working set once.
         self.memory, self.working, self.rate, self.bandwidth = (768, 288, 250, 300)
-        self.state, self.limit = (64, 60)
+        self.state, self.limit = (64, 35)
         if options.quick:
             self.memory, self.working, self.rate, self.bandwidth = (192, 64, 100, 300)
             self.state, self.limit = (8, 100)
