@@ -28,6 +28,8 @@ BENCHMARKS = {
     "log_bench": ["log-report-4g-0", "log-report-4g-1", "log-report-4g-100"],
     "scan_bench": ["dirty-scan-1t-1", "dirty-scan-1t-1-clustered"],
     "downtime_bench.py": ["downtime-stateless"],
+    "devices_bench": ["devices-rate-8", "devices-rate-64", "devices-free-1", "devices-free-2",
+                      "devices-free-4", "devices-free-8", "devices-stateless-4"],
     "local_bench.py": ["local-downtime", "local-total"],
     "converge_bench.py": ["prediction-error-p95"] + LIMITS,
 }
@@ -36,8 +38,6 @@ BENCHMARKS = {
 LONG = {
     "converge_bench.py --runs 50 prediction": ["prediction-error-p95"],
     "converge_bench.py --runs 50 limit": LIMITS,
-    "devices_bench": ["devices-rate-8", "devices-rate-64", "devices-free-1", "devices-free-2",
-                      "devices-free-4", "devices-free-8", "devices-stateless-4"],
 }
 
 

@@ -515,7 +515,7 @@ void log_forget(struct vfmig_device *dev);
 uint32_t log_take_ranges(struct vfmig_device *dev, uint64_t *next, void *entries, uint32_t room,
                          bool *ret_more);
 void log_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size);
-/* Reads and clears into bitmap (zeroed by the caller). */
+/* Reads and clears into bitmap, of which every word that holds a page is written. */
 int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t page_size,
                uint64_t *bitmap);
 int log_mapped(struct vfmig_device *dev, uint64_t iova, uint64_t size);

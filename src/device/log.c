@@ -262,7 +262,7 @@ struct view {
     uint64_t iova, last;
     uint32_t shift;
     uint64_t *bitmap;
-    uint64_t fresh; /* words from here on are as the caller zeroed them */
+    uint64_t fresh; /* nothing was put into the words from here on */
 };
 
 /* The part of one range that a report covers: bytes [from, to], in pages [first, end]. */
@@ -405,6 +405,8 @@ static void move(struct dma_log *log, uint64_t *words, uint32_t count, uint64_t 
             out[i] |= words[i];
         if (!keep)
             memset(words, 0, count * sizeof(*words));
+    } else if (fresh) {
+        memset(out, 0, count * sizeof(*out));
     }
     pthread_rwlock_unlock(&log->lock);
 }
@@ -473,6 +475,16 @@ static void take_part(struct dma_log *log, const struct part *part, const struct
     add_rests(log, part, first_set, end_set);
 }
 
+/* One range holds all of the report, word by word: move() fills every word then. */
+static bool is_filled(const struct log_set *set, const struct log_range *range,
+                      const struct view *view)
+{
+    uint64_t word = (UINT64_C(64) << set->page_shift) - 1; /* bytes of one, less one */
+
+    return view->shift == set->page_shift && range->iova <= view->iova &&
+           view->last <= range->last && !(view->iova & word) && (view->last & word) == word;
+}
+
 int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t page_size,
                uint64_t *bitmap)
 {
@@ -483,7 +495,10 @@ int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t 
     if (log->mode == LOG_OFF || page_size < PAGE || (page_size & (page_size - 1)))
         return -EINVAL;
     struct view view = {iova, iova + (size - 1), (uint32_t)__builtin_ctzll(page_size), bitmap, 0};
-    for (uint32_t i = find(set, iova); i < set->count && set->list[i].iova <= view.last; i++) {
+    uint32_t at = find(set, iova);
+    if (at == set->count || !is_filled(set, &set->list[at], &view))
+        memset(bitmap, 0, (((view.last - iova) >> view.shift) / 64 + 1) * sizeof(*bitmap));
+    for (uint32_t i = at; i < set->count && set->list[i].iova <= view.last; i++) {
         struct part part = {
             .range = &set->list[i],
             .from = later(iova, set->list[i].iova),
@@ -600,7 +615,6 @@ static int dirty_get(struct client *c, struct vfmig_user_msg *msg)
     req.head.argsz = (uint32_t)sizeof(req) + (uint32_t)bytes;
     if (room < req.head.argsz) /* told what it takes; nothing was read or cleared */
         return server_reply(c, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
-    memset(c->reply, 0, (size_t)bytes);
     int r = log_report(dev, req.range.iova, req.range.size, req.range.bitmap.pgsize,
                        (uint64_t *)c->reply);
     if (r < 0)
@@ -657,7 +671,6 @@ static int feature_report(struct client *c, struct vfmig_user_msg *msg)
         return (int)bytes;
     if (req.head.argsz < sizeof(req) + (uint64_t)bytes)
         return -EINVAL;
-    memset(c->reply, 0, (size_t)bytes);
     int r = log_report(dev, req.report.iova, req.report.length, req.report.page_size,
                        (uint64_t *)c->reply);
     if (r < 0)
