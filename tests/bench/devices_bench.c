@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -109,6 +110,7 @@ static void start_device(const struct shape *shape, char side, uint32_t i)
     need(pid >= 0, "fork");
     socket_of(path, side, i);
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a run that fails leaves nobody behind */
         execl(vfmig, vfmig, "device", "bulk", "--socket", path, "--state-size", shape->state,
               "--no-precopy", shape->rate ? "--save-rate" : NULL, shape->rate, "--load-rate",
               shape->rate, NULL);
