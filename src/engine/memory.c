@@ -129,10 +129,10 @@ static bool readable(const struct vfmig_tracker *tracker, enum engine_log log)
 static void note_sync(struct engine *e, uint32_t i, int ret, uint64_t took_ns)
 {
     const struct vfmig_tracker *tracker = e->vm.trackers[i];
-    struct vfmig_tracker_report *report = &e->progress.trackers[i];
 
     if (i >= VFMIG_PROGRESS_TRACKERS)
         return;
+    struct vfmig_tracker_report *report = &e->progress.trackers[i];
     pthread_mutex_lock(&e->status_lock);
     snprintf(report->name, sizeof(report->name), "%s", tracker->ops->name);
     report->page_bytes = tracker->page_bytes ? tracker->page_bytes : VFMIG_PAGE_SIZE;
