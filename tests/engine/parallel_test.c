@@ -19,6 +19,7 @@
 
 #include "base/bounds.h"
 #include "engine/channel.h"
+#include "stream/record.h"
 
 #define FULL  (VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_NDMA | VFMIG_FEATURE_PRE_COPY)
 #define PLAIN (VFMIG_FEATURE_STOP_COPY)
@@ -133,7 +134,7 @@ static void every_step_is_taken_by_all_at_once(void **state)
 
 /* --- one that is slow --- */
 
-static uint32_t others_loaded, others_saved;
+static uint32_t others_loaded, others_saved, ahead;
 static bool memory_through;
 
 static bool others_are_loaded(void)
@@ -144,6 +145,37 @@ static bool others_are_loaded(void)
 static bool others_are_saved(void)
 {
     return others_saved == count - 1;
+}
+
+/* Device 0's pieces that are saved and not loaded: as many as its window holds, and the one that waits
+ * for credit. */
+static uint32_t most_ahead(void)
+{
+    return (uint32_t)(vfmig_device_window(count) / rig.side[RIG_SOURCE].devices[0].bulk_bytes);
+}
+
+static bool window_is_full(void)
+{
+    return ahead >= most_ahead();
+}
+
+static void note_ahead(struct rig *r, const struct rig_entry *entry)
+{
+    const struct rig_device *from = &r->side[RIG_SOURCE].devices[0];
+    const struct rig_device *to = &r->side[RIG_DEST].devices[0];
+    uint32_t now, bulk;
+
+    if (entry->side != RIG_SOURCE || entry->op != RIG_SAVE || !entry->end || entry->device)
+        return;
+    pthread_mutex_lock(&lock);
+    now = from->sequence - to->sequence;
+    bulk = from->bulk_pieces - from->bulk_left;
+    if (bulk < now)
+        now = bulk;
+    if (from->at == 0 && now > ahead)
+        ahead = now;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
 }
 
 /* What a device's last piece does at the destination. */
@@ -169,9 +201,14 @@ static void note_loaded(struct rig *r, const struct rig_entry *entry)
 static void slow_load(struct rig *r, const struct rig_entry *entry)
 {
     note_loaded(r, entry);
+    note_ahead(r, entry);
     if (entry->side == RIG_DEST && entry->op == RIG_LOAD && !entry->end && entry->device == 0 &&
         r->side[RIG_DEST].devices[0].sequence == 3)
         wait_for(others_are_loaded);
+    /* The others begin when device 0 has no credit left, and would be behind all that it sends. */
+    if (entry->side == RIG_SOURCE && entry->op == RIG_SAVE && !entry->end && entry->device &&
+        entry->arg == VFMIG_STATE_STOP_COPY)
+        wait_for(window_is_full);
 }
 
 static void slow_save(struct rig *r, const struct rig_entry *entry)
@@ -197,7 +234,7 @@ static void with_a_slow_one(void (*watch)(struct rig *, const struct rig_entry *
 {
     for (uint32_t i = 0; i < MANY; i++)
         features[i] = i % 3 == 2 ? PLAIN : FULL;
-    others_loaded = others_saved = 0;
+    others_loaded = others_saved = ahead = 0;
     memory_through = false;
     migrate(watch, devices, channels, much_data);
     assert_int_equal(others_saved, devices - 1);
@@ -207,7 +244,9 @@ static void with_a_slow_one(void (*watch)(struct rig *, const struct rig_entry *
 static void a_slow_load_stops_no_channel(void **state)
 {
     with_a_slow_one(slow_load, 4, 1);
+    assert_int_equal(ahead, most_ahead());
     with_a_slow_one(slow_load, 16, 2);
+    assert_int_equal(ahead, most_ahead());
 }
 
 static void a_slow_save_stops_no_channel(void **state)
