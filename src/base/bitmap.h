@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 static inline size_t vfmig_bitmap_words(uint64_t bits)
 {
@@ -41,6 +42,13 @@ static inline uint64_t vfmig_bitmap_take_word(uint64_t *word)
     return __atomic_load_n(word, __ATOMIC_RELAXED)
                ? __atomic_exchange_n(word, 0, __ATOMIC_ACQ_REL)
                : 0;
+}
+
+/* Whether none of so many words, one at least, has a bit. Ends at the first one that has, and else
+ * goes at the speed of memcmp. */
+static inline bool vfmig_bitmap_is_clean(const uint64_t *words, size_t count)
+{
+    return words[0] == 0 && memcmp(words, words + 1, (count - 1) * sizeof(*words)) == 0;
 }
 
 uint64_t vfmig_bitmap_count(const uint64_t *map, uint64_t bits);

@@ -366,19 +366,13 @@ static void put_runs(const struct view *view, const struct part *part, uint32_t 
     }
 }
 
-/* Ends at the first word that is not 0, and else goes at the speed of memcmp. */
-static bool is_clean(const uint64_t *words, uint32_t count)
-{
-    return words[0] == 0 && memcmp(words, words + 1, (count - 1) * sizeof(*words)) == 0;
-}
-
 /* Takes count words of a range, of the first and the last only the bits of their masks. False:
  * nothing was set. */
 static bool take(struct dma_log *log, uint64_t *words, uint32_t count, uint64_t head, uint64_t tail,
                  uint64_t *out)
 {
     pthread_rwlock_wrlock(&log->lock);
-    bool any = !is_clean(words, count);
+    bool any = !vfmig_bitmap_is_clean(words, count);
     if (any) {
         memcpy(out, words, count * sizeof(*out));
         out[0] &= head;
@@ -398,7 +392,7 @@ static void move(struct dma_log *log, uint64_t *words, uint32_t count, uint64_t 
     bool keep = vfmig_sabotage("log-not-cleared");
 
     pthread_rwlock_wrlock(&log->lock);
-    if (!is_clean(words, count)) {
+    if (!vfmig_bitmap_is_clean(words, count)) {
         if (fresh)
             memcpy(out, words, count * sizeof(*words));
         for (uint32_t i = 0; !fresh && i < count; i++)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define SECOND_NS UINT64_C(1000000000)
+#define RECEIVE_STEP_NS UINT64_C(250000000) /* receive time-outs, from here on, are multiples of it */
 
 /* Messages up to this size are put together before they are sent: copying them costs less than
  * handing the kernel a list. */
@@ -82,6 +83,7 @@ int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_err
 int vfmig_alarm_init(struct vfmig_alarm *alarm, struct vfmig_error *reterr)
 {
     alarm->due_ns = VFMIG_NEVER;
+    alarm->receive_ns = 0;
     alarm->fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     return alarm->fd < 0 ? sock_error(errno, "timerfd_create", reterr) : 0;
 }
@@ -265,6 +267,40 @@ ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fd
             return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
                                    "the peer sent descriptors that were not asked for");
         return n;
+    }
+}
+
+/* The limit is rounded, so that calls with the same time to wait rarely set it anew. */
+static void limit_receive(int fd, struct vfmig_alarm *alarm, uint64_t deadline_ns)
+{
+    uint64_t now = vfmig_now_ns(), left = 0;
+
+    if (deadline_ns != VFMIG_NEVER) {
+        left = deadline_ns > now ? deadline_ns - now : 1000; /* 0 would mean for ever */
+        if (left > RECEIVE_STEP_NS)
+            left += RECEIVE_STEP_NS - 1 - (left - 1) % RECEIVE_STEP_NS;
+    }
+    if (left == alarm->receive_ns)
+        return;
+    struct timeval limit = {.tv_sec = (time_t)(left / SECOND_NS),
+                            .tv_usec = (suseconds_t)(left % SECOND_NS / 1000)};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    alarm->receive_ns = left;
+}
+
+ssize_t vfmig_sock_recv_large(int fd, struct iovec *iov, int iov_count, struct vfmig_alarm *alarm,
+                              uint64_t deadline_ns, struct vfmig_error *reterr)
+{
+    for (;;) {
+        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)iov_count};
+        limit_receive(fd, alarm, deadline_ns);
+        ssize_t n = recvmsg(fd, &msg, 0);
+        if (n >= 0)
+            return n;
+        if (errno != EINTR && errno != EAGAIN)
+            return sock_error(errno, "recvmsg", reterr);
+        if (deadline_ns != VFMIG_NEVER && vfmig_now_ns() >= deadline_ns)
+            return timed_out(reterr);
     }
 }
 

@@ -50,7 +50,8 @@ int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_err
  * timer of its own. For one thread at a time. */
 struct vfmig_alarm {
     int fd;
-    uint64_t due_ns; /* VFMIG_NEVER: not set */
+    uint64_t due_ns;     /* VFMIG_NEVER: not set */
+    uint64_t receive_ns; /* the socket's own limit of a receive that blocks; 0: none */
 };
 
 int vfmig_alarm_init(struct vfmig_alarm *alarm, struct vfmig_error *reterr);
@@ -73,6 +74,12 @@ int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig
 ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
                         struct vfmig_alarm *alarm, uint64_t deadline_ns,
                         struct vfmig_error *reterr);
+
+/* The same into several places, without descriptors, and waiting in the receive: for the reply that
+ * comes next and is large. Whoever sends it wakes a receive that blocks in a fraction of the time
+ * that waking a poll takes, which is worth more than being woken once for nothing. alarm as above. */
+ssize_t vfmig_sock_recv_large(int fd, struct iovec *iov, int iov_count, struct vfmig_alarm *alarm,
+                              uint64_t deadline_ns, struct vfmig_error *reterr);
 
 /* Exactly size bytes; an earlier end is -ECONNRESET, origin PEER. */
 int vfmig_sock_recv_all(int fd, void *buf, size_t size, uint64_t deadline_ns,

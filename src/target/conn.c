@@ -11,9 +11,8 @@
 
 #define SEND_TIMEOUT_NS UINT64_C(30000000000) /* of replies: a peer that does not read them */
 
-/* From so many bytes on a reply is received where the caller wants it; its head comes first. */
+/* From so many bytes on a reply is received where the caller wants it. */
 #define LARGE_BYTES 16384u
-#define LARGE_HEAD  64u
 
 /* A call that waits for its reply. */
 struct waiter {
@@ -268,11 +267,16 @@ static bool is_large_reply(struct vfmig_conn *conn, const struct waiter *w,
                                   NULL) == 0;
 }
 
-/* Receives the rest of it. On -ETIMEDOUT what came is put back, so that the framer sees the whole
+static int closed(struct vfmig_error *reterr)
+{
+    return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0, "the peer closed the connection");
+}
+
+/* Receives the rest of it; so many bytes behind those of msg are in their place. On -ETIMEDOUT what came is put back, so that the framer sees the whole
  * message: the connection stays usable. lock held, released while it waits. */
 static int receive_large(struct vfmig_conn *conn, struct waiter *w,
-                         const struct vfmig_user_msg *msg, uint32_t have, uint64_t deadline_ns,
-                         struct vfmig_error *reterr)
+                         const struct vfmig_user_msg *msg, uint32_t have, uint32_t in_place,
+                         uint64_t deadline_ns, struct vfmig_error *reterr)
 {
     struct vfmig_call *call = w->call;
     uint32_t at = have - call->reply_room, size = msg->size - call->reply_room, first = at;
@@ -282,13 +286,14 @@ static int receive_large(struct vfmig_conn *conn, struct waiter *w,
 
     memcpy(call->reply, msg->payload, call->reply_room);
     memcpy(to, msg->payload + call->reply_room, at);
+    at += in_place;
     pthread_mutex_unlock(&conn->lock);
     while (r == 0 && at < size) {
-        ssize_t n = vfmig_sock_recv(conn->fd, to + at, size - at, NULL, &conn->alarm, deadline_ns,
-                                    reterr);
+        struct iovec iov = {to + at, size - at};
+        ssize_t n =
+            vfmig_sock_recv_large(conn->fd, &iov, 1, &conn->alarm, deadline_ns, reterr);
         if (n == 0)
-            r = vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
-                                "the peer closed the connection");
+            r = closed(reterr);
         else if (n < 0)
             r = (int)n;
         else
@@ -311,6 +316,46 @@ static int receive_large(struct vfmig_conn *conn, struct waiter *w,
     return 0;
 }
 
+static int fed(struct vfmig_conn *conn, size_t size, struct vfmig_fds *fds,
+               struct vfmig_error *reterr)
+{
+    int r = vfmig_framer_fed(&conn->framer, size, fds);
+
+    if (r < 0)
+        return vfmig_error_set(reterr, r, VFMIG_ORIGIN_PEER, 0,
+                               "the peer sent descriptors in the middle of a message");
+    return 0;
+}
+
+/* The first receive of what should be w's large reply: its head to the framer, and the rest at once to
+ * where it belongs. Whatever else it turns out to be goes through the framer. */
+static int receive_head(struct vfmig_conn *conn, struct waiter *w, uint8_t *at, uint64_t deadline_ns,
+                        struct vfmig_error *reterr)
+{
+    struct vfmig_call *call = w->call;
+    uint32_t head = (uint32_t)sizeof(struct vfmig_user_header) + call->reply_room, have;
+    uint8_t *to = call->reply_data;
+    struct iovec iov[2] = {{at, head}, {to, call->reply_data_room}};
+    struct vfmig_fds none = {.count = 0};
+    struct vfmig_user_msg msg;
+    size_t space;
+
+    pthread_mutex_unlock(&conn->lock);
+    ssize_t n = vfmig_sock_recv_large(conn->fd, iov, 2, &conn->alarm, deadline_ns, reterr);
+    pthread_mutex_lock(&conn->lock);
+    if (n <= 0)
+        return n < 0 ? (int)n : closed(reterr);
+    uint32_t more = (size_t)n > head ? (uint32_t)n - head : 0;
+    int r = fed(conn, (size_t)n - more, &none, reterr);
+    if (r < 0 || !more)
+        return r < 0 ? r : dispatch(conn, reterr);
+    if (is_large_reply(conn, w, &msg, &have) && more <= msg.size - have)
+        return receive_large(conn, w, &msg, have, more, deadline_ns, reterr);
+    memcpy(vfmig_framer_space(&conn->framer, &space), to, more); /* there was room for all of it */
+    r = fed(conn, more, &none, reterr);
+    return r < 0 ? r : dispatch(conn, reterr);
+}
+
 /* One receive and what came with it; called by the leader, lock held, released while it waits.
  * -ETIMEDOUT alone leaves the connection usable. w: the leader's own call, or NULL. */
 static int receive(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_ns,
@@ -325,24 +370,19 @@ static int receive(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_
     bool large = w && !with_fds && w->call->reply_data_room >= LARGE_BYTES;
 
     if (large && is_large_reply(conn, w, &msg, &have))
-        return receive_large(conn, w, &msg, have, deadline_ns, reterr);
-    if (large && vfmig_framer_idle(&conn->framer) && space > LARGE_HEAD)
-        space = LARGE_HEAD; /* no more than what tells that it is one */
+        return receive_large(conn, w, &msg, have, 0, deadline_ns, reterr);
+    if (large && vfmig_framer_idle(&conn->framer) &&
+        space >= sizeof(msg.header) + w->call->reply_room + w->call->reply_data_room)
+        return receive_head(conn, w, at, deadline_ns, reterr);
     fds.count = 0;
     pthread_mutex_unlock(&conn->lock);
     ssize_t n = vfmig_sock_recv(conn->fd, at, space, with_fds ? &fds : NULL, &conn->alarm,
                                 deadline_ns, reterr);
     pthread_mutex_lock(&conn->lock);
-    if (n < 0)
-        return (int)n;
-    if (n == 0)
-        return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
-                               "the peer closed the connection");
-    int r = vfmig_framer_fed(&conn->framer, (size_t)n, &fds);
-    if (r < 0)
-        return vfmig_error_set(reterr, r, VFMIG_ORIGIN_PEER, 0,
-                               "the peer sent descriptors in the middle of a message");
-    return dispatch(conn, reterr);
+    if (n <= 0)
+        return n < 0 ? (int)n : closed(reterr);
+    int r = fed(conn, (size_t)n, &fds, reterr);
+    return r < 0 ? r : dispatch(conn, reterr);
 }
 
 /* ---- calling ---- */

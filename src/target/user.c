@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/bitmap.h"
 #include "base/sabotage.h"
 #include "core/state.h"
 #include "target/user_private.h"
@@ -391,22 +392,29 @@ int user_report_range(struct user *u, user_report_fn fetch, uint64_t iova, uint6
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                "a log of %llu bytes in pages of %llu makes no sense",
                                (unsigned long long)size, (unsigned long long)page_size);
-    uint64_t first = size < piece_bytes ? size : piece_bytes;
-    uint64_t *words = malloc(user_bitmap_bytes(first, page_size));
-    int r = words ? 0
-                  : vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
-                                    "no memory for a dirty bitmap");
+    uint64_t *words = NULL;
+    int r = 0;
     for (uint64_t at = 0; r == 0 && at < size;) {
         uint64_t step = size - at < piece_bytes ? size - at : piece_bytes;
         uint32_t bytes = (uint32_t)user_bitmap_bytes(step, page_size);
-        r = fetch(u, iova + at, step, page_size, words, bytes, reterr);
-        if (r < 0)
+        uint64_t *out = bitmap + at / page_size / 64, *in = out;
+        if (!vfmig_bitmap_is_clean(out, bytes / 8)) { /* what is there is kept */
+            in = words ? words : (words = malloc((size_t)bytes)); /* the first piece is the largest */
+            if (!in)
+                return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
+                                       "no memory for a dirty bitmap");
+        }
+        r = fetch(u, iova + at, step, page_size, in, bytes, reterr);
+        if (r < 0) {
+            if (in == out)
+                memset(out, 0, bytes);
             break;
+        }
         pages = step / page_size + (step % page_size != 0);
         if (pages % 64) /* bits beyond the range are not to be trusted */
-            words[pages / 64] &= (UINT64_C(1) << (pages % 64)) - 1;
-        for (uint32_t w = 0; w < bytes / 8; w++)
-            bitmap[at / page_size / 64 + w] |= words[w];
+            in[pages / 64] &= (UINT64_C(1) << (pages % 64)) - 1;
+        for (uint32_t w = 0; in != out && w < bytes / 8; w++)
+            out[w] |= in[w];
         at += step;
     }
     free(words);

@@ -163,6 +163,28 @@ static void given_up_in_the_middle(void **state)
     }
 }
 
+/* The answer to a call that was given up comes first, whole, and in one piece with the one that is
+ * waited for: it has not been in the caller's buffer for good. */
+static void behind_a_late_one(void **state)
+{
+    static const uint32_t sizes[] = {0, 8, 5000, SIZE};
+    struct vfmig_error error;
+    uint16_t id = 0;
+
+    for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        assert_int_equal(call(SOON, &error), -ETIMEDOUT);
+        size_t late = make_reply(id++, sizes[i]);
+        uint8_t *both = malloc(late + HEAD + SIZE);
+        memcpy(both, out, late);
+        size_t mine = make_reply(id, SIZE);
+        memcpy(both + late, out, mine);
+        send_bytes(both, late + HEAD + SIZE);
+        free(both);
+        assert_int_equal(call(LONG, &error), SIZE);
+        check_data(id++, SIZE);
+    }
+}
+
 static void the_peer_goes_away_in_the_middle(void **state)
 {
     struct vfmig_error error;
@@ -200,6 +222,7 @@ int main(void)
         WITH(in_any_two_pieces),
         WITH(one_behind_another),
         WITH(given_up_in_the_middle),
+        WITH(behind_a_late_one),
         WITH(the_peer_goes_away_in_the_middle),
         WITH(wrong_replies),
     };
