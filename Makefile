@@ -1,6 +1,6 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench bench-long fuzz model interop docs lint install clean
+.PHONY: all deps demo check bench bench-long matrix fuzz model interop docs lint install clean
 
 BUILD ?= build
 SABOTAGE ?=
@@ -41,6 +41,11 @@ bench: all
 # The promise about the downtime, 50 times for each kind of guest: an hour and more.
 bench-long: all
 	python3 scripts/bench.py $(BUILD)/release --long
+
+# Devices that fail, hang, lie and die in all pairs, of which make check runs some: ten minutes.
+matrix: $(BUILD)/check/build.ninja
+	ninja -C $(BUILD)/check tests/engine/engine_matrix_test
+	python3 scripts/matrix.py $(BUILD)/check
 
 # make fuzz T=wire SECONDS=60, and MERGE=1: docs/fuzzing.md. Installs clang.
 fuzz: | deps
