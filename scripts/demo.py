@@ -190,6 +190,15 @@ class Demo:
         if folder != self.folder:
             print(f"demo: {name}: {os.path.relpath(picture)} shows what happened", flush=True)
 
+    def judge(self):
+        """The RFC's order clauses, over all that both sides have told of each migration."""
+        traces = sorted(self.folder.glob("*.jsonl"))
+        judged = subprocess.run([self.options.build / "tests/engine/order_judge", *traces], timeout=60,
+                                capture_output=True, text=True, check=False)
+        if judged.returncode or not traces:
+            raise Failed(f"order clauses over {len(traces)} traces: {judged.stderr}")
+        print(f"demo: order clauses: {judged.stdout.strip()}, none is broken", flush=True)
+
     def end(self):
         for _, process in reversed(self.processes):
             if process.poll() is None:
@@ -381,7 +390,7 @@ def migrate(demo, way, source, destination, port, *options):
     before = totals(healthy(source_qmp.run("x-guest"), "before " + way))
     source_qmp.run("x-guest-reset-pause")
     time.sleep(0.1)
-    trace = demo.folder / "trace.jsonl"
+    trace = demo.folder / f"{way.split()[0]}.jsonl"
     # On a busy host the limit may be too much to ask for; then it is not what is to be shown.
     result = demo.migrate(source_path, port, "--trace", trace, "--downtime-limit", demo.limit, "--deadline", 6,
                           "--on-deadline", "force", "--max-bandwidth", f"{demo.bandwidth}M", *options)
@@ -455,6 +464,7 @@ def run(demo):
     if hits:
         raise Failed("reached while stopped: " + ", ".join(f"{name} {count} times"
                                                            for name, count in hits.items()))
+    demo.judge()
     return ways
 
 

@@ -25,7 +25,7 @@ def enough_memory():
 
 
 def one(world, gib, prefault):
-    with world.World() as it:
+    with world.World(judge=False) as it:
         more = ["--prefault"] if prefault else []
         source = it.vm("a", "--working-set", "64M", "--dirty-rate", "64M", *more, memory=f"{gib}G",
                        devices=[it.device("dev-a")])

@@ -52,6 +52,7 @@ def test_the_barrier_holds(world):
 def attack(side, victim):
     """One guest moved without the barrier: whether it hit. The devices may have had no work just then."""
     with World() as world:
+        world.orders_break = True
         source, target, names = move(world, **{f"{side}_sabotage": "skip-barrier"})
         before = [device["p2p-looks"] for device in target("x-guest")["devices"]]
 

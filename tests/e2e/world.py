@@ -11,6 +11,7 @@ import tempfile
 import time
 
 VFMIG = os.environ["VFMIG"]
+ORDER_JUDGE = pathlib.Path(VFMIG).parents[1] / "tests/engine/order_judge"
 PATIENCE = 60  # seconds until something that must happen has not happened
 
 
@@ -84,12 +85,17 @@ def quit_vm(path):
 
 
 class World:
-    """Starts processes in a short-named folder and ends them all."""
+    """Starts processes in a short-named folder and ends them all.
 
-    def __init__(self):
+    Every VMM writes a trace, and the order clauses are judged over all of them in the end. judge False:
+    no traces; a test that breaks an order on purpose looks at `verdict` itself, and sets `orders_break`."""
+
+    def __init__(self, judge=True):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="vfmig-", dir="/tmp"))
         self.processes = []
         self.clients = []
+        self.traces = [] if judge else None
+        self.orders_break, self.verdict = False, ""
         self.killed = set()  # names of processes that are killed, by a sabotage or a test
 
     def __enter__(self):
@@ -109,6 +115,7 @@ class World:
                 process.kill()
                 code = process.wait()
             ends.append((code, log.stem, log.read_text()))
+        self.verdict = self.judge_traces()
         shutil.rmtree(self.folder)
         for _, name, text in ends:
             print(f"--- {name}\n{text}" if text else "", end="")
@@ -117,6 +124,16 @@ class World:
             if exc[0] is None:
                 wanted = -signal.SIGKILL if name in self.killed else 0
                 assert code == wanted, f"{name} ended with {code}: {text}"
+        assert exc[0] is not None or self.orders_break or not self.verdict, self.verdict
+
+    def judge_traces(self):
+        """Which order clause was broken, and by which line; nothing: none."""
+        traces = [path for path in self.traces or () if path.exists()]
+        if not traces:
+            return ""
+        result = subprocess.run([ORDER_JUDGE, *traces], capture_output=True, text=True, timeout=PATIENCE)
+        print(result.stdout + result.stderr, end="")
+        return "" if result.returncode == 0 else f"order_judge ended with {result.returncode}: {result.stderr}"
 
     def kill(self, name):
         """As by an operator's mistake, or the kernel's out-of-memory killer."""
@@ -164,6 +181,10 @@ class World:
             command += ["--device", f"vfio-user:{device}"]
         if incoming:
             command += ["--incoming", incoming]
+        if self.traces is not None and "--trace" not in args:
+            args += ("--trace", self.folder / f"{name}{len(self.traces)}.trace")
+        if "--trace" in args and self.traces is not None:
+            self.traces.append(pathlib.Path(args[args.index("--trace") + 1]))
         process = self.start(name, *command, *args, ready=path, sabotage=sabotage)
         if sabotage and sabotage.startswith("kill-"):
             self.killed.add(name)

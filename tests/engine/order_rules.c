@@ -170,6 +170,10 @@ void order_rules_feed(struct order_rules *r, const char *line)
         r->count = (uint32_t)number(line, "devices");
         for (uint32_t i = 0; i < ORDER_DEVICES; i++)
             r->state[i] = VFMIG_STATE_RUNNING;
+        if (r->count > ORDER_DEVICES) {
+            r->count = 0;
+            rule(r, false, "more devices than can be judged", line);
+        }
         return;
     }
     if (device != UINT32_MAX && device >= ORDER_DEVICES)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/buffer.h"
+#include "../engine/order_rules.h"
 #include "dirty/trackers.h"
 #include "io/sock.h"
 #include "target/user.h"
@@ -53,6 +54,7 @@ struct side {
     pthread_cond_t wake;
     bool run, parked, quit;
     atomic_ullong progress;
+    struct order_rules rules; /* over this side's trace */
 };
 
 static struct side sides[2] = {{.name = "source"}, {.name = "destination"}};
@@ -209,6 +211,7 @@ static void trace(void *opaque, const char *json)
 
     if (strstr(json, "\"op\":\"sync\",\"ret\":-"))
         atomic_fetch_add(&all_dirty, 1);
+    order_rules_feed(&side->rules, json);
     if (getenv("FOREIGN_TRACE"))
         fprintf(stderr, "%s %s\n", side->name, json);
 }
@@ -401,6 +404,11 @@ static void run(void)
            vfmig_migrate_state_name(progress.state), progress.error.text);
     fflush(stdout);
     vfmig_destination_free(destination);
+    for (unsigned i = 0; i < 2; i++)
+        if (sides[i].rules.broken[0]) {
+            fprintf(stderr, "%s: %s\n", sides[i].name, sides[i].rules.broken);
+            exit(4);
+        }
 }
 
 /* One portion in pre-copy, which is not acknowledged, and then all in S, into a file. */
