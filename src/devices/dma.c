@@ -138,6 +138,23 @@ static int write_status(struct dma_device *d)
                                  d);
 }
 
+static bool sends_message(const struct dma_device *d)
+{
+    return d->ims && (d->desc.flags & DMA_FLAG_IRQ) && !d->abandoned;
+}
+
+/* C71: as with a PASID, the value is looked up each time. It is a DMA like any other, so N holds it. */
+static int write_message(struct dma_device *d)
+{
+    uint64_t value;
+    int r = vfmig_device_handle_value(d->dev, VFMIG_HANDLE_IMS, d->ims, &value);
+
+    if (r < 0)
+        return r;
+    d->message = (uint32_t)value;
+    return vfmig_dma_write_async(&d->dma, DMA_IMS_AT, &d->message, sizeof(d->message), step_done, d);
+}
+
 /* The completion is in memory (or cannot be): counted, announced, over. */
 static void finish(struct dma_device *d)
 {
@@ -150,7 +167,8 @@ static void finish(struct dma_device *d)
         r->chain = dma_chain(r->chain, r->serial, d->desc.status, d->desc.result, d->desc.cookie);
         if ((d->desc.flags & DMA_FLAG_IRQ) && d->desc.vector < DMA_VECTORS) {
             r->irqs++;
-            vfmig_device_irq(d->dev, d->desc.vector);
+            if (!d->ims)
+                vfmig_device_irq(d->dev, d->desc.vector);
         }
     }
     d->phase = DMA_IDLE;
@@ -192,8 +210,11 @@ static int run_phase(struct dma_device *d)
         d->phase = d->abandoned ? DMA_FINISH : DMA_STATUS;
         return d->abandoned ? 0 : write_result(d);
     case DMA_STATUS:
-        d->phase = DMA_FINISH;
+        d->phase = sends_message(d) ? DMA_MESSAGE : DMA_FINISH;
         return write_status(d);
+    case DMA_MESSAGE:
+        d->phase = DMA_FINISH;
+        return write_message(d);
     case DMA_FINISH:
         finish(d);
         return 0;
@@ -290,6 +311,8 @@ static uint64_t read_register(const struct dma_device *d, uint64_t offset)
         return r->chain;
     case DMA_REG_PASID:
         return r->pasid;
+    case DMA_REG_IMS:
+        return d->ims;
     default:
         return 0;
     }
@@ -320,7 +343,20 @@ static void write_ctrl(struct dma_device *d, uint32_t value)
     d->abandoned = d->phase != DMA_IDLE;
 }
 
-/* One handle is in use at most, so there is room for it. */
+/* Two handles are in use at most, so there is room for them. */
+static void write_ims(struct dma_device *d, uint32_t number)
+{
+    if (d->regs.ctrl & DMA_CTRL_ENABLE) {
+        d->regs.errors++;
+        return;
+    }
+    if (d->ims)
+        vfmig_device_handle_drop(d->dev, VFMIG_HANDLE_IMS, d->ims);
+    if (number)
+        (void)vfmig_device_handle_use(d->dev, VFMIG_HANDLE_IMS, number);
+    d->ims = number;
+}
+
 static void take_registers(struct dma_device *d, const struct dma_regs *next)
 {
     if (next->pasid != d->regs.pasid) {
@@ -353,6 +389,9 @@ static void write_register(struct dma_device *d, uint64_t offset, uint64_t value
     case DMA_REG_PASID:
         next.pasid = low;
         break;
+    case DMA_REG_IMS:
+        write_ims(d, low);
+        return;
     case DMA_REG_SCRATCH:
         r->scratch = value;
         return;
@@ -395,6 +434,7 @@ static void reset(void *user)
 
     memset(&d->regs, 0, sizeof(d->regs));
     memset(d->sram, 0, sizeof(d->sram));
+    d->ims = 0;
     d->phase = DMA_IDLE;
     dma_ahead_reset(d);
     d->logging = false;

@@ -23,6 +23,7 @@ enum dma_phase {
     DMA_STORE_DATA,
     DMA_COMPLETE,
     DMA_STATUS,
+    DMA_MESSAGE,
     DMA_FINISH,
 };
 
@@ -58,6 +59,7 @@ struct dma_device {
     struct vfmig_device *dev;
     struct vfmig_device_knobs knobs;
     struct dma_regs regs;
+    uint32_t ims; /* a register that few states have; the handle, never the host's value */
     uint8_t sram[DMA_SRAM_SIZE];
 
     /* The descriptor in flight; nothing of it outlives a drain. */
@@ -66,6 +68,7 @@ struct dma_device {
     int err;        /* of this descriptor, 0 or negative */
     struct vfmig_dma dma;
     struct dma_descriptor desc;
+    uint32_t message; /* the interrupt's */
     uint8_t *data; /* DMA_MAX_LENGTH bytes */
 
     struct dma_ahead ahead[DMA_AHEAD_MAX];

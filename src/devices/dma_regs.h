@@ -26,6 +26,8 @@
 #define DMA_REG_CHAIN    0x030u /* ro u64: dma_chain() over all completions since reset */
 #define DMA_REG_PASID    0x038u /* rw u32: handle of the address space of all the ring's DMA, 0: none;
                                    only while the ring is disabled. See dma_tagged() */
+#define DMA_REG_IMS      0x040u /* rw u32: handle of the interrupt message of all the ring's interrupts, 0: they
+                                   are MSI-X; only while the ring is disabled. See DMA_IMS_AT */
 #define DMA_ID           0x414d4456u /* "VDMA" */
 #define DMA_CTRL_ENABLE  1u
 #define DMA_MSIX_TABLE   0x8000u  /* in the BAR: 16 bytes a vector */
@@ -61,6 +63,11 @@ struct dma_descriptor {
     uint64_t serial;  /* number of this completion since reset, from 1 */
     uint64_t cookie;  /* the guest's */
 };
+
+/* A device with an interrupt message store (IMS) sends each interrupt as a write of four bytes, the host's
+ * value of its handle, to where x86 has its interrupts; under no PASID. What takes it there knows by the
+ * value whose it is: the device knows no vector of the guest, and the guest no value of the host. */
+#define DMA_IMS_AT 0xfee00000u
 
 /* vfio-user's DMA has no field for a PASID: the device puts the host's value of its handle (20 bits)
  * above the 44 bits of an IOVA, so that a client maps an address space at its value. */

@@ -6,7 +6,7 @@
 
 #include "devices/dma_priv.h"
 
-enum record_kind { RECORD_SRAM = 1, RECORD_REGS = 2, RECORD_PAD = 3 };
+enum record_kind { RECORD_SRAM = 1, RECORD_REGS = 2, RECORD_PAD = 3, RECORD_IMS = 4 };
 
 struct record {
     uint32_t kind;
@@ -106,6 +106,9 @@ static ssize_t save(void *user, void *buf, size_t size)
         at = save_pad(d, buf, size);
     if (at == 0 && !d->regs_saved) {
         at = put_record(buf, RECORD_REGS, 0, &d->regs, sizeof(d->regs));
+        /* Only of those who have one: streams without it are as they were before there was any. */
+        if (d->ims)
+            at += put_record((uint8_t *)buf + at, RECORD_IMS, 0, &d->ims, sizeof(d->ims));
         d->regs_saved = true;
     }
     return (ssize_t)at;
@@ -117,11 +120,13 @@ static void left(void *user, uint64_t *ret_precopy, uint64_t *ret_final)
     uint64_t pages = (uint64_t)__builtin_popcountll(d->dirty);
     uint64_t sram = pages * (sizeof(struct record) + SRAM_PAGE);
     uint64_t whole = SRAM_PAGES * (sizeof(struct record) + SRAM_PAGE);
+    uint64_t regs = sizeof(struct record) + sizeof(d->regs) +
+                    (d->ims ? sizeof(struct record) + sizeof(d->ims) : 0);
     bool saving = d->logging || d->pad_saved || d->regs_saved;
 
     *ret_precopy = d->logging ? sram : 0;
     *ret_final = (saving ? sram : whole) + (d->pad_bytes - d->pad_saved) +
-                 (d->regs_saved ? 0 : sizeof(struct record) + sizeof(d->regs));
+                 (d->regs_saved ? 0 : regs);
 }
 
 /* ---- loading --------------------------------------------------------------------------------- */
@@ -157,6 +162,11 @@ static int load_record(struct dma_device *d, const struct record *record, const 
         return dma_regs_valid(&d->regs) ? 0 : -EBADMSG;
     case RECORD_PAD:
         return load_pad(d, record, data);
+    case RECORD_IMS:
+        if (record->length != sizeof(d->ims) || record->offset || d->ims)
+            return -EBADMSG;
+        memcpy(&d->ims, data, sizeof(d->ims));
+        return d->ims ? 0 : -EBADMSG;
     default:
         return -EBADMSG;
     }
@@ -186,12 +196,16 @@ static int load_end(void *user)
 {
     const struct dma_device *d = user;
     uint64_t value;
+    int r = 0;
 
     if (!d->regs_loaded || d->pages_loaded != UINT64_MAX)
         return -ENODATA;
     /* In use without having been declared: nobody was asked for it (C71). */
-    return d->regs.pasid ? vfmig_device_handle_value(d->dev, VFMIG_HANDLE_PASID, d->regs.pasid, &value)
-                         : 0;
+    if (d->regs.pasid)
+        r = vfmig_device_handle_value(d->dev, VFMIG_HANDLE_PASID, d->regs.pasid, &value);
+    if (r == 0 && d->ims)
+        r = vfmig_device_handle_value(d->dev, VFMIG_HANDLE_IMS, d->ims, &value);
+    return r;
 }
 
 void dma_state_ops(struct vfmig_device_ops *ops)
