@@ -9,6 +9,7 @@
 #define CHECK_US       50000u /* registers and SRAM words are looked at this often */
 #define CREDIT_MAX_US  20000u
 #define WAIT_STEP_US   10000u
+#define REMAP_US       10000u /* two MSI-X entries are exchanged this often */
 #define SCRATCH_SALT   UINT64_C(0x5c4a7c8800000000)
 #define FIRST_DETAIL(index, what) ((uint64_t)(index) << 32 | (what))
 
@@ -74,14 +75,22 @@ static uint64_t reg(const struct driver *d, uint32_t offset)
     return d->device->bar_gpa + offset;
 }
 
+/* Masked while it changes, as the PCI specification wants it. */
+static void write_entry(const struct driver *d, uint32_t v)
+{
+    uint64_t entry = reg(d, DMA_MSIX_TABLE + v * 16);
+    guest_write32(d->env, d->vcpu, entry + 12, 1);
+    guest_write32(d->env, d->vcpu, entry, GUEST_MSI_BASE | d->vcpu << 12);
+    guest_write32(d->env, d->vcpu, entry + 4, 0);
+    guest_write32(d->env, d->vcpu, entry + 8, d->device->first_vector + d->dma->irq_at[v]);
+    guest_write32(d->env, d->vcpu, entry + 12, 0);
+}
+
 static void set_up_vectors(const struct driver *d)
 {
     for (uint32_t v = 0; v < GUEST_VECTORS; v++) {
-        uint64_t entry = reg(d, DMA_MSIX_TABLE + v * 16);
-        guest_write32(d->env, d->vcpu, entry, GUEST_MSI_BASE | d->vcpu << 12);
-        guest_write32(d->env, d->vcpu, entry + 4, 0);
-        guest_write32(d->env, d->vcpu, entry + 8, d->device->first_vector + v);
-        guest_write32(d->env, d->vcpu, entry + 12, 0);
+        d->dma->irq_at[v] = v;
+        write_entry(d, v);
     }
 }
 
@@ -181,12 +190,47 @@ static void prepare(const struct driver *d, uint32_t slot, struct dma_descriptor
     }
 }
 
+static bool remap_is_due(const struct driver *d)
+{
+    return d->dma->remap_tsc >= tsc_of_us(d, REMAP_US);
+}
+
+/* Which two: every pair in its turn. */
+static void remap_pair(const struct driver *d, uint32_t *ret_a, uint32_t *ret_b)
+{
+    uint64_t n = d->score->irq_remaps;
+    *ret_a = (uint32_t)(n % GUEST_VECTORS);
+    *ret_b = (uint32_t)((n + 1 + n / GUEST_VECTORS % (GUEST_VECTORS - 1)) % GUEST_VECTORS);
+}
+
+/* External state changes all the time (C47, C48): two vectors that have nothing outstanding exchange
+ * their entries, so that a table of another moment raises the wrong interrupt. */
+static void remap(const struct driver *d, uint64_t elapsed_tsc)
+{
+    struct guest_dma *dma = d->dma;
+    uint32_t a, b;
+    dma->remap_tsc += elapsed_tsc;
+    remap_pair(d, &a, &b);
+    if (!remap_is_due(d) || dma->irq_state[a] != GUEST_IRQ_IDLE || dma->irq_state[b] != GUEST_IRQ_IDLE)
+        return;
+    uint32_t at = dma->irq_at[a], seen = dma->irq_seen[a];
+    dma->irq_at[a] = dma->irq_at[b];
+    dma->irq_seen[a] = dma->irq_seen[b];
+    dma->irq_at[b] = at;
+    dma->irq_seen[b] = seen;
+    write_entry(d, a);
+    write_entry(d, b);
+    dma->remap_tsc = 0;
+    guest_bump(&d->score->irq_remaps, 1);
+}
+
 /* Asks for an interrupt when a vector has none outstanding: at most one of each is on its way, so
  * that a lost and a doubled one can be told. */
 static void ask_irq(const struct driver *d, uint32_t slot, struct dma_descriptor *desc)
 {
-    uint32_t v = d->dma->queued % GUEST_VECTORS;
-    if (d->dma->irq_state[v] != GUEST_IRQ_IDLE)
+    uint32_t v = d->dma->queued % GUEST_VECTORS, a, b;
+    remap_pair(d, &a, &b);
+    if (d->dma->irq_state[v] != GUEST_IRQ_IDLE || (remap_is_due(d) && (v == a || v == b)))
         return;
     desc->flags = DMA_FLAG_IRQ;
     desc->vector = v;
@@ -352,10 +396,11 @@ static void drive(const struct driver *d, uint64_t elapsed_tsc)
 {
     uint32_t came[GUEST_VECTORS];
     for (uint32_t v = 0; v < GUEST_VECTORS; v++)
-        came[v] = guest_irq_count(d->env, d->device->first_vector + v);
+        came[v] = guest_irq_count(d->env, d->device->first_vector + d->dma->irq_at[v]);
     reap(d);
     for (uint32_t v = 0; v < GUEST_VECTORS; v++)
         check_irq(d, v, came[v], elapsed_tsc);
+    remap(d, elapsed_tsc);
     refill(d, elapsed_tsc);
     check_device(d, elapsed_tsc);
 }

@@ -98,6 +98,8 @@ struct guest_dma {
     uint32_t irq_slot[GUEST_VECTORS];
     uint32_t irq_seen[GUEST_VECTORS];
     uint64_t irq_wait_tsc[GUEST_VECTORS];
+    uint32_t irq_at[GUEST_VECTORS]; /* which of the device's interrupts the MSI-X entry raises */
+    uint64_t remap_tsc;             /* time since two of them were exchanged */
     uint64_t slot_seed[GUEST_RING_ENTRIES];
     uint32_t slot_target[GUEST_RING_ENTRIES];
     uint64_t sram_seed[GUEST_RING_ENTRIES]; /* 0: nothing loaded yet */

@@ -33,7 +33,7 @@
 #define GUEST_VECTOR_DEVICE 0x40u /* + 4 * device + MSI-X vector */
 
 #define GUEST_PARAMS_MAGIC   0x5453455547474d56ull
-#define GUEST_ABI_VERSION    4u
+#define GUEST_ABI_VERSION    5u
 #define GUEST_RATE_UNLIMITED 0xffffffffu
 #define GUEST_TIMER_OFF      0xffffffffu
 
@@ -147,6 +147,7 @@ struct guest_device_score {
     uint64_t doorbells;
     uint64_t irqs[GUEST_VECTORS];
     uint64_t irqs_asked[GUEST_VECTORS];
+    uint64_t irq_remaps; /* times that two MSI-X entries were exchanged */
     uint64_t digest;    /* of a bulk device's state, ... */
     uint64_t digest_at; /* ... after so many writes to it; UINT64_MAX while these two change */
     uint64_t p2p_done;    /* writes to the peer's memory that are complete */

@@ -104,6 +104,7 @@ static struct json_object *device_score(const struct guest_device_score *device)
     add_u64(object, "targets-rechecked", device->targets_rechecked);
     add_u64(object, "sram-checks", device->sram_checks);
     add_u64(object, "doorbells", device->doorbells);
+    add_u64(object, "irq-remaps", device->irq_remaps);
     add_u64(object, "p2p-done", device->p2p_done);
     add_u64(object, "p2p-checked", device->p2p_checked);
     add_u64(object, "p2p-looks", device->p2p_looks);

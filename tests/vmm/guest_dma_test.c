@@ -32,6 +32,7 @@ static void test_drives(void **state)
     for (int v = 0; v < 4; v++)
         rig_progress(&vm, &score->irqs[v], 10);
     rig_progress(&vm, &score->sram_checks, 20);
+    rig_progress(&vm, &score->irq_remaps, 13); /* every pair, and once more */
     assert_true(score->targets_rechecked > 500);
     RIG_OK(vfmig_machine_stop(vm.machine, &rig_error));
     model_close(&model);
