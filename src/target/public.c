@@ -2,7 +2,7 @@
 /* What a VMM outside the tree calls (vfmig/target.h). */
 #include <errno.h>
 
-#include "target/user.h"
+#include "target/open.h"
 #include "vfmig/target.h"
 
 int vfmig_target_open(const char *path, const struct vfmig_target_options *options,
@@ -25,7 +25,7 @@ int vfmig_target_open(const char *path, const struct vfmig_target_options *optio
         user.incoming = options->incoming;
         user.late_load = options->late_load;
     }
-    return vfmig_user_open(path, &user, ret_target, reterr);
+    return vfmig_open_address(path, &user, ret_target, reterr);
 }
 
 void vfmig_target_close(struct vfmig_target *target)
@@ -85,6 +85,9 @@ int vfmig_target_set_irqs(struct vfmig_target *target, uint32_t index, uint32_t 
 int vfmig_target_set_handles(struct vfmig_target *target, const struct vfmig_handle *handles,
                              uint32_t count, struct vfmig_error *reterr)
 {
+    if (!target->ops->set_handles)
+        return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_DEVICE, 0, "%s knows no handles",
+                               target->info.name);
     return target->ops->set_handles(target, handles, count, reterr);
 }
 

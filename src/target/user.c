@@ -450,7 +450,9 @@ void vfmig_user_set_own(struct vfmig_target *target, struct vfmig_tracker *own)
 
 bool vfmig_user_has_twin(const struct vfmig_target *target)
 {
-    return ((const struct user *)target)->twin != NULL;
+    bool user = target->ops == &user_feature_ops || target->ops == &user_region_ops;
+
+    return user && ((const struct user *)target)->twin != NULL;
 }
 
 static void fill_options(struct user *u, const struct vfmig_user_options *opt)
