@@ -141,11 +141,12 @@ static int write_state(struct kernel *k, uint32_t bits, struct vfmig_error *rete
     return kernel_access(k, k->mig_index, REG(device_state), NULL, &value, sizeof(value), reterr);
 }
 
-/* A portion that is open is taken already: it is acknowledged, because some would give it again. */
-static int leave_session(struct kernel *k, struct vfmig_error *reterr)
+/* A portion that is open is taken already: where the stream goes on it is acknowledged, because
+ * some would give it again (X4). */
+static int leave_portion(struct kernel *k, uint32_t bits, struct vfmig_error *reterr)
 {
-    int r =
-        k->part_left && !vfmig_sabotage("kernel-portion-left-open") ? read_pending(k, reterr) : 0;
+    bool goes_on = k->part_left && (bits & VFMIG_V1_SAVING);
+    int r = goes_on && !vfmig_sabotage("kernel-portion-left-open") ? read_pending(k, reterr) : 0;
 
     kernel_session_end(k);
     return r;
@@ -156,9 +157,9 @@ static int change_state(struct kernel *k, uint32_t state, struct vfmig_error *re
 {
     enum vfmig_state from = k->asked;
     uint32_t bits = 0;
-    int r = leave_session(k, reterr);
 
     (void)vfmig_state_to_bits(state, &bits);
+    int r = leave_portion(k, bits, reterr);
     if (r < 0)
         return r;
     if (state == VFMIG_STATE_STOP && from == VFMIG_STATE_RESUMING &&

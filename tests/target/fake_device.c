@@ -335,9 +335,10 @@ static ssize_t write_bits(struct fake_kernel *f, uint32_t value)
         f->at = 0;
     if (to == VFMIG_V1_RESUMING && from != to)
         f->loaded_size = f->commits = 0;
-    f->running = f->quirk.halts_by_stop
-                     ? to == 0 || (f->running && from != 0 && to == VFMIG_V1_RUNNING)
-                     : to & VFMIG_V1_RUNNING;
+    if (f->quirk.halts_by_stop)
+        f->running = to == 0 || (f->running && to == VFMIG_V1_RUNNING);
+    else
+        f->running = to & VFMIG_V1_RUNNING;
     f->segment_open = false;
     f->bits = value;
     return 4;
