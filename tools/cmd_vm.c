@@ -35,7 +35,8 @@ static const struct tool_option options[] = {
      .max = UINT64_C(1) << 40},
     {"cpus", TOOL_NUMBER, &cpus, "N", "vCPUs", .min = 1, .max = GUEST_MAX_VCPUS},
     {"device", TOOL_LIST, &devices, "DEVICE",
-     "vfio-user:PATH[,dialect=feature|region][,iommu=on|off][,pasid=N][,late-load][,id=NAME]; may be repeated"},
+     "vfio-user:PATH, vfio:PATH or vfio-group:N:NAME (kernel devices), each "
+     "[,dialect=feature|region][,iommu=on|off][,pasid=N][,late-load][,id=NAME]; may be repeated"},
     {"p2p", TOOL_CHOICE, &p2p, NULL,
      "peer to peer DMA: auto is among devices that have NDMA, on among all, which then may be "
      "refused a migration", .choices = "auto|on|off"},
@@ -95,14 +96,25 @@ static bool parse_pasid(const char *text, struct vfmig_vmm_device_config *ret_de
     return true;
 }
 
-/* "vfio-user:PATH[,dialect=D][,pasid=N][,late-load][,id=NAME]"; text is cut into its parts. */
+/* Length of the scheme that text begins with, if anything comes after it, else 0. */
+static size_t scheme_of(const char *text, const char *scheme)
+{
+    size_t n = strlen(scheme);
+
+    return !strncmp(text, scheme, n) && text[n] && text[n] != ',' ? n : 0;
+}
+
+/* "vfio-user:PATH[,dialect=D][,pasid=N][,late-load][,id=NAME]", or a kernel device's address instead;
+ * text is cut into its parts. */
 static int parse_device(char *text, struct vfmig_vmm_device_config *ret_device)
 {
-    static const char scheme[] = "vfio-user:";
-    char *rest = text + strlen(scheme);
+    size_t user = scheme_of(text, "vfio-user:");
+    char *rest = text + user;
 
-    if (strncmp(text, scheme, strlen(scheme)) || !*rest || *rest == ',')
-        return tool_fail(&usage, TOOL_USAGE, "--device: '%s' is not vfio-user:PATH", text);
+    if (!user && !scheme_of(text, "vfio:") && !scheme_of(text, "vfio-group:"))
+        return tool_fail(&usage, TOOL_USAGE,
+                         "--device: '%s' is not vfio-user:PATH, vfio:PATH or vfio-group:N:NAME",
+                         text);
     *ret_device = (struct vfmig_vmm_device_config){.path = strsep(&rest, ",")};
     for (char *part; (part = strsep(&rest, ","));) {
         if (!strcmp(part, "dialect=feature"))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* A device as a VMM reaches it: connected, mapped into guest memory, and given to the engine
- * (vfmig/migrate.h). Today it is a vfio-user server; the engine does not care.
+ * (vfmig/migrate.h): a vfio-user server, or a device of the kernel's VFIO.
  *
  * Functions return 0 or a negative errno with *reterr filled. Region access, mappings and
  * interrupts may be used from any thread, also while the engine migrates the device; the guest's
@@ -83,7 +83,9 @@ struct vfmig_target_options {
                        migrate, though a bad state is only found out when it must run */
 };
 
-/* Connects to the vfio-user socket at path, and learns what the device is. options NULL: defaults.
+/* Connects to the vfio-user socket at path, or opens a device of the kernel ("vfio:PATH" of its character
+ * device, "vfio-group:N:NAME"), and learns what it is. options NULL: defaults; a kernel device has no DMA
+ * by message.
  * -ENOTSUP: the device cannot migrate in the dialect that was asked for; with AUTO it is there
  * nevertheless, with features 0, and the engine refuses it. */
 int vfmig_target_open(const char *path, const struct vfmig_target_options *options,

@@ -15,7 +15,7 @@
 #include "base/sabotage.h"
 #include "devices/dma_regs.h"
 #include "dirty/trackers.h"
-#include "target/user.h"
+#include "target/open.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -186,7 +186,7 @@ int vmm_attach_device(struct vfmig_vmm *vmm, const struct vfmig_vmm_device_confi
         .incoming = vmm->run_state == VMM_INMIGRATE,
         .late_load = config->late_load,
     };
-    int ret = vfmig_user_open(config->path, &options, &target, reterr);
+    int ret = vfmig_open_address(config->path, &options, &target, reterr);
     if (ret)
         return ret;
     ret = vfmig_pci_init(&vmm->pci[index], index, name, target, &window, reterr);

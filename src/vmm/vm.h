@@ -16,7 +16,7 @@ struct vfmig_vmm;
 
 struct vfmig_vmm_device_config {
     const char *id;   /* NULL: "dev" and a number; both sides of a migration use the same */
-    const char *path; /* of the vfio-user socket */
+    const char *path; /* of the vfio-user socket, or a kernel device's address (target/open.h) */
     enum vfmig_dialect dialect;
     bool late_load; /* struct vfmig_user_options */
     bool tagged; /* its DMA carries a PASID ... */

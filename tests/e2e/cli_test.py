@@ -88,6 +88,7 @@ def test_the_main_page_names_every_command():
     (("vm", "--device", "/tmp/x"), ("'/tmp/x' is not vfio-user:PATH",)),
     (("vm", "--device", "vfio-user:"), ("is not vfio-user:PATH",)),
     (("vm", "--device", "vfio-user:/x,colour=red"), ("'colour=red' is neither",)),
+    (("vm", "--device", "vfio-group:,id=a"), ("or vfio-group:N:NAME",)),
     (("vm", "--incoming", "tcp:127.0.0.1:1", "--paused"), ("--paused makes no sense",)),
     (("device", "dma"), ("--socket is missing",)),
     ((*DEVICE, "card"), ("no device called 'card'",)),
@@ -139,6 +140,8 @@ def test_mistakes(args, words):
 
 @pytest.mark.parametrize("args, words", [
     (("vm", "--device", "vfio-user:/nonexistent/sock"), ("/nonexistent/sock",)),
+    (("vm", "--device", "vfio:/nonexistent/vfio0"), ("/nonexistent/vfio0", "No such file")),
+    (("vm", "--device", "vfio-group:999999:0000:01:00.1,id=a"), ("/dev/vfio/999999", "No such file")),
     (("vm", "--accel", "none", "--qmp", "/nonexistent/qmp"), ("/nonexistent/qmp",)),
     (("vm", "--accel", "none", "--journal", "/tmp", "--incoming", "unix:/nonexistent/s"),
      ("/nonexistent/s",)),
