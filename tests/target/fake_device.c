@@ -83,12 +83,14 @@ static int walk(struct fake_kernel *f, uint32_t want, bool *ret_opens)
 
 static void stall(struct fake_kernel *f)
 {
+    pthread_mutex_unlock(&f->calls);
     pthread_mutex_lock(&f->lock);
     f->stalled = true;
     pthread_cond_broadcast(&f->changed);
     while (!f->released)
         pthread_cond_wait(&f->changed, &f->lock);
     pthread_mutex_unlock(&f->lock);
+    pthread_mutex_lock(&f->calls);
 }
 
 static int set_state(struct fake_kernel *f, struct kernel_state *data)
@@ -215,6 +217,8 @@ ssize_t fake_read(struct fake_kernel *f, const struct fake_file *file, uint8_t *
         return -ENODEV;
     if (!file->nonblock)
         return -EIO; /* a real one would wait for ever */
+    if (f->on_read && f->state != COPY)
+        f->on_read(f);
     if (f->quirk.busy_reads || f->quirk.never_ready)
         return -EAGAIN;
     uint64_t end = f->state == COPY ? FAKE_IMAGE : FAKE_PRE_COPY;
@@ -299,6 +303,8 @@ static uint64_t open_segment(struct fake_kernel *f)
 {
     uint64_t n = data_end(f) - f->at;
 
+    if (f->on_read && (f->bits & VFMIG_V1_RUNNING))
+        f->on_read(f);
     f->segment = n < FAKE_PAGE / 2 ? n : FAKE_PAGE / 2;
     f->segment_open = true;
     memcpy(f->window + window_offset(f), f->image + f->at, f->segment);

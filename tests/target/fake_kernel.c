@@ -64,6 +64,7 @@ static int fake_close(void *opaque, int fd)
 
     if (!file)
         return -EBADF;
+    pthread_mutex_lock(&f->calls);
     if (file->kind == FAKE_DEVICE) {
         fake_reset(f);
         f->bound = false;
@@ -71,6 +72,7 @@ static int fake_close(void *opaque, int fd)
     if (file->kind == FAKE_CONTAINER || file->kind == FAKE_IOMMUFD)
         f->map_count = 0;
     file->kind = FAKE_FREE;
+    pthread_mutex_unlock(&f->calls);
     pthread_mutex_lock(&f->lock);
     f->closed++;
     pthread_cond_broadcast(&f->changed);
@@ -255,9 +257,8 @@ static int device_ioctl(struct fake_kernel *f, unsigned long request, void *argu
     }
 }
 
-static int fake_ioctl(void *opaque, int fd, unsigned long request, void *argument)
+static int any_ioctl(struct fake_kernel *f, int fd, unsigned long request, void *argument)
 {
-    struct fake_kernel *f = opaque;
     struct fake_file *file = file_of(f, fd);
 
     if (!file)
@@ -280,24 +281,42 @@ static int fake_ioctl(void *opaque, int fd, unsigned long request, void *argumen
     }
 }
 
+static int fake_ioctl(void *opaque, int fd, unsigned long request, void *argument)
+{
+    struct fake_kernel *f = opaque;
+
+    pthread_mutex_lock(&f->calls);
+    int r = any_ioctl(f, fd, request, argument);
+    pthread_mutex_unlock(&f->calls);
+    return r;
+}
+
 /* ---- data ---- */
 
 static ssize_t data_read(void *opaque, int fd, void *data, size_t size)
 {
-    struct fake_file *file = file_of(opaque, fd);
+    struct fake_kernel *f = opaque;
 
-    return file && file->kind == FAKE_DATA ? fake_read(opaque, file, data, size) : -EBADF;
+    pthread_mutex_lock(&f->calls);
+    struct fake_file *file = file_of(f, fd);
+    ssize_t n = file && file->kind == FAKE_DATA ? fake_read(f, file, data, size) : -EBADF;
+    pthread_mutex_unlock(&f->calls);
+    return n;
 }
 
 static ssize_t data_write(void *opaque, int fd, const void *data, size_t size)
 {
-    struct fake_file *file = file_of(opaque, fd);
+    struct fake_kernel *f = opaque;
 
-    return file && file->kind == FAKE_DATA ? fake_write(opaque, file, data, size) : -EBADF;
+    pthread_mutex_lock(&f->calls);
+    struct fake_file *file = file_of(f, fd);
+    ssize_t n = file && file->kind == FAKE_DATA ? fake_write(f, file, data, size) : -EBADF;
+    pthread_mutex_unlock(&f->calls);
+    return n;
 }
 
-static ssize_t device_access(struct fake_kernel *f, int fd, uint8_t *read_to,
-                             const uint8_t *write_from, size_t size, uint64_t offset)
+static ssize_t any_access(struct fake_kernel *f, int fd, uint8_t *read_to,
+                          const uint8_t *write_from, size_t size, uint64_t offset)
 {
     struct fake_file *file = file_of(f, fd);
     uint64_t index = offset >> 40, at = offset & ((UINT64_C(1) << 40) - 1);
@@ -317,6 +336,15 @@ static ssize_t device_access(struct fake_kernel *f, int fd, uint8_t *read_to,
     else
         memcpy(bytes + at, write_from, size);
     return (ssize_t)size;
+}
+
+static ssize_t device_access(struct fake_kernel *f, int fd, uint8_t *read_to,
+                             const uint8_t *write_from, size_t size, uint64_t offset)
+{
+    pthread_mutex_lock(&f->calls);
+    ssize_t n = any_access(f, fd, read_to, write_from, size, offset);
+    pthread_mutex_unlock(&f->calls);
+    return n;
 }
 
 static ssize_t fake_pread(void *opaque, int fd, void *data, size_t size, uint64_t offset)
@@ -402,6 +430,7 @@ void fake_init(struct fake_kernel *f)
     f->device_log = f->data_size = f->running = true;
     f->state = VFMIG_STATE_RUNNING;
     f->bits = VFMIG_V1_RUNNING;
+    pthread_mutex_init(&f->calls, NULL);
     pthread_mutex_init(&f->lock, NULL);
     pthread_cond_init(&f->changed, NULL);
     f->window = calloc(1, FAKE_REGION_SIZE);
@@ -415,6 +444,7 @@ void fake_init(struct fake_kernel *f)
 void fake_done(struct fake_kernel *f)
 {
     free(f->window);
+    pthread_mutex_destroy(&f->calls);
     pthread_mutex_destroy(&f->lock);
     pthread_cond_destroy(&f->changed);
 }

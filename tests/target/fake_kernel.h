@@ -83,6 +83,7 @@ struct fake_kernel {
     uint32_t features; /* feature dialect, 0: the region's */
     bool device_log, iommu_log, data_size;
     struct fake_quirks quirk;
+    void (*on_read)(struct fake_kernel *f); /* of device data, while it runs; NULL: nothing */
 
     /* Seen. */
     struct fake_file files[64];
@@ -97,7 +98,8 @@ struct fake_kernel {
     bool log_on, iommu_log_on;
     uint64_t device_dirty[FAKE_SPACE_PAGES / 64], iommu_dirty[FAKE_SPACE_PAGES / 64];
 
-    pthread_mutex_t lock; /* of what stalls */
+    pthread_mutex_t calls; /* one at a time, but for one that stalls */
+    pthread_mutex_t lock;  /* of what stalls */
     pthread_cond_t changed;
     bool released, stalled;
     uint32_t state, state_before;
