@@ -58,12 +58,18 @@ int vfmig_kernel_open(const char *address, const struct vfmig_kernel_options *op
  * and data. */
 int vfmig_kernel_feature(struct vfmig_target *target, uint32_t argsz, uint32_t flags, void *data,
                          size_t size);
-/* Writes any value as the device state of the feature dialect. *ret_opened: a descriptor was given;
- * it is the target's then, and what the next three use. The session's earlier one stays open, so
- * that it can be seen dead: *ret_earlier is it, the caller's to close (-1: none). -ETIMEDOUT as
- * set_state. */
+/* Reads and writes the device state as the dialect has it, whatever value. *ret_opened: a
+ * descriptor was given; it is the target's then, and what the next three use. The session's earlier
+ * one stays open, so that it can be seen dead: *ret_earlier is it, the caller's to close by the
+ * same calls (-1: none). -ETIMEDOUT as set_state. */
+int vfmig_kernel_look_state(struct vfmig_target *target, uint32_t *ret_value);
 int vfmig_kernel_ask_state(struct vfmig_target *target, uint32_t value, uint64_t timeout_ns,
                            bool *ret_opened, int *ret_earlier);
+/* VFIO_DEVICE_RESET and no more: where it ends is not looked at. */
+int vfmig_kernel_reset_once(struct vfmig_target *target, uint64_t timeout_ns);
+/* One call of the log that is used, for exactly this range; sets bits. */
+int vfmig_kernel_report_once(struct vfmig_target *target, uint64_t iova, uint64_t size,
+                             uint64_t page_size, uint64_t *bitmap);
 /* One read or write of the session's descriptor, -EBADF without one. They do not wait. */
 ssize_t vfmig_kernel_read_data(struct vfmig_target *target, void *data, size_t size);
 ssize_t vfmig_kernel_write_data(struct vfmig_target *target, const void *data, size_t size);

@@ -136,18 +136,6 @@ int kernel_region_write(struct vfmig_target *t, uint32_t region, uint64_t offset
     return kernel_access((struct kernel *)t, region, offset, NULL, data, size, reterr);
 }
 
-bool vfmig_kernel_migration_region(const struct vfmig_target *target, uint32_t *ret_index,
-                                   uint64_t *ret_size)
-{
-    const struct kernel *k = (const struct kernel *)target;
-
-    if (!k->mig_index)
-        return false;
-    *ret_index = k->mig_index;
-    *ret_size = k->regions[k->mig_index].size;
-    return true;
-}
-
 /* ---- interrupts ---- */
 
 struct irq_set {

@@ -17,7 +17,7 @@ struct feature_buffer {
     uint8_t data[sizeof(struct kernel_log_report)];
 } __attribute__((aligned(8)));
 
-static int raw_feature(struct kernel *k, uint32_t argsz, uint32_t flags, void *data, size_t size)
+int kernel_raw_feature(struct kernel *k, uint32_t argsz, uint32_t flags, void *data, size_t size)
 {
     struct feature_buffer buffer = {.head = {.argsz = argsz, .flags = flags}};
 
@@ -33,7 +33,7 @@ static int raw_feature(struct kernel *k, uint32_t argsz, uint32_t flags, void *d
 
 int kernel_feature(struct kernel *k, uint32_t flags, void *data, uint32_t size)
 {
-    return raw_feature(k, (uint32_t)sizeof(struct kernel_feature) + size, flags, data, size);
+    return kernel_raw_feature(k, (uint32_t)sizeof(struct kernel_feature) + size, flags, data, size);
 }
 
 static bool offers(struct kernel *k, uint32_t flags)
@@ -278,81 +278,6 @@ static int left(struct vfmig_target *t, uint64_t *ret_bytes, struct vfmig_error 
             *ret_bytes = sum;
     }
     return 0;
-}
-
-/* ---- nothing in between ---- */
-
-int vfmig_kernel_feature(struct vfmig_target *target, uint32_t argsz, uint32_t flags, void *data,
-                         size_t size)
-{
-    int r = kernel_settle((struct kernel *)target, NULL);
-
-    return r < 0 ? r : raw_feature((struct kernel *)target, argsz, flags, data, size);
-}
-
-/* A kernel_work. */
-static int ask_state(struct kernel *k, uint32_t value, struct vfmig_error *reterr)
-{
-    struct kernel_state data = {.state = value, .data_fd = -1};
-    int r = kernel_feature(k, KERNEL_FEATURE_SET | KERNEL_F_DEVICE_STATE, &data, sizeof(data));
-
-    if (r == 0 && value < VFMIG_STATE_COUNT)
-        k->asked = (enum vfmig_state)value;
-    k->opened = r == 0 && data.data_fd >= 0;
-    if (k->opened) {
-        kernel_close_file(k, &k->earlier_fd);
-        k->earlier_fd = k->data_fd;
-        k->data_fd = data.data_fd;
-        (void)k->calls->nonblock(k->opt.opaque, k->data_fd);
-    }
-    return r;
-}
-
-int vfmig_kernel_ask_state(struct vfmig_target *target, uint32_t value, uint64_t timeout_ns,
-                           bool *ret_opened, int *ret_earlier)
-{
-    struct kernel *k = (struct kernel *)target;
-    int r = kernel_work_until(k, ask_state, value, timeout_ns, NULL);
-
-    *ret_opened = r == 0 && k->opened;
-    *ret_earlier = *ret_opened ? k->earlier_fd : -1;
-    if (*ret_opened)
-        k->earlier_fd = -1;
-    return r;
-}
-
-ssize_t vfmig_kernel_read_data(struct vfmig_target *target, void *data, size_t size)
-{
-    struct kernel *k = (struct kernel *)target;
-    int r = kernel_settle(k, NULL);
-
-    return r < 0            ? r
-           : k->data_fd < 0 ? -EBADF
-                            : k->calls->read(k->opt.opaque, k->data_fd, data, size);
-}
-
-ssize_t vfmig_kernel_write_data(struct vfmig_target *target, const void *data, size_t size)
-{
-    struct kernel *k = (struct kernel *)target;
-    int r = kernel_settle(k, NULL);
-
-    return r < 0            ? r
-           : k->data_fd < 0 ? -EBADF
-                            : k->calls->write(k->opt.opaque, k->data_fd, data, size);
-}
-
-int vfmig_kernel_precopy_info(struct vfmig_target *target, uint32_t argsz, uint64_t *ret_initial,
-                              uint64_t *ret_dirty)
-{
-    struct kernel *k = (struct kernel *)target;
-    struct kernel_precopy_info info = {.argsz = argsz};
-    int r = argsz > sizeof(info) ? -E2BIG : kernel_settle(k, NULL);
-
-    if (r == 0)
-        r = k->data_fd < 0 ? -EBADF : kernel_ioctl(k, k->data_fd, KERNEL_PRECOPY_INFO, &info);
-    *ret_initial = info.initial_bytes;
-    *ret_dirty = info.dirty_bytes;
-    return r;
 }
 
 const struct vfmig_target_ops kernel_feature_ops = {

@@ -177,6 +177,8 @@ int kernel_send_reset(struct kernel *k, uint32_t argument, struct vfmig_error *r
 
 /* flags: operation and feature. 0 or the kernel's errno. */
 int kernel_feature(struct kernel *k, uint32_t flags, void *data, uint32_t size);
+/* The same with any argsz; -E2BIG: it is more than there is. */
+int kernel_raw_feature(struct kernel *k, uint32_t argsz, uint32_t flags, void *data, size_t size);
 /* Features in the dialect, 0: it does not migrate in it. */
 uint32_t kernel_feature_probe(struct kernel *k);
 uint32_t kernel_region_probe(const struct kernel *k);

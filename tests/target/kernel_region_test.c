@@ -116,6 +116,25 @@ static void chains_of_capabilities(void **state)
     t->ops->close(t);
 }
 
+static void raw(void **state)
+{
+    struct vfmig_target *t = open_with((struct fake_quirks){0});
+    uint32_t value = 0;
+    bool opened;
+    int earlier;
+
+    for (uint32_t bits = 5; bits < 16; bits++)
+        assert_int_equal(vfmig_kernel_ask_state(t, bits, LONG, &opened, &earlier), -EINVAL);
+    assert_int_equal(vfmig_kernel_ask_state(t, VFMIG_V1_SAVING, LONG, &opened, &earlier), 0);
+    assert_false(opened);
+    assert_int_equal(vfmig_kernel_look_state(t, &value), 0);
+    assert_int_equal(value, VFMIG_V1_SAVING);
+    assert_int_equal(vfmig_kernel_reset_once(t, LONG), 0);
+    assert_int_equal(vfmig_kernel_look_state(t, &value), 0);
+    assert_int_equal(value, VFMIG_V1_RUNNING);
+    t->ops->close(t);
+}
+
 static void round_trip_mapped(void **state)
 {
     round_trip_with((struct fake_quirks){0}, FAKE_PAGE);
@@ -322,6 +341,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         REGION_CASE(describes),
         REGION_CASE(chains_of_capabilities),
+        REGION_CASE(raw),
         REGION_CASE(round_trip_mapped),
         REGION_CASE(round_trip_staged),
         REGION_CASE(round_trip_in_parts),

@@ -521,6 +521,15 @@ static void raw(void **state)
     assert_int_equal(fake_calls.read(&fake, earlier, data, 1), -ENODEV);
     assert_int_equal(fake_calls.close(&fake, earlier), 0);
     assert_int_equal(vfmig_kernel_write_data(t, data, 1), 1);
+    /* Any value can be read, and a reset is one. */
+    uint32_t value;
+    fake.quirk.bad_state = true;
+    assert_int_equal(vfmig_kernel_look_state(t, &value), 0);
+    assert_int_equal(value, 77);
+    fake.quirk = (struct fake_quirks){.reset_keeps_state = true};
+    assert_int_equal(vfmig_kernel_reset_once(t, LONG), 0);
+    assert_int_equal(vfmig_kernel_look_state(t, &value), 0);
+    assert_int_equal(value, VFMIG_STATE_RESUMING);
     t->ops->close(t);
 }
 
