@@ -66,6 +66,7 @@ docs: $(BUILD)/check/build.ninja
 	python3 scripts/doc_table.py docs/trace.md $(BUILD)/check/tools/vfmig-tables --trace
 	ninja -C $(BUILD)/check tests/core/handover_test
 	python3 scripts/doc_table.py docs/handover.md $(BUILD)/check/tests/core/handover_test --table
+	$(BUILD)/check/tools/vfmig-tables --rules > docs/rules.md
 	python3 tests/clauses/clauses.py write .
 	python3 tests/foreign/quirks.py write .
 

@@ -3,6 +3,7 @@
 #ifndef VFMIG_TOOLS_COMMANDS_H
 #define VFMIG_TOOLS_COMMANDS_H
 
+int cmd_check(int argc, char **argv);
 int cmd_device(int argc, char **argv);
 int cmd_vm(int argc, char **argv);
 int cmd_migrate(int argc, char **argv);

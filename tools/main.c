@@ -22,6 +22,7 @@ static const struct command commands[] = {
     {"inspect", cmd_inspect, "print what is in a file or a captured stream"},
     {"status", cmd_status, "who has the guest of each migration, by the journals"},
     {"timeline", cmd_timeline, "draw what a migration did, from its trace"},
+    {"check", cmd_check, "judge how a device migrates, rule by rule"},
     {"resolve", cmd_resolve, "settle a migration that cannot settle itself"},
     {NULL, NULL, NULL},
 };

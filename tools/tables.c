@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check/check.h"
 #include "core/dev.h"
 #include "engine/trace.h"
 
@@ -205,17 +206,23 @@ static int check(const char *path, const char *text, size_t size)
 int main(int argc, char **argv)
 {
     bool trace = argc > 1 && !strncmp(argv[1], "--trace", 7);
-    bool checks = argc == 3 && (!strcmp(argv[1], "--check") || !strcmp(argv[1], "--trace-check"));
+    bool rules = argc > 1 && !strncmp(argv[1], "--rules", 7);
+    bool checks = argc == 3 && (!strcmp(argv[1], "--check") || !strcmp(argv[1], "--trace-check") ||
+                                !strcmp(argv[1], "--rules-check"));
     char *text = NULL;
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
 
-    if (!out || (!checks && argc != 1 && (argc != 2 || strcmp(argv[1], "--trace")))) {
-        fprintf(stderr, "usage: vfmig-tables [--trace] | --check FILE | --trace-check FILE\n");
+    if (!out || (!checks && argc != 1 &&
+                 (argc != 2 || (strcmp(argv[1], "--trace") && strcmp(argv[1], "--rules"))))) {
+        fprintf(stderr, "usage: vfmig-tables [--trace | --rules] | --check FILE | "
+                        "--trace-check FILE | --rules-check FILE\n");
         return 2;
     }
     if (trace)
         print_trace(out);
+    else if (rules)
+        check_print_rules(out);
     else
         print_all(out);
     fclose(out);

@@ -48,7 +48,7 @@ def test_mistakes_before_the_command(args, words):
 
 
 DEVICE = ("device", "--socket", "/nonexistent/sock")
-COMMANDS = ("device", "vm", "migrate", "timeline", "status", "resolve")
+COMMANDS = ("check", "device", "vm", "migrate", "timeline", "status", "resolve")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -90,6 +90,8 @@ def test_the_main_page_names_every_command():
     (("vm", "--device", "vfio-user:/x,colour=red"), ("'colour=red' is neither",)),
     (("vm", "--device", "vfio-group:,id=a"), ("or vfio-group:N:NAME",)),
     (("vm", "--incoming", "tcp:127.0.0.1:1", "--paused"), ("--paused makes no sense",)),
+    (("check",), ("TARGET is missing",)),
+    (("check", "pci:1"), ("pci:1: not a target",)),
     (("device", "dma"), ("--socket is missing",)),
     ((*DEVICE, "card"), ("no device called 'card'",)),
     ((*DEVICE, "null", "--state-size", "64M"), ("--state-size: the device null has no use for it",)),

@@ -23,6 +23,8 @@ MAY_INCLUDE = {
     "target": {"core", "wire", "io", "dirty"},
     "dirty": {"target", "io"},
     "engine": {"core", "stream", "io", "target", "dirty"},
+    # An independent judge: neither the engine nor the device machine.
+    "check": {"wire", "io", "target"},
     "vmm": {"core", "stream", "io", "target", "dirty", "engine", "devices"},
 }
 LINUX_ONLY = re.compile(r"#include <(linux/|sys/ioctl)")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Good devices pass in both dialects; a device with a fault is told apart, whatever the format."""
+import socket
+import struct
+import threading
+import xml.etree.ElementTree
+
+import pytest
+
+from judged import EXPLAINED, Device, check, judge, verdicts
+
+OPTIONS = {"null": (), "dma": (), "bulk": ("--state-size", "256K")}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_good_device_passes(tmp_path, kind):
+    with Device(tmp_path, kind, *OPTIONS[kind]) as device:
+        report, status = judge(device.path, "--quick")
+    assert not verdicts(report, "fail") and not verdicts(report, "warn"), report
+    assert status == 0 and report["conforming"]
+    for row in verdicts(report, "skipped"):
+        assert row["why"].startswith(EXPLAINED), row
+    passed = verdicts(report, "pass")
+    assert passed and all(row["stimuli"] > 0 for row in passed)
+    assert {row["dialect"] for row in passed} == {"feature", "region"}
+
+
+def faulty(tmp_path):
+    return Device(tmp_path, "null", sabotage="dev-reset-keeps-state")
+
+
+def test_a_faulty_device_is_caught_and_the_steps_show_it(tmp_path):
+    with faulty(tmp_path) as device:
+        report, status = judge(device.path, "--only", "C42")
+        assert status == 3 and not report["conforming"]
+        rows = verdicts(report, "fail")
+        assert {row["dialect"] for row in rows} == {"feature", "region"}
+        steps = tmp_path / "steps"
+        steps.write_text(rows[0]["sequence"])
+        assert rows[0]["sequence"].count("\n") <= 7, rows[0]["sequence"]
+        again = check(device.path, "--replay", str(steps))
+        assert again.returncode == 3, again.stdout
+    with Device(tmp_path, "null") as device:
+        again = check(device.path, "--replay", str(steps))
+        assert again.returncode == 0, again.stdout
+
+
+def test_every_format_tells_the_failure(tmp_path):
+    with faulty(tmp_path) as device:
+        tap = check(device.path, "--only", "C42", "--format", "tap")
+        junit = check(device.path, "--only", "C42", "--format", "junit")
+        table = check(device.path, "--only", "C42")
+    assert [tap.returncode, junit.returncode, table.returncode] == [3, 3, 3]
+    assert "not ok 1 - feature C42" in tap.stdout and "1..2" in tap.stdout
+    suite = xml.etree.ElementTree.fromstring(junit.stdout)
+    assert suite.get("failures") == "2" and len(suite.findall("testcase/failure")) == 2
+    assert "NOT CONFORMING" in table.stdout and "expected" in table.stdout
+
+
+def answer_version(client, late):
+    """A server that says VERSION and then does something else than answer."""
+    head = client.recv(65536)
+    number = struct.unpack("=H", head[:2])[0]
+    text = b'{"capabilities":{}}\0'
+    client.sendall(struct.pack("=HHIIIHH", number, 1, 20 + len(text), 1, 0, 0, 0) + text)
+    late(client)
+
+
+def hang(client):
+    client.recv(1)
+    client.recv(65536)
+    client.recv(65536)
+
+
+def die(client):
+    client.recv(65536)
+
+
+@pytest.mark.parametrize("late", [hang, die])
+def test_a_server_that_does_not_answer_ends_in_a_sentence(tmp_path, late):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "odd.sock"))
+    listener.listen()
+
+    def serve():
+        client = listener.accept()[0]
+        with client:
+            answer_version(client, late)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    result = check(tmp_path / "odd.sock", "--timeout-ms", "200")
+    server.join()
+    listener.close()
+    assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+    assert "GET_INFO" in result.stderr
+
+
+def test_rules_are_listed():
+    result = check("none", "--list")
+    assert result.returncode == 0
+    ids = [line.split()[0] for line in result.stdout.splitlines()]
+    assert len(ids) == len(set(ids)) and "C42" in ids
+
+
+@pytest.mark.parametrize("options", [("--only", "C1000"), ("--workload", "steam"), ("--format", "pdf")])
+def test_wrong_options_are_refused(tmp_path, options):
+    with Device(tmp_path, "null") as device:
+        assert check(device.path, *options).returncode == 2
+
+
+def test_no_device_is_a_failure(tmp_path):
+    assert check(tmp_path / "nobody.sock").returncode == 1

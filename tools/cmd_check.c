@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* vfmig check: does a device keep the rules of VFIO migration? */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "check/check.h"
+#include "commands.h"
+#include "options.h"
+
+static const char *dialect = "auto", *format = "table", *output, *replay, *workload, *peer;
+static struct tool_list only, skip;
+static bool list, destructive, quick, verbose;
+static uint64_t repeat = 1, seed = 1, timeout_ms = 2000;
+
+static const struct tool_option options[] = {
+    {"dialect", TOOL_CHOICE, &dialect, "NAME",
+     "auto (all that it speaks), feature (v2) or region (v1)", .choices = "auto|feature|region"},
+    {"list", TOOL_FLAG, &list, NULL, "print the rules and do nothing"},
+    {"only", TOOL_LIST, &only, "NAME", "just this rule, clause or theme; may be repeated"},
+    {"skip", TOOL_LIST, &skip, "NAME", "all but this rule, clause or theme; may be repeated"},
+    {"quick", TOOL_FLAG, &quick, NULL, "leave out the rules that take long"},
+    {"allow-destructive", TOOL_FLAG, &destructive, NULL,
+     "also the rules that may upset a device that is not isolated"},
+    {"workload", TOOL_TEXT, &workload, "NAME",
+     "what makes the device work; none, or one that fits it by itself"},
+    {"peer", TOOL_TEXT, &peer, "TARGET", "a second device, for what two do to each other"},
+    {"repeat", TOOL_NUMBER, &repeat, "N", "run everything so many times, each with the next seed",
+     .min = 1, .max = 1000},
+    {"seed", TOOL_NUMBER, &seed, "N", "of what is picked at random", .min = 0, .max = UINT64_MAX},
+    {"timeout-ms", TOOL_NUMBER, &timeout_ms, "MS", "a device that takes longer to answer is hung",
+     .min = 1, .max = 600000},
+    {"format", TOOL_CHOICE, &format, "NAME", "table, tap, junit or json",
+     .choices = "table|tap|junit|json"},
+    {"output", TOOL_TEXT, &output, "FILE", "write the report there"},
+    {"replay", TOOL_TEXT, &replay, "FILE", "do the steps of FILE again instead"},
+    {"verbose", TOOL_FLAG, &verbose, NULL, "say on stderr which rule is at work"},
+    {NULL},
+};
+
+static const struct tool_usage usage = {
+    .command = "check",
+    .operands = "TARGET",
+    .about =
+        "Judges how a device migrates by what can be seen from outside, rule by rule, and names\n"
+        "the clause that it breaks. TARGET: vfio-user:PATH.",
+    .options = options,
+    .operand_max = 1,
+    .after = "exit status: 0 conforming, 1 nothing could be judged, 2 wrong command line,\n"
+             "  3 not conforming",
+};
+
+static void show(void *opaque, const struct check_result *result)
+{
+    fprintf(stderr, "%-8s %s %s (%.0f ms)\n", check_verdict_name(result->verdict), result->rule->id,
+            result->dialect == CHECK_DIALECT_REGION ? "region" : "feature", result->ms);
+}
+
+static int run_replay(const char *target)
+{
+    struct vfmig_error error = {0};
+    bool same = false;
+
+    if (check_replay(target, replay, (uint32_t)timeout_ms, stdout, &same, &error) < 0)
+        return tool_fail(&usage, error.origin == VFMIG_ORIGIN_LOCAL ? TOOL_USAGE : TOOL_FAILED,
+                         "%s", error.text);
+    puts(same ? "# the last step ended as recorded" : "# the last step ended differently");
+    return same ? TOOL_NOT_CONFORMING : TOOL_OK;
+}
+
+static int print_report(const struct check_report *report)
+{
+    FILE *out = output ? fopen(output, "we") : stdout;
+    int r;
+
+    if (!out)
+        return tool_fail(&usage, TOOL_FAILED, "%s: %s", output, strerror(errno));
+    r = check_print(report, format, !output && isatty(STDOUT_FILENO), out);
+    if (output && fclose(out))
+        r = -EIO;
+    if (r < 0)
+        return tool_fail(&usage, TOOL_FAILED, "the report could not be written");
+    return report->tally[CHECK_FAIL] ? TOOL_NOT_CONFORMING : TOOL_OK;
+}
+
+int cmd_check(int argc, char **argv)
+{
+    struct vfmig_error error = {0};
+    struct tool_list operands = {.count = 0};
+    struct check_report report;
+    int code = tool_parse(&usage, argc, argv, &operands);
+
+    if (code >= 0)
+        return code;
+    if (list) {
+        check_list(stdout);
+        return TOOL_OK;
+    }
+    if (operands.count != 1)
+        return tool_fail(&usage, TOOL_USAGE, "a TARGET is missing; see vfmig check --help");
+    if (replay)
+        return run_replay(operands.items[0]);
+    struct check_options request = {
+        .target = operands.items[0],
+        .peer = peer,
+        .dialects = !strcmp(dialect, "feature")  ? CHECK_DIALECT_FEATURE
+                    : !strcmp(dialect, "region") ? CHECK_DIALECT_REGION
+                                                 : 0,
+        .only = only.items,
+        .only_count = only.count,
+        .skip = skip.items,
+        .skip_count = skip.count,
+        .workload = workload,
+        .allow_destructive = destructive,
+        .quick = quick,
+        .repeat = (unsigned)repeat,
+        .seed = seed,
+        .deadline_ms = (uint32_t)timeout_ms,
+        .progress = verbose ? show : NULL,
+    };
+    int r = check_run(&request, &report, &error);
+    if (r < 0)
+        code = tool_fail(&usage, error.origin == VFMIG_ORIGIN_LOCAL ? TOOL_USAGE : TOOL_FAILED,
+                         "%s", error.text);
+    else if (report.tally[CHECK_PASS] + report.tally[CHECK_FAIL] + report.tally[CHECK_WARN] == 0)
+        code = print_report(&report) == TOOL_OK
+                   ? tool_fail(&usage, TOOL_FAILED, "no rule could be judged")
+                   : TOOL_FAILED;
+    else
+        code = print_report(&report);
+    check_report_free(&report);
+    return code;
+}
