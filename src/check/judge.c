@@ -88,6 +88,16 @@ bool check_ok(struct check *c, int64_t r, const char *what)
     return judge_last(c, r >= 0, expected, seen);
 }
 
+bool check_need(struct check *c, int64_t r, const char *what)
+{
+    uint64_t stimuli = c->result.stimuli;
+    bool good = check_ok(c, r, what);
+
+    if (good)
+        c->result.stimuli = stimuli;
+    return good;
+}
+
 bool check_refused(struct check *c, int64_t r, const char *what)
 {
     char expected[CHECK_TEXT];
@@ -128,6 +138,7 @@ void check_skip(struct check *c, const char *format, ...)
     vsnprintf(c->result.why, sizeof(c->result.why), format, args);
     va_end(args);
     c->result.verdict = CHECK_SKIPPED;
+    c->result.stimuli = 0;
 }
 
 void check_not_applicable(struct check *c, const char *format, ...)

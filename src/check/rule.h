@@ -72,9 +72,11 @@ bool check_that(struct check *c, bool good, const char *expected, const char *se
 bool check_is(struct check *c, enum vfmig_state state, const char *what);
 /* r of the last step is a success, is a refusal, is just that. */
 bool check_ok(struct check *c, int64_t r, const char *what);
+/* As check_ok, for what only prepares the rule: no stimulus when it succeeds. */
+bool check_need(struct check *c, int64_t r, const char *what);
 bool check_refused(struct check *c, int64_t r, const char *what);
 bool check_errno(struct check *c, int64_t r, int error, const char *what);
-/* Nothing could be tried: why. Counts only when nothing was. */
+/* Nothing could be tried: why. What was judged before does not count, unless it was a finding. */
 void check_skip(struct check *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void check_not_applicable(struct check *c, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -118,6 +120,10 @@ int check_write(struct check *c, uint32_t region, uint64_t offset, const void *d
 int check_post(struct check *c, uint32_t region, uint64_t offset, const void *data, uint32_t size);
 int check_get_feature(struct check *c, uint32_t id, void *data, uint32_t size);
 int check_set_feature(struct check *c, uint32_t id, const void *data, uint32_t size);
+
+/* A vfio-user command as it is, with header flags beside the type; what comes back is not kept. */
+int check_command(struct check *c, uint32_t command, uint32_t flags, const void *payload,
+                  uint32_t size);
 
 int check_log_start(struct check *c, uint64_t page_size, uint64_t iova, uint64_t length);
 int check_log_stop(struct check *c);

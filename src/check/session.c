@@ -244,6 +244,19 @@ int check_set_feature(struct check *c, uint32_t id, const void *data, uint32_t s
     return (int)check_do(c, &step);
 }
 
+int check_command(struct check *c, uint32_t command, uint32_t flags, const void *payload,
+                  uint32_t size)
+{
+    static uint8_t room[CHECK_MAX_DATA];
+    struct check_step step = {.kind = CHECK_STEP_COMMAND,
+                              .arg = {command, flags, size},
+                              .data = payload,
+                              .room = room,
+                              .room_size = sizeof(room)};
+
+    return (int)check_do(c, &step);
+}
+
 int check_log_start(struct check *c, uint64_t page_size, uint64_t iova, uint64_t length)
 {
     struct vfmig_user_log_range range = {iova, length};

@@ -8,7 +8,8 @@ import time
 VFMIG = os.environ["VFMIG"]
 PATIENCE = 30
 # What the checker may be without: everything else that is skipped has no explanation.
-EXPLAINED = ("destructive:", "no second device", "no workload that", "not among the quick ones")
+EXPLAINED = ("destructive:", "no second device", "no workload that", "not among the quick ones",
+             "the device gives no data in PRE_COPY")
 
 
 class Device:
