@@ -122,12 +122,30 @@ static const struct {
     {"vfio-user:", check_user_open},
 };
 
+/* What the very first connection finds: later ones follow a reset. */
+static void note_first_state(struct check_port *port)
+{
+    for (unsigned d = CHECK_DIALECT_REGION; d <= CHECK_DIALECT_FEATURE; d++) {
+        struct check_step step = {.kind = CHECK_STEP_STATE_GET};
+        if (!(port->facts.dialects & d))
+            continue;
+        port->dialect = (enum check_dialect)d;
+        port->ops->run(port, &step);
+        port->facts.first_raw[d] = step.result < 0 ? UINT32_MAX : (uint32_t)step.value;
+    }
+}
+
 int check_port_open(const char *target, uint32_t deadline_ms, struct check_port **ret_port,
                     struct vfmig_error *reterr)
 {
-    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
-        if (!strncmp(target, kinds[i].prefix, strlen(kinds[i].prefix)))
-            return kinds[i].open(target + strlen(kinds[i].prefix), deadline_ms, ret_port, reterr);
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        if (strncmp(target, kinds[i].prefix, strlen(kinds[i].prefix)))
+            continue;
+        int r = kinds[i].open(target + strlen(kinds[i].prefix), deadline_ms, ret_port, reterr);
+        if (r == 0)
+            note_first_state(*ret_port);
+        return r;
+    }
     return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                            "%s: not a target; vfio-user:PATH is one", target);
 }

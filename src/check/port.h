@@ -77,16 +77,17 @@ struct check_dma {
 /* What is known about a device before any rule runs. */
 struct check_facts {
     char name[128];
-    unsigned dialects; /* enum check_dialect bits that it speaks */
-    uint64_t features; /* VFMIG_FEATURE_*, of the feature dialect */
-    bool region_ndma;  /* region capability 6 */
-    bool by_message;   /* DMA by message is possible */
-    bool raw;          /* CHECK_STEP_COMMAND and _CUT are possible */
-    bool posted;       /* steps without a reply are possible */
-    bool data_size;    /* feature 9 answers */
-    bool precopy_info; /* the amounts in pre-copy can be asked for */
-    bool log_feature;  /* features 6 to 8 answer */
-    bool log_region;   /* v1 DIRTY_PAGES answers */
+    unsigned dialects;                      /* enum check_dialect bits that it speaks */
+    uint32_t first_raw[CHECK_DIALECT_BOTH]; /* state of the first connection, by dialect */
+    uint64_t features;                      /* VFMIG_FEATURE_*, of the feature dialect */
+    bool region_ndma;                       /* region capability 6 */
+    bool by_message;                        /* DMA by message is possible */
+    bool raw;                               /* CHECK_STEP_COMMAND and _CUT are possible */
+    bool posted;                            /* steps without a reply are possible */
+    bool data_size;                         /* feature 9 answers */
+    bool precopy_info;                      /* the amounts in pre-copy can be asked for */
+    bool log_feature;                       /* features 6 to 8 answer */
+    bool log_region;                        /* v1 DIRTY_PAGES answers */
     uint64_t log_region_pgsize;
     uint32_t max_data; /* bytes of one DATA_READ, DATA_WRITE, REGION_* */
     uint32_t region_count;

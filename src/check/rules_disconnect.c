@@ -10,6 +10,15 @@ static void next_client(struct check *c)
         check_is(c, VFMIG_STATE_RUNNING, "a fresh connection");
 }
 
+void check_first_connection(struct check *c)
+{
+    uint32_t raw = c->port->facts.first_raw[c->dialect];
+
+    check_doing(c, "the state, before anything was done to the device");
+    check_that(c, check_state_of(c, raw) == VFMIG_STATE_RUNNING, "RUNNING", "%s (%u)",
+               check_state_name(check_state_of(c, raw)), raw);
+}
+
 void check_disconnect_in_every_state(struct check *c)
 {
     for (unsigned s = 1; s < VFMIG_STATE_COUNT && !check_over(c); s++) {

@@ -338,15 +338,15 @@ void check_log_pairs(struct check *c)
         }
 }
 
-/* Parts of a mapping, and what the parts before did not cover. */
-void check_log_parts(struct check *c)
+/* Reports of one part of the mapping after the other, in pages of another size than the log's. */
+static void parts(struct check *c, uint64_t log_page, uint64_t page, uint64_t part)
 {
-    uint64_t want[ROOM / 8], got[ROOM / 8], all[ROOM / 8] = {0}, page = own_page(c);
-    const uint64_t part = LENGTH / 8;
+    uint64_t want[ROOM / 8], got[ROOM / 8], all[ROOM / 8] = {0};
     unsigned extra;
 
-    check_doing(c, "DMA, then reports of an eighth of the mapping each");
-    if (!ready(c) || !start(c, page))
+    check_doing(c, "log of %llu byte pages, DMA, reports of %llu bytes each in pages of %llu bytes",
+                (unsigned long long)log_page, (unsigned long long)part, (unsigned long long)page);
+    if (!start(c, log_page))
         return;
     write_places(c, want, page);
     for (uint64_t at = 0; at < LENGTH && !check_over(c); at += part) {
@@ -356,11 +356,29 @@ void check_log_parts(struct check *c)
                        check_outcome(c, r));
             return; /* a mapping's part may be refused, as libvfio-user does */
         }
-        for (uint64_t w = 0; w < part / page / 64; w++)
-            all[at / page / 64 + w] = got[w];
+        for (uint64_t p = 0; p < part / page; p++)
+            if (bit(got, p))
+                all[(at / page + p) / 64] |= 1ull << ((at / page + p) % 64);
     }
     if (!check_over(c))
         compare(c, want, all, page, &extra);
+    check_log_stop(c);
+    check_unmap(c, IOVA, LENGTH);
+}
+
+void check_log_parts(struct check *c)
+{
+    uint64_t page = own_page(c);
+
+    if (!ready(c))
+        return;
+    parts(c, page, page, LENGTH / 8);
+    if (c->dialect == CHECK_DIALECT_REGION)
+        return; /* one page size */
+    parts(c, 65536, PAGE, 32768);
+    parts(c, 2u << 20, PAGE, LENGTH / 8);
+    if (!check_over(c))
+        parts(c, PAGE, 65536, LENGTH / 8);
 }
 
 void check_log_across_dma(struct check *c)

@@ -177,6 +177,12 @@ void check_stream_without_precopy(struct check *c)
         if (!check_over(c))
             judge(c, &swapped, "the data of STOP_COPY is loaded before that of PRE_COPY");
         check_blob_free(&swapped);
+        check_blob_add(&swapped, early.bytes, early.size);
+        check_blob_add(&swapped, early.bytes, early.size);
+        check_blob_add(&swapped, late.bytes, late.size);
+        if (!check_over(c))
+            judge(c, &swapped, "the data of PRE_COPY is loaded twice");
+        check_blob_free(&swapped);
     } else if (!check_over(c)) {
         c->result.stimuli = 0;
         check_skip(c, "the device gives no data in PRE_COPY");
