@@ -135,6 +135,9 @@ int check_unmap(struct check *c, uint64_t iova, uint64_t length);
 void check_fill(struct check *c, uint64_t offset, uint64_t size, uint8_t value);
 void check_serve(struct check *c, uint32_t ms);
 void check_hold(struct check *c, uint32_t ms);
+/* Serves for a moment, and says whether to go on waiting for something that *begin (0 at first)
+ * began: as long as an answer may take, and while the device is there. */
+bool check_wait(struct check *c, uint64_t *begin);
 
 /* ---- what the device is ---- */
 

@@ -52,13 +52,10 @@ static bool is_quiet(struct check *c, unsigned first)
 /* Everything that was asked for is done in the end. */
 static void work_is_done(struct check *c, uint64_t before, unsigned asked)
 {
-    uint64_t done = before;
+    uint64_t done = before, begin = 0;
 
-    for (unsigned i = 0; i < 500 && done - before < asked && !check_gone(c); i++) {
-        if (c->workload->dma_done(c, &done) < 0)
-            break;
-        check_serve(c, 1);
-    }
+    while (c->workload->dma_done(c, &done) == 0 && done - before < asked && check_wait(c, &begin))
+        ;
     check_that(c, done - before >= asked, "DMA that was asked for under N is done after it",
                "%llu of %u done", (unsigned long long)(done - before), asked);
 }
@@ -130,14 +127,15 @@ void check_ndma_drains(struct check *c)
 /* DMA by message that the checker answers late: N must not be answered before that. */
 static void drains_messages(struct check *c, enum vfmig_state s)
 {
+    uint64_t begin = 0;
+
     check_doing(c, "DMA by message that is answered 20 ms late, then %s", check_state_name(s));
     if (!ready(c, true))
         return;
     check_hold(c, 20);
     ring(c, 0, 2);
-    check_serve(c, 1);
-    for (unsigned i = 0; i < 200 && !c->port->dma.open && !check_gone(c); i++)
-        check_serve(c, 1);
+    while (!c->port->dma.open && check_wait(c, &begin))
+        ;
     if (!c->port->dma.open) {
         if (!check_over(c))
             check_skip(c, "no DMA by message came");
@@ -218,14 +216,15 @@ done:
 void check_precopy_waits_for_nobody(struct check *c)
 {
     uint32_t late = c->port->deadline_ms * 4;
+    uint64_t begin = 0;
 
     check_doing(c, "DMA by message that is not answered, then PRE_COPY");
     if (!ready(c, true))
         return;
     check_hold(c, late);
     ring(c, 0, 1);
-    for (unsigned i = 0; i < 500 && !c->port->dma.open && !check_gone(c); i++)
-        check_serve(c, 1);
+    while (!c->port->dma.open && check_wait(c, &begin))
+        ;
     if (!c->port->dma.open) {
         check_skip(c, "no DMA by message came");
         return;

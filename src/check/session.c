@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Steps: done, recorded; what a rule starts from. */
 #include "check/rule.h"
+#include "io/sock.h"
 
 static const struct {
     const char *name;
@@ -319,6 +320,16 @@ void check_hold(struct check *c, uint32_t ms)
     struct check_step step = {.kind = CHECK_STEP_DMA_HOLD, .arg = {ms}};
 
     check_do(c, &step);
+}
+
+bool check_wait(struct check *c, uint64_t *begin)
+{
+    uint64_t now = vfmig_now_ns();
+
+    if (*begin == 0)
+        *begin = now;
+    check_serve(c, 1);
+    return !c->port->trouble && now - *begin < c->port->deadline_ms * 1000000ull;
 }
 
 /* ---- where a rule starts ---- */

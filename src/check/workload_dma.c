@@ -16,7 +16,6 @@
 #define SRAM_SIZE   0x10000u
 #define ENTRIES     64u
 #define OP_FILL     2u
-#define MAX_POLLS   2000u
 
 struct descriptor {
     uint32_t op, flags;
@@ -91,18 +90,19 @@ static int dma_done(struct check *c, uint64_t *ret_count)
 static int dma_write(struct check *c, uint64_t iova, uint32_t size, uint64_t pattern)
 {
     uint32_t tail = 0, head = 0;
+    uint64_t begin = 0;
     int r = dma_start(c, iova, size, pattern);
 
     if (r == 0)
         r = get32(c, REG_TAIL, &tail);
-    for (unsigned i = 0; r == 0 && i < MAX_POLLS; i++) {
+    while (r == 0) {
         r = get32(c, REG_HEAD, &head);
         if (r < 0 || head == tail)
             return r;
-        if (i > 10)
-            check_serve(c, 1);
+        if (!check_wait(c, &begin))
+            return -ETIMEDOUT;
     }
-    return r < 0 ? r : -ETIMEDOUT;
+    return r;
 }
 
 static int change(struct check *c, uint64_t seed)

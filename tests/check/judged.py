@@ -6,7 +6,7 @@ import subprocess
 import time
 
 VFMIG = os.environ["VFMIG"]
-PATIENCE = 30
+PATIENCE = 100
 # What the checker may be without: everything else that is skipped has no explanation.
 EXPLAINED = ("destructive:", "no second device", "no workload that", "not among the quick ones",
              "the device gives no data in PRE_COPY")
@@ -48,7 +48,8 @@ def check(path, *options, timeout=PATIENCE):
 
 def judge(path, *options, timeout=PATIENCE):
     """The report, and the exit status."""
-    result = check(path, "--format", "json", *options, timeout=timeout)
+    # A machine that is busy is not a device that hangs.
+    result = check(path, "--format", "json", "--timeout-ms", "20000", *options, timeout=timeout)
     assert result.returncode in (0, 3), result.stderr
     return json.loads(result.stdout), result.returncode
 
