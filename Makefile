@@ -1,6 +1,6 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench bench-long matrix fuzz model interop docs lint install clean
+.PHONY: all deps demo check bench bench-long matrix fuzz model explore interop docs lint install clean
 
 BUILD ?= build
 SABOTAGE ?=
@@ -53,6 +53,12 @@ fuzz: | deps
 
 model: | deps
 	scripts/model.sh
+
+# All reachable states of both sides' machines; SABOTAGE as for demo, then BREAKS is the property that
+# is looked at. SCOPE=pair for one of the scopes.
+explore: $(DEMO_BUILD)/build.ninja
+	ninja -C $(DEMO_BUILD) tests/explore/explore
+	VFMIG_SABOTAGE=$(SABOTAGE) $(DEMO_BUILD)/tests/explore/explore $(if $(BREAKS),--breaks $(BREAKS)) $(SCOPE)
 
 # A Linux guest in stock QEMU, both from Debian, with our devices; SABOTAGE as for demo.
 interop: $(DEMO_BUILD)/build.ninja

@@ -446,6 +446,12 @@ static void cancel(struct engine *e)
     e->cancelled = true;
 }
 
+/* Before the offer an attempt that fails or is cancelled cannot be refused: the offer is, later. */
+static bool loads(const struct engine *e)
+{
+    return e->flow_active && !e->flow.halted && vfmig_flow_current(&e->flow) != VFMIG_STEP_DROP;
+}
+
 static void message(struct engine *e, const struct engine_event *event)
 {
     bool offered = e->handover.state != VFMIG_HO_DST_LISTEN;
@@ -456,8 +462,8 @@ static void message(struct engine *e, const struct engine_event *event)
     if (event->msg.kind == VFMIG_HO_MSG_GRANT && !e->stamps.grant_received)
         e->stamps.grant_received = event->at_ns;
     engine_handover_msg(e, &event->msg);
-    if (!offered && e->flow_active && e->flow.halted)
-        failed(e);
+    if (!offered && !loads(e))
+        engine_handover(e, VFMIG_HO_EVENT_LOAD_FAILED);
 }
 
 /* The guest or its only copy may be here: no unwinding changes that. A process that came back after
