@@ -33,7 +33,7 @@ demo: $(DEMO_BUILD)/build.ninja
 
 check: $(BUILD)/check/build.ninja
 	ninja -C $(BUILD)/check
-	meson test -C $(BUILD)/check --print-errorlogs
+	meson test -C $(BUILD)/check --print-errorlogs --timeout-multiplier 3
 
 bench: all
 	python3 scripts/bench.py $(BUILD)/release
