@@ -67,12 +67,16 @@ int vfmig_kernel_ask_state(struct vfmig_target *target, uint32_t value, uint64_t
                            bool *ret_opened, int *ret_earlier);
 /* VFIO_DEVICE_RESET and no more: where it ends is not looked at. */
 int vfmig_kernel_reset_once(struct vfmig_target *target, uint64_t timeout_ns);
-/* One call of the log that is used, for exactly this range; sets bits. */
+/* Starts or stops the log that is used, whether it is on or not. */
+int vfmig_kernel_log_once(struct vfmig_target *target, bool on, uint64_t page_size);
+/* One call of that log, for exactly this range; sets bits. */
 int vfmig_kernel_report_once(struct vfmig_target *target, uint64_t iova, uint64_t size,
                              uint64_t page_size, uint64_t *bitmap);
 /* One read or write of the session's descriptor, -EBADF without one. They do not wait. */
 ssize_t vfmig_kernel_read_data(struct vfmig_target *target, void *data, size_t size);
 ssize_t vfmig_kernel_write_data(struct vfmig_target *target, const void *data, size_t size);
+/* Until the descriptor is ready for one, or the target's timeout: 0, or -ETIMEDOUT. */
+int vfmig_kernel_await_data(struct vfmig_target *target, bool to_write);
 /* MIG_GET_PRECOPY_INFO with this argsz (at most 24) on the session's descriptor. */
 int vfmig_kernel_precopy_info(struct vfmig_target *target, uint32_t argsz, uint64_t *ret_initial,
                               uint64_t *ret_dirty);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What is asked of a kernel device as it is said, for whoever judges its driver. */
 #include <errno.h>
+#include <poll.h>
 
 #include "target/kernel_private.h"
 
@@ -68,9 +69,15 @@ int vfmig_kernel_ask_state(struct vfmig_target *target, uint32_t value, uint64_t
     int r = kernel_work_until(k, by_region(k) ? ask_region : ask_feature, value, timeout_ns, NULL);
 
     *ret_opened = r == 0 && k->opened;
-    *ret_earlier = *ret_opened ? k->earlier_fd : -1;
-    if (*ret_opened)
-        k->earlier_fd = -1;
+    if (!*ret_opened || !ret_earlier) {
+        if (*ret_opened)
+            kernel_close_file(k, &k->earlier_fd);
+        if (ret_earlier)
+            *ret_earlier = -1;
+        return r;
+    }
+    *ret_earlier = k->earlier_fd;
+    k->earlier_fd = -1;
     return r;
 }
 
@@ -101,6 +108,19 @@ ssize_t vfmig_kernel_write_data(struct vfmig_target *target, const void *data, s
     return r < 0 ? r : k->calls->write(k->opt.opaque, k->data_fd, data, size);
 }
 
+int vfmig_kernel_await_data(struct vfmig_target *target, bool to_write)
+{
+    struct kernel *k = (struct kernel *)target;
+    uint64_t ms = k->opt.timeout_ns / 1000000 + 1;
+    int r = kernel_settle(k, NULL);
+
+    if (r == 0)
+        r = k->data_fd < 0 ? -EBADF
+                           : k->calls->poll(k->opt.opaque, k->data_fd, to_write ? POLLOUT : POLLIN,
+                                            ms < INT32_MAX ? (int)ms : INT32_MAX);
+    return r > 0 ? 0 : r == 0 ? -ETIMEDOUT : r;
+}
+
 int vfmig_kernel_precopy_info(struct vfmig_target *target, uint32_t argsz, uint64_t *ret_initial,
                               uint64_t *ret_dirty)
 {
@@ -127,6 +147,20 @@ bool vfmig_kernel_migration_region(const struct vfmig_target *target, uint32_t *
     *ret_index = k->mig_index;
     *ret_size = k->regions[k->mig_index].size;
     return true;
+}
+
+int vfmig_kernel_log_once(struct vfmig_target *target, bool on, uint64_t page_size)
+{
+    struct kernel *k = (struct kernel *)target;
+
+    if (!k->log)
+        return -ENOTSUP;
+    pthread_mutex_lock(&k->maps_lock);
+    int r = on ? k->log->start(k, page_size, NULL, 0, NULL) : k->log->stop(k, NULL);
+    k->logging = on && (r == 0 || k->logging) && page_size;
+    k->log_page = page_size;
+    pthread_mutex_unlock(&k->maps_lock);
+    return r;
 }
 
 int vfmig_kernel_report_once(struct vfmig_target *target, uint64_t iova, uint64_t size,

@@ -279,13 +279,16 @@ static void refusals(void **state)
     assert_int_equal(start(t), 0);
     assert_int_equal(t->ops->log_report(t, 0, 63 * FAKE_PAGE, FAKE_PAGE, bits, &err), -EINVAL);
     assert_int_equal(err.origin, VFMIG_ORIGIN_LOCAL);
-    /* As it is said: the kernel refuses it. */
+    /* As it is said: the kernel refuses it, or has nothing against it. */
+    assert_int_equal(vfmig_kernel_log_once(t, true, FAKE_PAGE), 0);
     memset(bits, 0, sizeof(bits));
     write_page(5);
     assert_int_equal(vfmig_kernel_report_once(t, 0, 63 * FAKE_PAGE, FAKE_PAGE, bits), -EINVAL);
     assert_int_equal(vfmig_kernel_report_once(t, 0, 64 * FAKE_PAGE, 0, bits), -EINVAL);
     assert_int_equal(vfmig_kernel_report_once(t, 0, 64 * FAKE_PAGE, FAKE_PAGE, bits), 0);
     assert_int_equal(bits[0], 1 << 5);
+    assert_int_equal(vfmig_kernel_log_once(t, false, FAKE_PAGE), 0);
+    assert_int_equal(vfmig_kernel_report_once(t, 0, 64 * FAKE_PAGE, FAKE_PAGE, bits), -EINVAL);
     assert_int_equal(t->ops->log_start(t, 65536, NULL, 0, &err), -ENOTSUP);
     t->ops->close(t);
     fake.device_log = fake.iommu_log = false;
@@ -295,6 +298,7 @@ static void refusals(void **state)
     assert_int_equal(t->ops->log_stop(t, &err), -ENOTSUP);
     assert_int_equal(t->ops->log_report(t, 0, FAKE_PAGE, FAKE_PAGE, bits, &err), -ENOTSUP);
     assert_int_equal(vfmig_kernel_report_once(t, 0, FAKE_PAGE, FAKE_PAGE, bits), -ENOTSUP);
+    assert_int_equal(vfmig_kernel_log_once(t, true, FAKE_PAGE), -ENOTSUP);
     t->ops->close(t);
 }
 

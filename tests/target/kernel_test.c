@@ -521,6 +521,16 @@ static void raw(void **state)
     assert_int_equal(fake_calls.read(&fake, earlier, data, 1), -ENODEV);
     assert_int_equal(fake_calls.close(&fake, earlier), 0);
     assert_int_equal(vfmig_kernel_write_data(t, data, 1), 1);
+    fake.quirk.never_ready = true;
+    assert_int_equal(vfmig_kernel_write_data(t, data, 1), -EAGAIN);
+    assert_int_equal(vfmig_kernel_await_data(t, true), -ETIMEDOUT);
+    fake.quirk.never_ready = false;
+    assert_int_equal(vfmig_kernel_await_data(t, true), 0);
+    assert_int_equal(t->ops->reset(t, &err), 0);
+    must_go(t, VFMIG_STATE_STOP_COPY);
+    assert_int_equal(vfmig_kernel_ask_state(t, VFMIG_STATE_RESUMING, LONG, &opened, NULL), 0);
+    assert_int_equal(fake_open_files(&fake), 3); /* the earlier one is closed */
+    must_go(t, VFMIG_STATE_RESUMING);
     /* Any value can be read, and a reset is one. */
     uint32_t value;
     fake.quirk.bad_state = true;
