@@ -67,7 +67,7 @@ static int fake_close(void *opaque, int fd)
     pthread_mutex_lock(&f->calls);
     if (file->kind == FAKE_DEVICE) {
         fake_reset(f);
-        f->bound = false;
+        f->bound = f->log_on = false;
     }
     if (file->kind == FAKE_CONTAINER || file->kind == FAKE_IOMMUFD)
         f->map_count = 0;
