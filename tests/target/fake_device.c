@@ -345,7 +345,8 @@ static ssize_t write_bits(struct fake_kernel *f, uint32_t value)
         f->running = to == 0 || (f->running && to == VFMIG_V1_RUNNING);
     else
         f->running = to & VFMIG_V1_RUNNING;
-    f->segment_open = false;
+    if (f->quirk.gives_again || !(to & VFMIG_V1_SAVING))
+        f->segment_open = false;
     f->bits = value;
     return 4;
 }
@@ -362,6 +363,10 @@ static ssize_t read_register(struct fake_kernel *f, uint64_t offset, uint8_t *to
         }
         memcpy(to, &bits, 4);
         return 4;
+    }
+    if (offset == REG(reserved) && size == 4) {
+        memset(to, 0, size);
+        return (ssize_t)size;
     }
     if (size != 8)
         return -EINVAL;
@@ -391,6 +396,8 @@ static ssize_t write_register(struct fake_kernel *f, uint64_t offset, const uint
     memcpy(&value, from, size);
     if (offset == REG(device_state) && size == 4)
         return write_bits(f, (uint32_t)value);
+    if (offset == REG(reserved) && size == 4)
+        return (ssize_t)size; /* ignored */
     if (offset != REG(data_size) || size != 8 || !(f->bits & VFMIG_V1_RESUMING) ||
         value > FAKE_REGION_SIZE - window_offset(f) || value > sizeof(f->loaded) - f->loaded_size)
         return -EINVAL;

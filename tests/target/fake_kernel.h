@@ -73,6 +73,7 @@ struct fake_quirks {
     bool short_failure;              /* a failed write of the state takes 0 bytes (hisi_acc) */
     bool short_pending;              /* pending_bytes without image is a read of 0 bytes (mlx5) */
     bool halts_by_stop;              /* S to R does not start it, {} does (hisi_acc) */
+    bool gives_again;                /* a change gives an open portion again (libvfio-user) */
     uint64_t data_offset, data_size; /* what is said instead */
     bool no_mmap, ndma;
     uint32_t reserved_bits; /* that are set in device_state */

@@ -213,7 +213,7 @@ static void windows_that_make_no_sense(void **state)
 /* A change with a portion open: it is taken already. */
 static void portion_is_acknowledged(void **state)
 {
-    struct vfmig_target *t = open_with((struct fake_quirks){0});
+    struct vfmig_target *t = open_with((struct fake_quirks){.gives_again = true});
     uint8_t image[FAKE_IMAGE + FAKE_PAGE];
     bool more;
 
