@@ -44,7 +44,7 @@ static const struct tool_usage usage = {
     .operands = "TARGET",
     .about =
         "Judges how a device migrates by what can be seen from outside, rule by rule, and names\n"
-        "the clause that it breaks. TARGET: vfio-user:PATH.",
+        "the clause that it breaks. TARGET: vfio-user:PATH, vfio:PATH, vfio-group:N:NAME.",
     .options = options,
     .operand_max = 1,
     .after = "exit status: 0 conforming, 1 nothing could be judged, 2 wrong command line,\n"

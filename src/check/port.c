@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "check/kernel.h"
 #include "check/port.h"
 #include "wire/proto.h"
 
@@ -120,6 +121,8 @@ static const struct {
                 struct vfmig_error *reterr);
 } kinds[] = {
     {"vfio-user:", check_user_open},
+    {"vfio:", check_kernel_open},
+    {"vfio-group:", check_kernel_group_open},
 };
 
 /* What the very first connection finds: later ones follow a reset. */
@@ -147,7 +150,9 @@ int check_port_open(const char *target, uint32_t deadline_ms, struct check_port 
         return r;
     }
     return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
-                           "%s: not a target; vfio-user:PATH is one", target);
+                           "%s: not a target; vfio-user:PATH, vfio:PATH and "
+                           "vfio-group:N:NAME are",
+                           target);
 }
 
 void check_port_free(struct check_port *port)
