@@ -1,6 +1,6 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench bench-long matrix fuzz model explore interop docs lint install clean
+.PHONY: all deps demo check bench bench-long matrix fuzz model explore interop docs lint install clean mutate
 
 BUILD ?= build
 SABOTAGE ?=
@@ -59,6 +59,13 @@ model: | deps
 explore: $(DEMO_BUILD)/build.ninja
 	ninja -C $(DEMO_BUILD) tests/explore/explore
 	VFMIG_SABOTAGE=$(SABOTAGE) $(DEMO_BUILD)/tests/explore/explore $(if $(BREAKS),--breaks $(BREAKS)) $(SCOPE)
+
+# One change at a time to the machines, the handover and the stream: which tests notice. MUTANTS of them,
+# chosen by SEED; what was tried is kept in $(BUILD)/mutate and not tried again.
+MUTANTS ?= 300
+SEED ?= 1
+mutate: | deps
+	python3 scripts/mutate.py $(BUILD)/mutate --count $(MUTANTS) --seed $(SEED) --floor 80
 
 # A Linux guest in stock QEMU, both from Debian, with our devices; SABOTAGE as for demo.
 interop: $(DEMO_BUILD)/build.ninja

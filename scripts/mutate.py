@@ -1,0 +1,378 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Mechanical mutation: one cell of a table, one condition or one statement is changed at a time, in a copy of
+the tree; what depends on it is compiled anew, and a few fast test programs say whether they notice.
+
+  mutate.py DIR [--set core|device] [--count N] [--seed S] [--seconds T] [--jobs J] [FILE...]
+  mutate.py DIR --report [--set ...]      the shares and the survivors of all parts so far
+  mutate.py DIR --kill-with 'CMD' ...     CMD in the copy instead of the set's own programs; not zero: killed
+
+DIR keeps the copy, its objects and one line of JSON for each mutant that was tried; what is there is not tried
+again, so a run may be cut in pieces. Mutants that change nothing
+that can be seen are listed in tests/mutation/equivalent.txt with the reason."""
+import argparse
+import concurrent.futures
+import glob
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDERS = ("base", "core", "wire", "stream", "io", "device", "target", "dirty", "engine", "devices")
+FLAGS = ["-O0", "-g0", "-std=gnu11", "-w", "-D_GNU_SOURCE", "-fno-common", "-DVFMIG_HAVE_ZSTD", "-pthread",
+         '-DVFMIG_VERSION="0"', f'-DDOCS="{ROOT}/docs"', "-Iinclude", "-Isrc", "-I."]
+LIBRARIES = ["-pthread", "-ljson-c", "-lzstd", "-lcmocka"]
+PATIENCE_S = 20  # for a program that takes a second or two
+EXPLORE = ["main", "moves", "pack", "properties", "search", "world"]
+
+
+def program(folder, name, *arguments):
+    """A killer: its name, its sources, what it is called with."""
+    return name + "".join(" " + a for a in arguments), [f"tests/{folder}/{name}.c"], list(arguments)
+
+
+def explorer(scope):
+    return "explore " + scope, [f"tests/explore/{name}.c" for name in EXPLORE], [scope]
+
+
+DEVICE = [program("core", "state_test"), program("core", "dev_test"), program("core", "dev_pairs_test"),
+          program("core", "dev_walk_test")]
+HANDOVER = ("handover_test handover", [f"tests/core/handover_{part}.c" for part in
+                                       ("test", "explorer", "table", "world")], [])
+SETS = {
+    "core": {
+        "files": ["src/core/*.c", "src/core/handover.def", "tables/flow.def", "tables/next_hop.def",
+                  "tables/states.def", "src/stream/*.c"],
+        "killers": DEVICE + [
+            program("core", "handover_rules_test"), program("core", "flow_test"), explorer("faultless"), program("core", "window_test"),
+            program("core", "devstream_test"), program("core", "converge_test"), program("core", "pace_test"),
+            program("core", "rates_test"), program("core", "samples_test"), program("core", "throttle_test"),
+            program("stream", "record_test"), program("stream", "savefile_test"), explorer("mixed"), HANDOVER]},
+    "device": {
+        "files": ["src/core/dev.c", "src/core/state.c", "tables/next_hop.def", "tables/states.def",
+                  "src/device/log.c"],
+        "killers": DEVICE + [explorer("faultless"), ("device_log_model_test", ["tests/device/log_model_test.c"], [])]},
+}
+# Which killers can see a file at all: the others are not asked.
+ONLY = {
+    "src/core/converge.c": "converge", "src/core/pace.c": "pace", "src/core/rates.c": "rates",
+    "src/core/samples.c": "samples", "src/core/throttle.c": "throttle", "src/core/window.c": "window",
+    "src/core/devstream.c": "devstream", "src/stream/record.c": "record_test savefile",
+    "src/stream/payload.c": "record_test savefile", "src/stream/savefile.c": "savefile",
+    "src/core/handover.c": "handover explore", "src/core/handover.def": "explore handover",
+    "src/core/handover_names.c": "handover_test", "src/core/flow.c": "flow explore", "tables/flow.def": "flow explore",
+    "src/core/dev.c": "dev_ explore", "src/core/state.c": "state dev_ explore",
+}
+
+LOG_LOCK = threading.Lock()
+
+# --- mutants ---
+
+
+def strip_comments(text):
+    """The same length, comments and strings blank: only code is changed."""
+    blank = lambda match: re.sub(r"[^\n]", " ", match.group(0))
+    return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"', blank, text, flags=re.S)
+
+
+def balanced(text, at):
+    """The end of the parenthesis that opens at `at`."""
+    depth = 0
+    for i in range(at, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        if depth == 0:
+            return i
+    return len(text)
+
+
+def conditions(name, text, code):
+    for match in re.finditer(r"\b(?:if|while) (\()", code):
+        end = balanced(code, match.start(1))
+        inner = text[match.start(1) + 1:end]
+        if "vfmig_sabotage(" not in inner:
+            yield match.start(1) + 1, end, f"!({inner})", "negate"
+    for match in re.finditer(r"&&|\|\||==|!=|<=|>=|(?<=\s)[<>](?=\s)", code):
+        other = {"&&": "||", "||": "&&", "==": "!=", "!=": "==", "<=": "<", ">=": ">", "<": "<=", ">": ">="}
+        line = code[code.rfind("\n", 0, match.start()) + 1:code.find("\n", match.start())]
+        if line.lstrip().startswith("#") or "sizeof" in line or "_Static_assert" in line or "vfmig_sabotage" in line:
+            continue
+        yield match.start(), match.end(), other[match.group(0)], "negate"
+
+
+DECLARATION = re.compile(r"\s*(?:const|static|struct|enum|unsigned|u?int\w*|bool|size_t|char|uint8_t|double|extern|"
+                         r"typedef|_Static_assert)\b")
+
+
+def statements(name, text, code):
+    depth, before = 0, ";"
+    for match in re.finditer(r"[^\n]*\n", code):
+        line = match.group(0)
+        if depth > 0 and re.fullmatch(r"\s+[\w*(+-].*;\s*", line) and not DECLARATION.match(line) and \
+                before[-1] in ";{}:)" and "vfmig_sabotage" not in line and not line.strip().startswith("for"):
+            start = match.start() + len(line) - len(line.lstrip())
+            yield start, match.end() - 1, ";", "drop"
+        if not line.lstrip().startswith("#"):
+            depth += line.count("{") - line.count("}")
+        if line.strip():
+            before = line.strip()
+    del text
+
+
+def cells(name, text, code):
+    """In a table of macros a cell becomes another one of its column; in an initialiser of an array of constants the
+    value of the row before."""
+    rows = {}
+    for match in re.finditer(r"^([A-Z_]+)(\()", code, flags=re.M):
+        end, at, arguments = balanced(code, match.start(2)), match.end(), []
+        depth = 0
+        for i in range(at, end + 1):
+            depth += {"(": 1, ")": -1}.get(code[i], 0)
+            if i == end or (code[i] == "," and depth == 0):
+                arguments.append((at, i))
+                at = i + 1
+        rows.setdefault((match.group(1), len(arguments)), []).append(arguments)
+    for group in rows.values():
+        for column in range(len(group[0])):
+            values = sorted({text[a:b].strip() for a, b in (row[column] for row in group)})
+            if len(values) < 2 or values[0].startswith('"'):
+                continue
+            for row in group:
+                a, b = row[column]
+                mine = text[a:b].strip()
+                others = [value for value in values if value != mine]
+                choose = random.Random(f"{name} {mine} {text[row[0][0]:row[-1][1]]} {column}")
+                yield a, b, " " + choose.choice(others), "cell"
+
+
+def array_cells(name, text, code):
+    found = list(re.finditer(r"^\s+\[(\w+)\] = (\w+),", code, flags=re.M))
+    for here, other in zip(found, found[1:] + found[:1]):
+        if here.group(2) != other.group(2):
+            yield here.start(2), here.end(2), other.group(2), "cell"
+
+
+def mutants_of(name):
+    text = (ROOT / name).read_text()
+    code = strip_comments(text)
+    kinds = (cells,) if name.endswith(".def") else (conditions, statements, array_cells)
+    for kind in kinds:
+        for start, end, new, what in kind(name, text, code):
+            first = text.rfind("\n", 0, start) + 1
+            last = text.find("\n", end)
+            line = " ".join(text[first:last].split())
+            changed = " ".join((text[first:start] + new + text[end:last]).split())
+            if line != changed:
+                yield {"file": name, "line": text.count("\n", 0, start) + 1, "kind": what, "start": start, "end": end,
+                       "new": new, "key": f"{name}: {line} => {changed}"}
+
+
+# --- the copy, and what is built in it ---
+
+
+class Copy:
+    def __init__(self, folder):
+        self.folder = folder
+        self.objects = folder / "obj"
+
+    def run(self, command, **more):
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, errors="replace", **more)
+
+    def fill(self):
+        for part in ("src", "include", "tables", "tests"):
+            shutil.copytree(ROOT / part, self.folder / part, dirs_exist_ok=True)
+        self.objects.mkdir(exist_ok=True)
+
+    def object_of(self, source):
+        return self.objects / (source.replace("/", "_")[:-2] + ".o")
+
+    def compile(self, source):
+        # Tests are compiled once and run often.
+        flags = FLAGS + (["-O1"] if source.startswith("tests/") else [])
+        return self.run(["gcc", *flags, "-MMD", "-c", source, "-o", str(self.object_of(source))]).returncode == 0
+
+    def is_fresh(self, source):
+        made = self.object_of(source)
+        parts = made.with_suffix(".d")
+        if not made.exists() or not parts.exists():
+            return False
+        names = parts.read_text().replace("\\\n", " ").split()[1:]
+        return all((self.folder / name).stat().st_mtime < made.stat().st_mtime for name in names)
+
+    def build(self, killers):
+        sources = [str(path.relative_to(self.folder)) for folder in FOLDERS
+                   for path in sorted((self.folder / "src" / folder).glob("*.c"))]
+        tests = sorted({source for _, files, _ in killers for source in files})
+        for source in sources + tests:
+            if not self.is_fresh(source) and not self.compile(source):
+                sys.exit(f"{source} does not compile")
+        self.run(["ar", "rcs", "lib.a", *[str(self.object_of(source)) for source in sources]])
+        self.depends = {}
+        for source in sources + tests:
+            for part in self.object_of(source).with_suffix(".d").read_text().replace("\\\n", " ").split()[1:]:
+                self.depends.setdefault(os.path.normpath(part), []).append(source)
+
+    def link(self, killer):
+        name, files, _ = killer
+        binary = self.folder / name.split()[0]
+        objects = [str(self.object_of(source)) for source in files]
+        return binary if self.run(["gcc", "-o", str(binary), *objects, "lib.a", *LIBRARIES]).returncode == 0 else None
+
+    def change(self, mutant):
+        """False: it does not compile."""
+        text = (ROOT / mutant["file"]).read_text()
+        path = self.folder / mutant["file"]
+        path.write_text(text[:mutant["start"]] + mutant["new"] + text[mutant["end"]:])
+        return self.rebuild(mutant["file"])
+
+    def rebuild(self, name):
+        for source in self.depends.get(name, []):
+            if not self.compile(source):
+                return False
+            if source.startswith("src/"):
+                self.run(["ar", "r", "lib.a", str(self.object_of(source))])
+        return True
+
+    def restore(self, mutant):
+        shutil.copyfile(ROOT / mutant["file"], self.folder / mutant["file"])
+        self.rebuild(mutant["file"])
+
+    def killed_by(self, killers):
+        linked = set()
+        for killer in killers:
+            name = killer[0].split()[0]
+            if name not in linked and not self.link(killer):
+                return killer[0] + " (does not link)"
+            linked.add(name)
+            try:
+                done = self.run([str(self.folder / name), *killer[2]], timeout=PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                return killer[0] + " (no end)"
+            if done.returncode:
+                return killer[0]
+        return None
+
+    def killed_by_command(self, commands):
+        for command in commands:
+            try:
+                if self.run(command, shell=True, timeout=10 * PATIENCE_S).returncode:
+                    return command
+            except subprocess.TimeoutExpired:
+                return command + " (no end)"
+        return None
+
+
+def killers_for(name, killers):
+    words = ONLY.get(name, "").split()
+    chosen = [k for k in killers if not words or any(word in k[0] for word in words)]
+    return chosen or killers
+
+
+def work_off(folder, chosen, options, killers):
+    """One worker: its own copy."""
+    copy = Copy(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy.fill()
+    copy.build(killers)
+    clean = copy.killed_by_command(options.kill_with) if options.kill_with else copy.killed_by(killers)
+    if clean:
+        sys.exit(f"without any mutant, {clean} fails already")
+    for mutant in chosen:
+        if time.monotonic() > options.until:
+            return
+        if not copy.change(mutant):
+            verdict = "not built"
+        elif options.kill_with:
+            verdict = copy.killed_by_command(options.kill_with)
+        else:
+            verdict = copy.killed_by(killers_for(mutant["file"], killers))
+        copy.restore(mutant)
+        result = {**{key: mutant[key] for key in ("file", "line", "kind", "key")}, "by": verdict}
+        with LOG_LOCK, options.log.open("a") as out:
+            out.write(json.dumps(result) + "\n")
+        print(f"{mutant['file']}:{mutant['line']}: {mutant['kind']}: {verdict or 'SURVIVED ' + mutant['key']}", flush=True)
+
+
+# --- what came of it ---
+
+
+def equivalents():
+    path = ROOT / "tests/mutation/equivalent.txt"
+    reason, result = None, {}
+    for line in path.read_text().split("\n") if path.exists() else []:
+        if line.startswith("# "):
+            reason = line[2:]
+        elif line.strip():
+            result[line.strip()] = reason
+    return result
+
+
+def report(results):
+    known = equivalents()
+    built = {r["key"]: r for r in results if r["by"] != "not built"}.values()
+    counted = [r for r in built if r["by"] or r["key"] not in known]
+    for title, key in (("file", "file"), ("kind", "kind")):
+        print(f"| {title} | mutants | killed | share |\n|---|---|---|---|")
+        for value in sorted({r[key] for r in counted}) + ["all"]:
+            mine = [r for r in counted if value in (r[key], "all")]
+            killed = sum(1 for r in mine if r["by"])
+            print(f"| {value} | {len(mine)} | {killed} | {100 * killed // len(mine)} % |")
+        print()
+    killers = {}
+    for r in counted:
+        if r["by"]:
+            killers[r["by"]] = killers.get(r["by"], 0) + 1
+    for name, count in sorted(killers.items(), key=lambda item: -item[1]):
+        print(f"{count:5} {name}")
+    for r in built:
+        if not r["by"]:
+            print(f"{'equivalent' if r['key'] in known else 'SURVIVED'}: {r['line']}: {r['key']}")
+    share = 100 * sum(1 for r in counted if r["by"]) / max(len(counted), 1)
+    print(f"{len(counted)} mutants, {share:.1f} % killed, {len(built) - len(counted)} equivalent")
+    return share
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dir", type=pathlib.Path)
+    parser.add_argument("files", nargs="*")
+    parser.add_argument("--set", choices=SETS, default="core")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no further mutant after these")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--kill-with", action="append", default=[])
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--floor", type=float, default=0, help="fail below this share")
+    options = parser.parse_args()
+    log = options.log = options.dir.resolve() / f"{options.set}.jsonl"
+    options.until = time.monotonic() + options.seconds
+    if not options.report:
+        chosen = SETS[options.set]
+        names = options.files or [os.path.relpath(path, ROOT) for pattern in chosen["files"]
+                                  for path in sorted(glob.glob(str(ROOT / pattern)))]
+        mutants = [mutant for name in names for mutant in mutants_of(name)]
+        random.Random(options.seed).shuffle(mutants)
+        tried = {json.loads(line)["key"] for line in log.read_text().splitlines()} if log.exists() else set()
+        mutants = [mutant for mutant in mutants[:options.count] if mutant["key"] not in tried]
+        options.dir.mkdir(parents=True, exist_ok=True)
+        jobs = min(options.jobs, len(mutants)) or 1
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            runs = [pool.submit(work_off, options.dir.resolve() / f"copy-{job}", mutants[job::jobs], options,
+                                chosen["killers"]) for job in range(jobs)]
+            for run in runs:
+                run.result()
+    if not log.exists():
+        sys.exit("nothing was tried yet")
+    share = report([json.loads(line) for line in log.read_text().splitlines()])
+    return 1 if share < options.floor else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
