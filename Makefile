@@ -81,6 +81,7 @@ docs: $(BUILD)/check/build.ninja
 	python3 scripts/doc_table.py docs/handover.md $(BUILD)/check/tests/core/handover_test --table
 	$(BUILD)/check/tools/vfmig-tables --rules > docs/rules.md
 	python3 tests/clauses/clauses.py write .
+	python3 scripts/doc_table.py docs/reliability.md python3 tests/mutation/bugs.py table
 	python3 tests/foreign/quirks.py write .
 
 lint: | deps

@@ -12,12 +12,22 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/crc32c.h"
 #include "engine/journal.h"
 #include "engine/journal_file.h"
+
+static unsigned syncs;
+
+/* In the place of the C library's: whoever says that a record is durable has asked for it. */
+int fdatasync(int fd)
+{
+    syncs++;
+    return (int)syscall(SYS_fdatasync, fd);
+}
 
 static const uint8_t id[VFMIG_HO_ID_BYTES] = {0xab, 0xcd, [15] = 0x01};
 
@@ -112,6 +122,18 @@ static void records_are_there_after_reopening(void **state)
     assert_int_equal(s.opened.memory, 1);
     assert_string_equal(s.opened.text, "/run/control");
     assert_false(s.held || s.torn);
+}
+
+static void every_record_is_synced(void **state)
+{
+    struct vfmig_journal *journal = open_it(*state);
+    unsigned before = syncs;
+
+    append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    assert_int_equal(syncs, before + 1);
+    append(journal, 1, VFMIG_HO_RECORD_GRANT_SENT);
+    assert_int_equal(syncs, before + 2);
+    vfmig_journal_close(journal);
 }
 
 static void records_of_the_other_role_are_refused(void **state)
@@ -325,6 +347,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(records_are_there_after_reopening),
+        TEST(every_record_is_synced),
         TEST(records_of_the_other_role_are_refused),
         TEST(two_cannot_write_one),
         TEST(a_torn_last_record_is_ignored),
