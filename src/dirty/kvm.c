@@ -197,6 +197,7 @@ int vfmig_tracker_kvm_new(int vm_fd, const uint32_t *slots, uint32_t slot_count,
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a tracker");
     log->base.ops = &kvm_ops;
     log->base.atomic = true;
+    log->base.slow_stop = true;
     log->vm_fd = vm_fd;
     log->manual = enable_manual(vm_fd);
     if (slots) {

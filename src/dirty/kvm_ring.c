@@ -229,6 +229,7 @@ int vfmig_tracker_kvm_ring_new(const struct vfmig_kvm_ring_config *config,
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a tracker");
     ring->base.ops = &ring_ops;
     ring->base.atomic = true;
+    ring->base.slow_stop = true;
     ring->vm_fd = config->vm_fd;
     ring->bytes = config->entries * sizeof(struct kvm_dirty_gfn);
     ring->has_backup = config->backup;

@@ -373,6 +373,7 @@ int vfmig_tracker_wp_new(enum vfmig_wp_method method, struct vfmig_tracker **ret
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for a tracker");
     wp->base.ops = usable == VFMIG_WP_SCAN ? &scan_ops : &handler_ops;
     wp->base.atomic = true;
+    wp->base.slow_stop = true;
     wp->method = usable;
     wp->uffd = wp->pagemap = wp->stop_event = -1;
     pthread_mutex_init(&wp->lock, NULL);

@@ -224,6 +224,7 @@ struct engine {
     struct vfmig_fds shared; /* under inbox_lock until adopted */
     uint64_t shared_offset[VFMIG_MAX_MSG_FDS];
     struct engine_report report;
+    bool report_lost; /* source: not to be expected, the link broke */
     char peer_reason[232];
 
     /* Told to others. */

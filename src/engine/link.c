@@ -249,6 +249,7 @@ static void take_progress(struct engine *e, const struct vfmig_record *record)
                                            .journal_ns = vfmig_le64_get(in + 16),
                                            .device_load_ns = vfmig_le64_get(in + 24),
                                            .state_load_ns = vfmig_le64_get(in + 32)};
+        pthread_cond_broadcast(&e->inbox_wake);
         engine_post(e, &(struct engine_event){.kind = ENGINE_EVENT_REPORT});
     } else if (record->payload[0] == PROGRESS_TAKEN && e->role == VFMIG_FLOW_SOURCE) {
         engine_measure_taken(e, in, size);

@@ -10,7 +10,8 @@
 #include "engine/engine.h"
 #include "io/sock.h"
 
-#define SECOND_NS UINT64_C(1000000000)
+#define SECOND_NS  UINT64_C(1000000000)
+#define LOG_OFF_NS UINT64_C(500000000) /* how long the guest is waited for before the logs go off */
 
 int engine_maps_init(struct engine *e, struct vfmig_error *reterr)
 {
@@ -76,14 +77,27 @@ int engine_trackers_start(struct engine *e, struct vfmig_error *reterr)
     return 0;
 }
 
-int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr)
+/* The guest is on its way to the other side, perhaps on this very host: what goes over all of memory
+ * would take a CPU from it. Ends when it runs there, and when it turns back or nobody tells. */
+static void let_guest_go_first(struct engine *e)
+{
+    uint64_t device_ns = e->options.device_timeout_ns;
+    uint64_t until_ns = vfmig_now_ns() + (device_ns < LOG_OFF_NS ? device_ns : LOG_OFF_NS);
+
+    pthread_mutex_lock(&e->inbox_lock);
+    while (!e->report.valid && !e->report_lost && !atomic_load(&e->abort) && vfmig_now_ns() < until_ns)
+        engine_sleep_until(&e->inbox_wake, &e->inbox_lock, until_ns);
+    pthread_mutex_unlock(&e->inbox_lock);
+}
+
+static int stop_trackers(struct engine *e, bool slow, struct vfmig_error *reterr)
 {
     int first = 0;
 
-    if (!e->trackers_on)
-        return 0;
     for (uint32_t i = 0; i < e->vm.tracker_count; i++) {
         struct vfmig_tracker *tracker = e->vm.trackers[i];
+        if (tracker->slow_stop != slow)
+            continue;
         uint64_t begin = vfmig_now_ns();
         int ret = tracker->ops->stop(tracker, first ? NULL : reterr);
 
@@ -93,8 +107,19 @@ int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr)
             first = ret;
         }
     }
-    e->trackers_on = false;
     return first;
+}
+
+int engine_trackers_stop(struct engine *e, struct vfmig_error *reterr)
+{
+    if (!e->trackers_on)
+        return 0;
+    int ret = stop_trackers(e, /* slow= */ false, reterr);
+    if (e->stamps.sent && !e->file)
+        let_guest_go_first(e);
+    int slow_ret = stop_trackers(e, /* slow= */ true, ret ? NULL : reterr);
+    e->trackers_on = false;
+    return ret ? ret : slow_ret;
 }
 
 static void take_all(struct engine *e)

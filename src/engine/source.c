@@ -173,6 +173,10 @@ static void link_lost(struct engine *e, const struct engine_event *event)
     if (!e->linked || event->generation != e->generation)
         return;
     e->linked = false;
+    pthread_mutex_lock(&e->inbox_lock);
+    e->report_lost = true;
+    pthread_cond_broadcast(&e->inbox_wake);
+    pthread_mutex_unlock(&e->inbox_lock);
     engine_count_bytes(e);
     if (!error.code)
         vfmig_error_set(&error, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
