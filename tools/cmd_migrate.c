@@ -194,8 +194,9 @@ static void print_report(struct json_object *status)
         printf("%.0f page faults open when NDMA was asked for\n", number(ours, "page-faults-open"));
     print_parts(ours);
     if (prediction)
-        printf("\npredicted %.1f ms, reckoned with up to %.1f ms\n", number(prediction, "ns") / 1e6,
-               number(prediction, "bound-ns") / 1e6);
+        printf("\npredicted %.1f ms, reckoned with up to %.1f ms (before the stop: %.1f ms)\n",
+               number(prediction, "ns") / 1e6, number(prediction, "bound-ns") / 1e6,
+               number(prediction, "decided-ns") / 1e6);
     print_trackers(ours);
 }
 

@@ -226,6 +226,7 @@ struct vfmig_downtime {
     uint64_t total_ns;         /* vCPUs asked to stop .. vCPUs run at the destination, converted */
     uint64_t vcpus_stop_ns;    /* asked .. all parked */
     uint64_t snapshot_ns;      /* S4: log read in SNR */
+    uint64_t check_ns;         /* a part of the memory is sent, and looked whether to go on */
     uint64_t devices_stop_ns;  /* S5 begins .. last device is in S */
     uint64_t vm_state_ns;      /* vCPU and external state saved and sent */
     uint64_t final_log_ns;     /* the log read with everything quiet */
@@ -249,7 +250,7 @@ struct vfmig_prediction {
     uint64_t bound_ns;  /* what must be reckoned with: the bad ends, and a margin. This one decides */
     uint64_t stop_ns;   /* vcpus_stop */
     uint64_t logs_ns;   /* snapshot, final_log */
-    uint64_t send_ns;   /* devices_stop, vm_state, final_data */
+    uint64_t send_ns;   /* check, devices_stop, vm_state, final_data */
     uint64_t ready_ns;  /* ready */
     uint64_t grant_ns;  /* grant_journal, grant */
     uint64_t resume_ns; /* resume */
@@ -291,10 +292,13 @@ struct vfmig_progress {
     uint64_t remaining_bytes;      /* of the round under way, or known dirty */
     uint64_t rate_bytes;           /* per second, sent */
     uint64_t dirty_bytes;          /* per second, as the trackers see it */
-    uint64_t predicted_downtime_ns; /* of a switchover right now; then: at the decision */
+    uint64_t predicted_downtime_ns; /* of a switchover right now; then: with the vCPUs parked */
+    uint64_t decided_downtime_ns;   /* the same, when it was decided to stop them */
     uint64_t downtime_limit_ns;
     struct vfmig_prediction prediction;
     int32_t prediction_error;  /* in thousandths of the downtime that came: positive: it was shorter */
+    int32_t decided_error;     /* the same, of decided_downtime_ns */
+    uint32_t returns;          /* times that the guest was stopped in vain and ran on */
     uint32_t throttle_percent; /* in force, or when the vCPUs stopped */
     uint32_t stuck_rounds;     /* in a row that brought the limit no nearer */
     bool not_converging;       /* and nothing is left that could be done: it goes on like this until

@@ -12,6 +12,10 @@
 #define JOURNAL_NS      UINT64_C(500000) /* the same of a durable record */
 #define VM_STATE_NS     UINT64_C(500000)
 #define ROWS_NS         UINT64_C(300000) /* threads that wake each other, on each side */
+/* The same as it mostly is, in the place of what nobody has measured. */
+#define USUAL_CHANGE_NS UINT64_C(200000)
+#define USUAL_WAKE_NS   UINT64_C(150000)
+#define DRAIN_BYTES     (UINT64_C(4) << 20) /* what the buffers of sockets hold */
 #define PAGE_WIRE_BYTES (VFMIG_PAGE_SIZE + 20u) /* its CRC, its share of a head, a run of its own */
 
 static uint64_t add(uint64_t a, uint64_t b)
@@ -58,14 +62,28 @@ static uint64_t pages_at_stop(const struct vfmig_converge_input *in, uint64_t ch
     return in->memory_pages ? min(all, max(in->memory_pages, in->dirty_pages)) : all;
 }
 
+/* Of a part that cannot well take less than floor: what is reckoned with, or what it mostly takes. */
+static uint64_t at_least(const struct vfmig_converge_input *in, uint64_t value, uint64_t floor,
+                         uint64_t usual)
+{
+    return in->usual ? known(value, usual) : max(value, floor);
+}
+
+static void sum_up(struct vfmig_prediction *p)
+{
+    p->total_ns = add(add(add(p->stop_ns, p->logs_ns), add(p->send_ns, p->ready_ns)),
+                      add(p->grant_ns, p->resume_ns));
+}
+
 void vfmig_converge_predict(const struct vfmig_converge_input *in, struct vfmig_prediction *ret)
 {
-    uint64_t change = in->devices ? max(in->change_ns, CHANGE_NS) : 0;
-    uint64_t peer_change = in->devices ? max(in->peer_change_ns, CHANGE_NS) : 0;
+    uint64_t change = in->devices ? at_least(in, in->change_ns, CHANGE_NS, USUAL_CHANGE_NS) : 0;
+    uint64_t peer_change = in->devices ? at_least(in, in->peer_change_ns, CHANGE_NS, USUAL_CHANGE_NS) : 0;
     uint64_t peer_load = in->devices ? max(in->peer_load_ns, peer_change) : 0;
-    uint64_t journal = max(in->journal_ns, JOURNAL_NS);
-    uint64_t peer_journal = max(in->peer_journal_ns, JOURNAL_NS);
+    uint64_t journal = at_least(in, in->journal_ns, JOURNAL_NS, JOURNAL_NS);
+    uint64_t peer_journal = at_least(in, in->peer_journal_ns, JOURNAL_NS, JOURNAL_NS);
     uint64_t state = known(in->vm_state_ns, VM_STATE_NS);
+    uint64_t rows = in->usual ? USUAL_WAKE_NS : ROWS_NS;
     uint64_t pages = pages_at_stop(in, change);
     /* What comes on top is as cold as what is known. */
     uint64_t cold = in->dirty_pages ? scale(in->cold_pages, pages, in->dirty_pages) : 0;
@@ -81,14 +99,18 @@ void vfmig_converge_predict(const struct vfmig_converge_input *in, struct vfmig_
     ret->logs_ns = add(in->log_ns, in->log_ns);
     ret->devices_ns = vfmig_sabotage("converge-no-devices") ? 0 : add(change, in->slowest_device_ns);
     /* All at the same time over the same channels; the VM's state follows the devices' change. */
-    ret->send_ns = add(max(max(add(sending, ret->cold_ns), ret->devices_ns), add(change, state)),
-                       ROWS_NS);
-    ret->ready_ns = add(add(in->drain_ns, max(peer_load, known(in->vm_load_ns, VM_STATE_NS))),
-                        add(add(peer_journal, in->rtt_ns / 2), ROWS_NS));
+    ret->send_ns = add(max(max(add(sending, ret->cold_ns), ret->devices_ns), add(change, state)), rows);
+    uint64_t drain = in->drain_ns;
+    if (in->usual) /* seen late where the guest had the CPUs */
+        drain = min(drain, scale(min(DRAIN_BYTES, bytes / 4), SECOND_NS, in->bandwidth));
+    ret->ready_ns = add(add(drain, max(peer_load, known(in->vm_load_ns, VM_STATE_NS))),
+                        add(add(peer_journal, in->rtt_ns / 2), rows));
     ret->grant_ns = add(journal, in->rtt_ns / 2);
-    ret->resume_ns = add(add(peer_journal, add(peer_change, peer_change)), START_VCPUS_NS);
-    ret->total_ns = add(add(add(ret->stop_ns, ret->logs_ns), add(ret->send_ns, ret->ready_ns)),
-                        add(ret->grant_ns, ret->resume_ns));
+    /* GRANTED and RUNNING; that both come late is not reckoned with. */
+    ret->resume_ns = add(add(in->usual ? add(peer_journal, peer_journal) : peer_journal,
+                             add(peer_change, peer_change)),
+                         in->usual ? USUAL_WAKE_NS : START_VCPUS_NS);
+    sum_up(ret);
 }
 
 void vfmig_measured_fill(const struct vfmig_measured *m, bool careful,
@@ -97,12 +119,13 @@ void vfmig_measured_fill(const struct vfmig_measured *m, bool careful,
     bool wary = careful && !vfmig_sabotage("converge-careless");
     uint32_t low = wary ? VFMIG_CAREFUL_LOW : 50, high = wary ? VFMIG_CAREFUL_HIGH : 50;
 
+    in->usual = !careful;
     in->bandwidth = vfmig_samples_quantile(&m->bandwidth, low, in->bandwidth);
     if (!careful)
         in->bandwidth = vfmig_samples_quantile(&m->alone, 50, in->bandwidth);
     in->dirty_pages_per_s = vfmig_samples_quantile(&m->dirty_rate, high, in->dirty_pages_per_s);
     in->until_stop_ns = vfmig_samples_quantile(&m->until_stop, high, in->until_stop_ns);
-    in->drain_ns = vfmig_samples_quantile(&m->drain, high, in->drain_ns);
+    in->drain_ns = vfmig_samples_quantile(&m->drain, wary ? high : 0, in->drain_ns);
     in->stop_ns = vfmig_samples_quantile(&m->stop, high, in->stop_ns);
     in->log_ns = vfmig_samples_quantile(&m->log, high, in->log_ns);
     in->vm_state_ns = vfmig_samples_quantile(&m->vm_state, high, in->vm_state_ns);
@@ -123,6 +146,60 @@ uint64_t vfmig_converge_bound(const struct vfmig_converge_input *careful)
                : add(worst.total_ns, worst.total_ns / VFMIG_CAREFUL_MARGIN);
 }
 
+uint64_t vfmig_converge_trial(uint64_t dirty_pages, uint64_t rtt_ns, uint64_t limit_ns)
+{
+    uint64_t pages = min(max(dirty_pages / VFMIG_TRIAL_PART, VFMIG_TRIAL_MIN), VFMIG_TRIAL_MAX);
+
+    return pages > dirty_pages / 3 || rtt_ns > limit_ns / 32 ? 0 : pages;
+}
+
+void vfmig_converge_predict_parked(const struct vfmig_converge_input *input,
+                                   const struct vfmig_converge_parked *parked,
+                                   struct vfmig_prediction *ret)
+{
+    struct vfmig_converge_input in = *input;
+
+    in.dirty_pages_per_s = in.until_stop_ns = 0;
+    in.stop_ns = parked->stop_ns;
+    if (parked->trial_bytes && parked->trial_ns) {
+        /* Cold pages, the drain and all: the rest is of the same kind. */
+        uint64_t woken_ns = min(3 * USUAL_WAKE_NS, parked->trial_ns / 4); /* and the answer */
+        in.bandwidth = scale(parked->trial_bytes, SECOND_NS,
+                             parked->trial_ns - (in.usual ? woken_ns : 0));
+        in.cold_page_ns = in.drain_ns = 0;
+    }
+    vfmig_converge_predict(&in, ret);
+    ret->bandwidth = in.bandwidth;
+    /* The last reading finds hardly more than the snapshot did, which found hardly any. */
+    ret->stop_ns = parked->stop_ns;
+    ret->logs_ns = add(parked->snapshot_ns, parked->snapshot_ns);
+    ret->send_ns = add(ret->send_ns, parked->since_ns);
+    sum_up(ret);
+}
+
+uint64_t vfmig_converge_bound_parked(const struct vfmig_converge_input *careful,
+                                     const struct vfmig_converge_parked *parked)
+{
+    uint64_t over_ns = add(add(parked->stop_ns, parked->snapshot_ns), parked->since_ns);
+    struct vfmig_prediction worst = {0};
+
+    vfmig_converge_predict_parked(careful, parked, &worst);
+    return add(worst.total_ns, (worst.total_ns - min(over_ns, worst.total_ns)) / VFMIG_CAREFUL_MARGIN);
+}
+
+enum vfmig_converge_verdict vfmig_converge_recheck(const struct vfmig_converge *converge,
+                                                   uint64_t bound_ns, uint32_t returns,
+                                                   uint64_t now_ns)
+{
+    bool over = converge->deadline_ns && now_ns >= converge->deadline_ns;
+
+    if (bound_ns <= converge->limit_ns || vfmig_sabotage("converge-no-recheck"))
+        return VFMIG_CONVERGE_GO;
+    if (over || returns >= VFMIG_MAX_RETURNS)
+        return converge->force ? VFMIG_CONVERGE_GO : VFMIG_CONVERGE_GIVE_UP;
+    return VFMIG_CONVERGE_AGAIN;
+}
+
 enum vfmig_converge_verdict vfmig_converge_decide(const struct vfmig_converge *converge,
                                                   const struct vfmig_converge_input *careful,
                                                   uint64_t now_ns)
@@ -131,7 +208,7 @@ enum vfmig_converge_verdict vfmig_converge_decide(const struct vfmig_converge *c
         return converge->force ? VFMIG_CONVERGE_GO : VFMIG_CONVERGE_GIVE_UP;
     if (careful->rounds < VFMIG_CONVERGE_MIN_ROUNDS)
         return VFMIG_CONVERGE_AGAIN;
-    return vfmig_converge_bound(careful) <= converge->limit_ns ? VFMIG_CONVERGE_GO
+    return add(vfmig_converge_bound(careful), converge->extra_ns) <= converge->limit_ns ? VFMIG_CONVERGE_GO
                                                                : VFMIG_CONVERGE_AGAIN;
 }
 

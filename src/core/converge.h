@@ -44,6 +44,7 @@ struct vfmig_converge_input {
     uint64_t peer_journal_ns;
     uint64_t rtt_ns;
     uint32_t rounds; /* while vCPUs ran, the first one included */
+    bool usual;      /* parts as they mostly are, and not at least what they may be */
 };
 
 /* What was measured more than once. */
@@ -72,6 +73,7 @@ struct vfmig_converge {
     uint64_t limit_ns;    /* of the downtime */
     uint64_t deadline_ns; /* absolute, 0: none */
     bool force;           /* at the deadline: go whatever it costs */
+    uint64_t extra_ns;    /* on top of the bound, because a check found that much more */
 };
 
 #define VFMIG_CONVERGE_MIN_ROUNDS 2u /* one round says nothing about the dirty rate */
@@ -84,6 +86,38 @@ uint64_t vfmig_converge_bound(const struct vfmig_converge_input *careful);
 enum vfmig_converge_verdict vfmig_converge_decide(const struct vfmig_converge *converge,
                                                   const struct vfmig_converge_input *careful,
                                                   uint64_t now_ns);
+
+/* --- the check, with the vCPUs parked and no device stopped --- */
+
+/* What is known by then; dirty_pages, cold_pages and devices of the input are what is left. */
+struct vfmig_converge_parked {
+    uint64_t stop_ns, snapshot_ns;   /* the parts that are over */
+    uint64_t since_ns;               /* from the end of the snapshot until now */
+    uint64_t trial_bytes, trial_ns;  /* a part of the memory, until the destination had it; 0: none */
+};
+
+/* Of what is dirty a trial takes one part in VFMIG_TRIAL_PART, within these pages; less says little
+ * about the rate, more is no trial any more. */
+#define VFMIG_TRIAL_PART 4u
+#define VFMIG_TRIAL_MIN  1024u
+#define VFMIG_TRIAL_MAX  32768u
+/* How many pages to try. None where they would be more than a third of all, or where waiting for the
+ * answer costs a notable part of the limit. */
+uint64_t vfmig_converge_trial(uint64_t dirty_pages, uint64_t rtt_ns, uint64_t limit_ns);
+
+void vfmig_converge_predict_parked(const struct vfmig_converge_input *input,
+                                   const struct vfmig_converge_parked *parked,
+                                   struct vfmig_prediction *ret_prediction);
+/* The margin is on what is still to come. */
+uint64_t vfmig_converge_bound_parked(const struct vfmig_converge_input *careful,
+                                     const struct vfmig_converge_parked *parked);
+
+/* So often a guest is stopped in vain; then the deadline's rule holds at once. */
+#define VFMIG_MAX_RETURNS 3u
+/* AGAIN: back to the rounds. */
+enum vfmig_converge_verdict vfmig_converge_recheck(const struct vfmig_converge *converge,
+                                                   uint64_t bound_ns, uint32_t returns,
+                                                   uint64_t now_ns);
 
 /* How far the expectation was from what came, in thousandths of the latter: positive when it came
  * to less. 0 when nothing was measured. */

@@ -70,7 +70,7 @@ static const char *const work_names[VFMIG_WORK_COUNT] = {
     [VFMIG_WORK_LAST_MEMORY] = "last-memory",   [VFMIG_WORK_TRACK_STOP] = "track-stop",
     [VFMIG_WORK_VCPU_START] = "vcpu-start",     [VFMIG_WORK_EXTERNAL] = "external",
     [VFMIG_WORK_RECEIVE] = "receive",           [VFMIG_WORK_STATE_LOAD] = "state-load",
-    [VFMIG_WORK_QUIET_LOG] = "quiet-log",
+    [VFMIG_WORK_QUIET_LOG] = "quiet-log",     [VFMIG_WORK_TRIAL] = "trial",
 };
 
 const char *vfmig_step_name(unsigned step)
@@ -93,6 +93,8 @@ enum vfmig_step vfmig_row_step(uint32_t row)
     switch (row) {
     case VFMIG_ROW_ASK:
         return VFMIG_STEP_S2;
+    case VFMIG_ROW_CHECK:
+        return VFMIG_STEP_S4;
     case VFMIG_ROW_SENT:
     case VFMIG_ROW_WAIT:
         return VFMIG_STEP_HANDOVER;
@@ -329,6 +331,9 @@ static void advance(struct vfmig_flow *f, uint64_t now_ns, struct vfmig_flow_act
             continue;
         case VFMIG_ROW_ASK:
             act(out, VFMIG_FLOW_ACT_ASK, 0);
+            break;
+        case VFMIG_ROW_CHECK:
+            act(out, VFMIG_FLOW_ACT_CHECK, 0);
             break;
         case VFMIG_ROW_LOADED:
             act(out, VFMIG_FLOW_ACT_LOADED, 0);
@@ -572,9 +577,13 @@ static int dispatch(struct vfmig_flow *f, const struct vfmig_flow_event *event, 
     case VFMIG_FLOW_EVENT_WORK_DONE:
         return work_done(f, event, out);
     case VFMIG_FLOW_EVENT_AGAIN:
-        return answer(f, VFMIG_ROW_ASK, VFMIG_ROW_S2_LOOP, now_ns, out);
+        return f->row == VFMIG_ROW_CHECK
+                   ? answer(f, VFMIG_ROW_CHECK, VFMIG_ROW_S4_BACK, now_ns, out)
+                   : answer(f, VFMIG_ROW_ASK, VFMIG_ROW_S2_LOOP, now_ns, out);
     case VFMIG_FLOW_EVENT_GO:
-        return answer(f, VFMIG_ROW_ASK, VFMIG_ROW_S3_ENTER, now_ns, out);
+        return f->row == VFMIG_ROW_CHECK
+                   ? answer(f, VFMIG_ROW_CHECK, VFMIG_ROW_S5_ENTER, now_ns, out)
+                   : answer(f, VFMIG_ROW_ASK, VFMIG_ROW_S3_ENTER, now_ns, out);
     case VFMIG_FLOW_EVENT_RELEASE:
         return answer(f, f->row == VFMIG_ROW_HAND_OVER ? VFMIG_ROW_HAND_OVER : VFMIG_ROW_WAIT,
                       VFMIG_ROW_S6_ENTER, now_ns, out);

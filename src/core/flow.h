@@ -28,6 +28,7 @@ enum vfmig_row {
     VFMIG_ROW_COUNT,
     /* Points behind a row: the machine asks or waits. */
     VFMIG_ROW_ASK,      /* source: AGAIN or GO */
+    VFMIG_ROW_CHECK,    /* source, vCPUs parked: AGAIN or GO */
     VFMIG_ROW_SENT,     /* source: everything was sent; goes on with HAND_OVER */
     VFMIG_ROW_WAIT,     /* source: RELEASE, or UNWIND */
     VFMIG_ROW_LOADED,   /* destination: PREPARE, or UNWIND */
@@ -44,6 +45,7 @@ enum vfmig_work {
     VFMIG_WORK_VIOMMU_IDLE,
     VFMIG_WORK_VCPU_STOP,
     VFMIG_WORK_SNAPSHOT,    /* read the log in SNR */
+    VFMIG_WORK_TRIAL,       /* send a part of what is known dirty, to see how fast it goes now */
     VFMIG_WORK_MEMORY,      /* send what is known dirty */
     VFMIG_WORK_LAST_DATA,   /* per device: final data to its end (source), load all (destination) */
     VFMIG_WORK_VM_STATE,    /* save and send vCPU and external state */
@@ -76,8 +78,8 @@ enum vfmig_flow_event_kind {
     VFMIG_FLOW_EVENT_DATA_DONE,   /* device, err */
     VFMIG_FLOW_EVENT_DATA_MOVES,  /* device: its data is under way and it is not what is waited for */
     VFMIG_FLOW_EVENT_WORK_DONE,   /* work, err */
-    VFMIG_FLOW_EVENT_AGAIN,       /* at ASK: another round */
-    VFMIG_FLOW_EVENT_GO,          /* at ASK: switch over */
+    VFMIG_FLOW_EVENT_AGAIN,       /* at ASK: another round; at CHECK: back to one */
+    VFMIG_FLOW_EVENT_GO,          /* at ASK: switch over; at CHECK: go on with it */
     VFMIG_FLOW_EVENT_RELEASE,     /* source: the guest is the destination's */
     VFMIG_FLOW_EVENT_PREPARE,     /* destination, at LOADED */
     VFMIG_FLOW_EVENT_RUN,         /* destination, at PREPARED */
@@ -102,6 +104,7 @@ enum vfmig_flow_action_kind {
     VFMIG_FLOW_ACT_WORK,      /* arg: enum vfmig_work */
     VFMIG_FLOW_ACT_ABORT,     /* what runs is of no use any more: make it end soon */
     VFMIG_FLOW_ACT_ASK,
+    VFMIG_FLOW_ACT_CHECK,
     VFMIG_FLOW_ACT_SENT,
     VFMIG_FLOW_ACT_LOADED,
     VFMIG_FLOW_ACT_PREPARED,

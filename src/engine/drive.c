@@ -115,6 +115,7 @@ static void note_timeout(struct engine *e)
 static void trace_point(struct engine *e, enum vfmig_flow_action_kind kind)
 {
     const char *point = kind == VFMIG_FLOW_ACT_ASK      ? "ASK"
+                        : kind == VFMIG_FLOW_ACT_CHECK  ? "CHECK"
                         : kind == VFMIG_FLOW_ACT_SENT   ? "SENT"
                         : kind == VFMIG_FLOW_ACT_LOADED ? "LOADED"
                                                         : "PREPARED";

@@ -253,6 +253,7 @@ static void take_progress(struct engine *e, const struct vfmig_record *record)
         engine_post(e, &(struct engine_event){.kind = ENGINE_EVENT_REPORT});
     } else if (record->payload[0] == PROGRESS_TAKEN && e->role == VFMIG_FLOW_SOURCE) {
         engine_measure_taken(e, in, size);
+        pthread_cond_broadcast(&e->inbox_wake);
     } else if (record->payload[0] == PROGRESS_LOADED && e->role == VFMIG_FLOW_SOURCE) {
         engine_measure_loaded(e, in, size);
     } else if (record->payload[0] == PROGRESS_REASON) {

@@ -118,6 +118,7 @@ void engine_measure_taken(struct engine *e, const void *data, size_t size)
     if (taken.load_ns && !m->samples.vm_load.count)
         vfmig_samples_add(&m->samples.vm_load, 2 * taken.load_ns); /* and the vCPUs' about as much */
     m->taken = taken;
+    m->taken_ns = now_ns;
     pthread_mutex_unlock(&m->lock);
     engine_trace(e, TAKEN, VFMIG_U(taken.round), VFMIG_U(taken.cold_pages),
                  VFMIG_U(taken.cold_page_ns), VFMIG_U(taken.journal_ns));
@@ -186,6 +187,9 @@ static void tell_loads(struct engine *e)
     }
 }
 
+/* With the guest stopped nobody has the CPUs that made most of them late. */
+#define USUAL_CHANGE_PERCENT 25u
+
 /* Of the slowest device: once late is not always late, but a slow device holds up all others. */
 static uint64_t slowest_change(struct engine *e, uint32_t percent)
 {
@@ -224,7 +228,7 @@ void engine_measure_tell(struct engine *e)
     vfmig_receiver_cold(e->receiver, &cold, &cold_pages);
     pthread_mutex_lock(&m->lock);
     const uint64_t value[TAKEN_BYTES / 8] = {round, cold_pages, page_ns(&cold, 50), page_ns(&cold, VFMIG_CAREFUL_LOW),
-                                             slowest_change(e, 50), slowest_change(e, 100),
+                                             slowest_change(e, USUAL_CHANGE_PERCENT), slowest_change(e, 100),
                                              m->external_load_ns, m->journal_ns};
     m->journal_ns = 0;
     pthread_mutex_unlock(&m->lock);
@@ -259,7 +263,7 @@ static void measure_device(struct device_worker *dev, bool careful, uint64_t ban
     pthread_mutex_unlock(&dev->lock);
 }
 
-static void fill_input(struct engine *e, bool careful, struct vfmig_converge_input *input)
+void engine_measure_input(struct engine *e, bool careful, struct vfmig_converge_input *input)
 {
     struct engine_measure *m = &e->measure;
 
@@ -281,9 +285,14 @@ static void fill_input(struct engine *e, bool careful, struct vfmig_converge_inp
     if (!careful) {
         input->dirty_pages_per_s = e->dirty_rate;
         input->stop_ns = input->stop_ns ? input->stop_ns : USUAL_STOP_NS;
+        /* Loaded once so far, when the guest had the CPUs; saving it was seen later. */
+        if (input->vm_state_ns && input->vm_state_ns < input->vm_load_ns)
+            input->vm_load_ns = input->vm_state_ns;
         input->log_ns = vfmig_converge_log(&m->readings[0], &m->readings[1], 0);
     }
-    input->change_ns = slowest_change(e, careful ? 100 : 50);
+    input->change_ns = slowest_change(e, careful ? 100 : USUAL_CHANGE_PERCENT);
+    if (!careful && input->change_ns && input->change_ns < input->peer_change_ns)
+        input->peer_change_ns = input->peer_load_ns = input->change_ns; /* devices of one kind */
     for (uint32_t i = 0; i < e->vm.device_count; i++)
         measure_device(&e->devices[i], careful, input->bandwidth, input);
     /* The logs were read a moment ago; the devices go to N before the vCPUs stop. */
@@ -297,6 +306,7 @@ static void note_decision(struct engine *e, enum vfmig_converge_verdict verdict,
 {
     pthread_mutex_lock(&e->status_lock);
     e->progress.predicted_downtime_ns = prediction->total_ns;
+    e->progress.decided_downtime_ns = prediction->total_ns;
     e->progress.prediction = *prediction;
     e->progress.throttle_percent = e->measure.throttle.percent;
     e->progress.stuck_rounds = e->measure.throttle.stuck;
@@ -330,14 +340,34 @@ static void slow_down(struct engine *e, uint64_t bound_ns)
 /* A round of a guest that is stuck for other reasons than its memory takes no time at all; without
  * a pause the trackers would be read thousands of times a second for nothing. */
 #define PAUSE_NS UINT64_C(20000000)
+/* So long a destination is waited for that is rounds behind. */
+#define LAG_NS   UINT64_C(1000000000)
 
 uint64_t engine_pause(const struct engine *e)
 {
     const struct engine_measure *m = &e->measure;
 
-    return m->throttle.stuck >= VFMIG_STUCK_ROUNDS && m->round_busy_ns < PAUSE_NS
+    return (m->throttle.stuck >= VFMIG_STUCK_ROUNDS || m->lag_since_ns) && m->round_busy_ns < PAUSE_NS
                ? PAUSE_NS - m->round_busy_ns
                : 0;
+}
+
+/* A destination that has not even dealt with the round before the last, all of it empty pages perhaps, is
+ * not ready for the end: that would be waited for in the downtime. Not for ever. */
+static bool lags(struct engine *e)
+{
+    struct engine_measure *m = &e->measure;
+    uint64_t now_ns = vfmig_now_ns();
+
+    pthread_mutex_lock(&m->lock);
+    bool behind = m->taken.round + 1 < e->round;
+    pthread_mutex_unlock(&m->lock);
+    if (!behind || e->file || e->options.local) {
+        m->lag_since_ns = 0;
+        return false;
+    }
+    m->lag_since_ns = m->lag_since_ns ? m->lag_since_ns : now_ns;
+    return now_ns - m->lag_since_ns < LAG_NS;
 }
 
 enum vfmig_converge_verdict engine_decide(struct engine *e)
@@ -345,18 +375,22 @@ enum vfmig_converge_verdict engine_decide(struct engine *e)
     const struct vfmig_converge converge = {
         .limit_ns = e->options.downtime_limit_ns,
         .deadline_ns = engine_deadline(e),
-        .force = e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE};
+        .force = e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE,
+        .extra_ns = e->measure.extra_ns};
     struct vfmig_converge_input expected, careful;
     struct vfmig_prediction prediction = {0};
 
-    fill_input(e, false, &expected);
-    fill_input(e, true, &careful);
+    engine_measure_input(e, false, &expected);
+    engine_measure_input(e, true, &careful);
     vfmig_converge_predict(&expected, &prediction);
     prediction.bandwidth = expected.bandwidth;
-    prediction.bound_ns = vfmig_converge_bound(&careful);
+    prediction.bound_ns = vfmig_converge_bound(&careful) + e->measure.extra_ns;
+    e->measure.extra_ns /= 2; /* what was in the way may have gone */
     enum vfmig_converge_verdict verdict = vfmig_converge_decide(&converge, &careful, vfmig_now_ns());
     if (verdict == VFMIG_CONVERGE_AGAIN && careful.rounds >= VFMIG_CONVERGE_MIN_ROUNDS)
         slow_down(e, prediction.bound_ns);
+    if (verdict == VFMIG_CONVERGE_GO && prediction.bound_ns <= converge.limit_ns && lags(e))
+        verdict = VFMIG_CONVERGE_AGAIN;
     note_decision(e, verdict, &prediction);
     return verdict;
 }
@@ -374,5 +408,7 @@ void engine_measure_judge(struct engine *e)
     pthread_mutex_lock(&e->status_lock);
     e->progress.prediction_error = vfmig_converge_error(e->progress.prediction.total_ns,
                                                         e->progress.downtime.total_ns);
+    e->progress.decided_error = vfmig_converge_error(e->progress.decided_downtime_ns,
+                                                     e->progress.downtime.total_ns);
     pthread_mutex_unlock(&e->status_lock);
 }

@@ -32,13 +32,17 @@ struct engine_taken {
 struct engine_measure {
     pthread_mutex_t lock;
     struct vfmig_measured samples; /* under lock, like the rest */
-    struct engine_taken taken;     /* the newest */
+    struct engine_taken taken;     /* the newest, and when it came */
+    uint64_t taken_ns;
     struct vfmig_log_reading readings[2]; /* the last ones */
     /* The round that was sent last, until the destination has it. */
     uint64_t round, round_bytes, round_busy_ns, round_alone_ns, round_sent_ns;
     uint64_t rough_bandwidth; /* cold memory included */
+    uint64_t trial_bytes, trial_ns; /* work thread, then the control thread */
     /* Control thread. */
     struct vfmig_throttle throttle;
+    uint64_t lag_since_ns; /* the destination is rounds behind; 0: it is not */
+    uint64_t extra_ns; /* what the last check found on top of the bound; halved with each round */
     atomic_bool throttled; /* the thread that parks the vCPUs, too */
     /* Destination. */
     atomic_uint_fast64_t round_done; /* for the control thread */
@@ -67,10 +71,15 @@ void engine_measure_tell(struct engine *e);
 
 /* Source: GO, another round, or the end; slows a guest down that does not converge. */
 enum vfmig_converge_verdict engine_decide(struct engine *e);
+void engine_measure_input(struct engine *e, bool careful, struct vfmig_converge_input *ret_input);
 /* How long to wait before the next round. Control thread, after a decision. */
 uint64_t engine_pause(const struct engine *e);
 /* The vCPUs get all of their time again. Control thread, or the one that has just parked them. */
 void engine_throttle_off(struct engine *e);
+/* recheck.c: a part of the memory, timed, with the vCPUs parked; and then, before a device is stopped,
+ * whether the limit can be kept: GO, AGAIN (back to the rounds; the guest is to run) or the end. */
+int engine_trial(struct engine *e, struct vfmig_error *reterr);
+enum vfmig_converge_verdict engine_recheck(struct engine *e);
 /* How far off the prediction was. */
 void engine_measure_judge(struct engine *e);
 

@@ -37,6 +37,7 @@ struct worker {
     pthread_t thread;
     uint64_t round_seen;
     uint64_t waited_ns; /* of this round, for its share of the bandwidth */
+    uint64_t taken;     /* pages of it */
     struct vfmig_cpu_use use; /* of its thread, when the round began */
     uint32_t zero_misses;
     uint32_t page_count, run_count, zero_run_count;
@@ -58,6 +59,7 @@ struct vfmig_mover {
     pthread_cond_t changed;
     struct vfmig_dirty_map *map; /* of the running round */
     uint64_t round, rounds_started, pages_total;
+    uint64_t part; /* of a round: pages of each worker; 0: all */
     uint32_t busy; /* workers that have not finished the round */
     bool running, stopping;
     struct vfmig_error failed;
@@ -241,6 +243,7 @@ static int send_stripe(struct worker *w, uint32_t block, uint64_t first_page, ui
         ask_resident(w, &w->mover->memory->blocks[block], first_page, count);
     for (uint64_t bit = vfmig_bitmap_next(taken, count, 0); bit < count;
          bit = vfmig_bitmap_next(taken, count, bit + 1)) {
+        w->taken++;
         int rc = send_page(w, block, first_page + bit, reterr);
         if (rc < 0)
             return rc;
@@ -253,8 +256,9 @@ static int send_round(struct worker *w, struct vfmig_error *reterr)
 {
     const struct vfmig_memory *memory = w->mover->memory;
     uint64_t stripe = 0;
+    uint64_t part = w->mover->part;
 
-    w->waited_ns = 0;
+    w->waited_ns = w->taken = 0;
     w->page_count = w->run_count = w->zero_run_count = 0;
     for (uint32_t block = 0; block < memory->block_count; block++) {
         uint64_t pages = memory->blocks[block].size / VFMIG_PAGE_SIZE;
@@ -262,6 +266,8 @@ static int send_round(struct worker *w, struct vfmig_error *reterr)
             uint64_t end = pages - first < VFMIG_STRIPE_PAGES ? pages : first + VFMIG_STRIPE_PAGES;
             if (stripe % w->mover->worker_count != w->index)
                 continue;
+            if (part && w->taken >= part)
+                break;
             int rc = send_stripe(w, block, first, end, reterr);
             if (rc < 0)
                 return rc;
@@ -518,6 +524,13 @@ int vfmig_mover_send(struct vfmig_mover *mover, struct vfmig_dirty_map *map, uin
     int rc = vfmig_mover_start(mover, map, round, reterr);
 
     return rc < 0 ? rc : vfmig_mover_wait(mover, reterr);
+}
+
+void vfmig_mover_set_part(struct vfmig_mover *mover, uint64_t pages)
+{
+    pthread_mutex_lock(&mover->lock);
+    mover->part = (pages + mover->worker_count - 1) / mover->worker_count;
+    pthread_mutex_unlock(&mover->lock);
 }
 
 int vfmig_mover_fd(const struct vfmig_mover *mover)

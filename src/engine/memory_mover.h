@@ -71,6 +71,9 @@ int vfmig_mover_wait(struct vfmig_mover *mover, struct vfmig_error *reterr);
 /* start and wait. */
 int vfmig_mover_send(struct vfmig_mover *mover, struct vfmig_dirty_map *map, uint64_t round,
                      struct vfmig_error *reterr);
+/* About so many pages and no more in the following rounds; the others' bits stay set. 0: all. Between
+ * two rounds. */
+void vfmig_mover_set_part(struct vfmig_mover *mover, uint64_t pages);
 /* An eventfd that is readable from the end of a round until its wait. Stays the mover's. */
 int vfmig_mover_fd(const struct vfmig_mover *mover);
 

@@ -165,6 +165,7 @@ void engine_downtime(struct engine *e)
     *down = (struct vfmig_downtime){
         .vcpus_stop_ns = between(at->stop_asked, at->parked),
         .snapshot_ns = between(at->snapshot_begin, at->snapshot_end),
+        .check_ns = between(at->snapshot_end, at->devices_asked),
         .devices_stop_ns = between(at->devices_asked, at->devices_stopped),
         .vm_state_ns = between(at->state_begin, at->state_end),
         .final_log_ns = between(at->log_begin, at->log_end),
@@ -182,14 +183,14 @@ void engine_downtime(struct engine *e)
         down->state_load_ns = report.state_load_ns;
         down->clock_error_ns = e->clock.error_ns;
     }
-    uint64_t parts = down->vcpus_stop_ns + down->snapshot_ns + down->devices_stop_ns +
+    uint64_t parts = down->vcpus_stop_ns + down->snapshot_ns + down->check_ns + down->devices_stop_ns +
                      down->vm_state_ns + down->final_log_ns + down->final_data_ns +
                      down->ready_ns + down->grant_journal_ns + down->grant_ns + down->resume_ns;
     down->unaccounted_ns = down->total_ns > parts ? down->total_ns - parts : 0;
     pthread_mutex_unlock(&e->status_lock);
     engine_trace(
         e, DOWNTIME, VFMIG_U(down->total_ns), VFMIG_U(down->vcpus_stop_ns),
-        VFMIG_U(down->snapshot_ns), VFMIG_U(down->devices_stop_ns), VFMIG_U(down->vm_state_ns),
+        VFMIG_U(down->snapshot_ns), VFMIG_U(down->check_ns), VFMIG_U(down->devices_stop_ns), VFMIG_U(down->vm_state_ns),
         VFMIG_U(down->final_log_ns), VFMIG_U(down->final_data_ns), VFMIG_U(down->ready_ns),
         VFMIG_U(down->grant_journal_ns), VFMIG_U(down->grant_ns), VFMIG_U(down->resume_ns),
         VFMIG_U(down->unaccounted_ns), VFMIG_U(down->journal_ns), VFMIG_U(down->device_load_ns),

@@ -35,6 +35,15 @@ static void deadline_error(struct engine *e, struct vfmig_error *error)
                         (unsigned long long)(e->progress.rate_bytes >> 20));
 }
 
+static void recheck_error(const struct engine *e, struct vfmig_error *error)
+{
+    vfmig_error_set(error, -ETIME, VFMIG_ORIGIN_LOCAL, 0,
+                    "stopped %u times in vain: with the guest stopped the downtime would be up to %llu ms,"
+                    " the limit is %llu", e->progress.returns + 1,
+                    (unsigned long long)(e->progress.prediction.bound_ns / 1000000),
+                    (unsigned long long)(e->options.downtime_limit_ns / 1000000));
+}
+
 /* A file takes every copy of a page that is sent, so that more rounds cost room and save little. */
 #define FILE_ROUNDS 2u
 
@@ -58,6 +67,25 @@ static void decide(struct engine *e)
         break;
     default:
         deadline_error(e, &error);
+        engine_note(e, &error);
+        engine_flow(e, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_FAIL, .err = -ETIME});
+    }
+}
+
+/* Once more, where the way back is short still. */
+static void check(struct engine *e)
+{
+    struct vfmig_error error = {0};
+
+    switch (engine_recheck(e)) {
+    case VFMIG_CONVERGE_AGAIN:
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_AGAIN);
+        break;
+    case VFMIG_CONVERGE_GO:
+        engine_flow_kind(e, VFMIG_FLOW_EVENT_GO);
+        break;
+    default:
+        recheck_error(e, &error);
         engine_note(e, &error);
         engine_flow(e, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_FAIL, .err = -ETIME});
     }
@@ -113,6 +141,9 @@ static void on_action(struct engine *e, const struct vfmig_flow_action *action)
     switch (action->kind) {
     case VFMIG_FLOW_ACT_ASK:
         decide(e);
+        break;
+    case VFMIG_FLOW_ACT_CHECK:
+        check(e);
         break;
     case VFMIG_FLOW_ACT_SENT:
         engine_stamp(e, &e->stamps.sent);
@@ -342,12 +373,12 @@ static void check_standstill(struct engine *e, uint64_t now)
     uint64_t patience = STANDSTILL_TIMES * e->options.downtime_limit_ns + e->options.device_timeout_ns;
 
     if (e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE || !e->flow_active || e->failure.code ||
-        e->flow.row < VFMIG_ROW_S5_ENTER || e->flow.row >= VFMIG_ROW_HAND_OVER)
+        e->flow.row < VFMIG_ROW_S4_TRIAL || e->flow.row >= VFMIG_ROW_HAND_OVER)
         return;
     pthread_mutex_lock(&e->status_lock);
     uint64_t since_ns = e->stamps.stop_asked;
     pthread_mutex_unlock(&e->status_lock);
-    if (now < since_ns + patience)
+    if (!since_ns || now < since_ns + patience) /* 0: on its way back already */
         return;
     vfmig_error_set(&error, -ETIME, VFMIG_ORIGIN_LOCAL, 0,
                     "the guest has stood still for %u times the limit of its downtime and one device "

@@ -123,6 +123,8 @@ int source_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
         read_log(e, e->flow.quiet_log ? ENGINE_LOG_STOPPED : ENGINE_LOG_RUNNING,
                  &e->stamps.snapshot_begin, &e->stamps.snapshot_end, &pages);
         return 0;
+    case VFMIG_WORK_TRIAL:
+        return engine_trial(e, reterr);
     case VFMIG_WORK_FINAL_LOG:
         return final_log(e);
     case VFMIG_WORK_MEMORY:

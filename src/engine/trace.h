@@ -10,7 +10,7 @@
 
 #define VFMIG_TRACE_VERSION 1u
 #define VFMIG_TRACE_LINE    900u /* bytes of a line with its terminator; longer texts are cut */
-#define VFMIG_TRACE_FIELDS  16u  /* most fields of one event */
+#define VFMIG_TRACE_FIELDS  18u  /* most fields of one event */
 
 enum vfmig_trace_event {
 #define TRACE(name, text, side, when, ...) VFMIG_TRACE_##name,

@@ -220,7 +220,7 @@ static void *work_main(void *arg)
 static bool is_memory_work(uint32_t work)
 {
     return work == VFMIG_WORK_ROUND || work == VFMIG_WORK_QUIET_LOG ||
-           work == VFMIG_WORK_MEMORY || work == VFMIG_WORK_LAST_MEMORY ||
+           work == VFMIG_WORK_TRIAL || work == VFMIG_WORK_MEMORY || work == VFMIG_WORK_LAST_MEMORY ||
            work == VFMIG_WORK_RECEIVE;
 }
 

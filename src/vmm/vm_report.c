@@ -121,6 +121,7 @@ static void add_downtime(struct json_object *ours, const struct vfmig_downtime *
     } rows[] = {
         {"vCPUs stopped", d->vcpus_stop_ns, false},
         {"dirty log read, devices quiet", d->snapshot_ns, false},
+        {"part of memory sent, check", d->check_ns, false},
         {"devices stopped", d->devices_stop_ns, false},
         {"vCPU and external state sent", d->vm_state_ns, false},
         {"final dirty log read", d->final_log_ns, false},
@@ -161,7 +162,7 @@ static void add_prediction(struct json_object *ours, const struct vfmig_progress
         {"vCPUs stopped", expected->stop_ns, d->vcpus_stop_ns},
         {"dirty logs read", expected->logs_ns, d->snapshot_ns + d->final_log_ns},
         {"everything sent", expected->send_ns,
-         d->devices_stop_ns + d->vm_state_ns + d->final_data_ns},
+         d->check_ns + d->devices_stop_ns + d->vm_state_ns + d->final_data_ns},
         {"destination ready", expected->ready_ns, d->ready_ns},
         {"granted", expected->grant_ns, d->grant_journal_ns + d->grant_ns},
         {"destination resumed", expected->resume_ns, d->resume_ns},
@@ -170,6 +171,8 @@ static void add_prediction(struct json_object *ours, const struct vfmig_progress
 
     add_u64(object, "ns", expected->total_ns);
     add_u64(object, "bound-ns", expected->bound_ns);
+    add_u64(object, "decided-ns", p->decided_downtime_ns);
+    add_u64(object, "returns", p->returns);
     add_u64(object, "pages", expected->pages);
     add_u64(object, "cold-pages", expected->cold_pages);
     add_u64(object, "cold-ns", expected->cold_ns);
@@ -183,8 +186,10 @@ static void add_prediction(struct json_object *ours, const struct vfmig_progress
         json_object_array_add(parts, row);
     }
     json_object_object_add(object, "parts", parts);
-    if (d->total_ns)
+    if (d->total_ns) {
         json_object_object_add(object, "error", json_object_new_double(p->prediction_error / 1e3));
+        json_object_object_add(object, "decided-error", json_object_new_double(p->decided_error / 1e3));
+    }
     json_object_object_add(ours, "prediction", object);
 }
 

@@ -12,6 +12,7 @@
 #define MS UINT64_C(1000000)
 #define MIB (UINT64_C(1) << 20)
 #define GIB (UINT64_C(1) << 30)
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 static struct vfmig_converge_input usual(void)
 {
@@ -232,9 +233,102 @@ static void careful_takes_the_bad_end(void **state)
                              &careful.vm_state_ns, &careful.vm_load_ns, &careful.journal_ns,
                              &careful.peer_journal_ns};
     for (unsigned i = 0; i < sizeof(middle) / sizeof(middle[0]); i++) {
-        assert_int_equal(*middle[i], 500);
+        assert_int_equal(*middle[i], i == 3 ? 100 : 500); /* a drain is mostly seen late */
         assert_int_equal(*bad[i], i == 0 ? 100 : i == 9 ? 700 : 900);
     }
+}
+
+static void what_is_usual_has_no_floor(void **state)
+{
+    struct vfmig_converge_input in = usual();
+    struct vfmig_prediction p = {0}, most = {0};
+
+    in.journal_ns = in.peer_journal_ns = in.change_ns = in.peer_change_ns = in.peer_load_ns = MS / 10;
+    in.drain_ns = 50 * MS;
+    vfmig_converge_predict(&in, &most);
+    in.usual = true;
+    vfmig_converge_predict(&in, &p);
+    assert_int_equal(p.grant_ns, MS / 10 + MS / 20);
+    assert_in_range(p.resume_ns, 4 * MS / 10, 6 * MS / 10); /* two journals, two changes, a wake-up */
+    assert_in_range(most.ready_ns - p.ready_ns, 46 * MS, 47 * MS); /* no buffer holds so much */
+    assert_true(p.total_ns < most.total_ns);
+}
+
+static void a_trial_is_a_small_part(void **state)
+{
+    const struct {
+        uint64_t dirty, rtt_ns, limit_ns, pages;
+    } rows[] = {
+        {0, 0, 300 * MS, 0},
+        {3 * VFMIG_TRIAL_MIN - 1, 0, 300 * MS, 0},
+        {3 * VFMIG_TRIAL_MIN, 0, 300 * MS, VFMIG_TRIAL_MIN},
+        {12000, 0, 300 * MS, 12000 / VFMIG_TRIAL_PART},
+        {UINT64_MAX, 0, 300 * MS, VFMIG_TRIAL_MAX},
+        {12000, 9 * MS, 300 * MS, 12000 / VFMIG_TRIAL_PART},
+        {12000, 10 * MS, 300 * MS, 0}, /* waiting for its answer would cost more than it tells */
+        {12000, 1, 1, 0},
+    };
+
+    for (unsigned i = 0; i < COUNT(rows); i++)
+        assert_int_equal(vfmig_converge_trial(rows[i].dirty, rows[i].rtt_ns, rows[i].limit_ns), rows[i].pages);
+}
+
+static void with_the_vcpus_parked_the_rest_is_known(void **state)
+{
+    struct vfmig_converge_input in = usual();
+    struct vfmig_converge_parked parked = {.stop_ns = 3 * MS, .snapshot_ns = 2 * MS, .since_ns = 11 * MS,
+                                           .trial_bytes = 10 * MIB, .trial_ns = 10 * MS};
+    struct vfmig_prediction p = {0};
+
+    in.dirty_pages = 26214; /* 102 MiB at 1000 MiB/s */
+    in.dirty_pages_per_s = UINT64_C(1) << 40; /* nobody writes any more */
+    in.cold_pages = 26214; /* those of the trial were as cold */
+    in.cold_page_ns = 100000;
+    in.drain_ns = 90 * MS;
+    vfmig_converge_predict_parked(&in, &parked, &p);
+    assert_int_equal(p.pages, 26214);
+    assert_int_equal(p.stop_ns, 3 * MS);
+    assert_int_equal(p.logs_ns, 4 * MS);
+    assert_in_range(p.send_ns, 113 * MS, 116 * MS);
+    assert_true(p.ready_ns < 10 * MS);
+    assert_int_equal(p.bandwidth, 1000 * MIB);
+    assert_int_equal(p.total_ns, p.stop_ns + p.logs_ns + p.send_ns + p.ready_ns + p.grant_ns + p.resume_ns);
+    /* What is over needs no margin. */
+    uint64_t bound = vfmig_converge_bound_parked(&in, &parked);
+    assert_int_equal(bound, p.total_ns + (p.total_ns - 16 * MS) / VFMIG_CAREFUL_MARGIN);
+    parked.since_ns += 500 * MS;
+    assert_int_equal(vfmig_converge_bound_parked(&in, &parked), bound + 500 * MS);
+    /* Without a trial it is as before, and colder. */
+    parked.trial_bytes = 0;
+    vfmig_converge_predict_parked(&in, &parked, &p);
+    assert_int_equal(p.bandwidth, GIB);
+    assert_true(p.cold_ns > 2000 * MS && p.ready_ns > 90 * MS);
+    parked = (struct vfmig_converge_parked){UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX, 1};
+    assert_int_equal(vfmig_converge_bound_parked(&in, &parked), UINT64_MAX);
+}
+
+static void the_check_sends_back_so_often(void **state)
+{
+    struct vfmig_converge converge = {.limit_ns = 100};
+
+    assert_int_equal(vfmig_converge_recheck(&converge, 100, VFMIG_MAX_RETURNS, 5), VFMIG_CONVERGE_GO);
+    assert_int_equal(vfmig_converge_recheck(&converge, 101, 0, 5), VFMIG_CONVERGE_AGAIN);
+    assert_int_equal(vfmig_converge_recheck(&converge, 101, VFMIG_MAX_RETURNS - 1, 5), VFMIG_CONVERGE_AGAIN);
+    assert_int_equal(vfmig_converge_recheck(&converge, 101, VFMIG_MAX_RETURNS, 5), VFMIG_CONVERGE_GIVE_UP);
+    converge.deadline_ns = 10;
+    assert_int_equal(vfmig_converge_recheck(&converge, 101, 0, 9), VFMIG_CONVERGE_AGAIN);
+    assert_int_equal(vfmig_converge_recheck(&converge, 101, 0, 10), VFMIG_CONVERGE_GIVE_UP);
+    assert_int_equal(vfmig_converge_recheck(&converge, 100, 0, 10), VFMIG_CONVERGE_GO);
+    converge.force = true;
+    assert_int_equal(vfmig_converge_recheck(&converge, 101, 0, 10), VFMIG_CONVERGE_GO);
+    assert_int_equal(vfmig_converge_recheck(&converge, 101, VFMIG_MAX_RETURNS, 9), VFMIG_CONVERGE_GO);
+    assert_int_equal(vfmig_converge_recheck(&converge, 101, 0, 9), VFMIG_CONVERGE_AGAIN);
+    /* And what it found is not forgotten at once. */
+    struct vfmig_converge_input in = usual();
+    converge = (struct vfmig_converge){.limit_ns = vfmig_converge_bound(&in) + 10, .extra_ns = 10};
+    assert_int_equal(vfmig_converge_decide(&converge, &in, 5), VFMIG_CONVERGE_GO);
+    converge.extra_ns = 11;
+    assert_int_equal(vfmig_converge_decide(&converge, &in, 5), VFMIG_CONVERGE_AGAIN);
 }
 
 static void a_log_with_few_pages_is_read_faster(void **state)
@@ -378,8 +472,6 @@ static const struct {
     uint64_t left, rate, change_ns;
 } device_sets[] = {{0, 0, 0}, {4 * MIB, 400 * MIB, 2 * MS}, {64 * MIB, 300 * MIB, 10 * MS}};
 
-#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
-
 /* Everything against everything, with and without noise: whenever it goes, the limit is kept. */
 static void the_limit_is_kept_in_the_model(void **state)
 {
@@ -458,6 +550,10 @@ int main(void)
         cmocka_unit_test(a_log_with_few_pages_is_read_faster),
         cmocka_unit_test(the_guest_gives_its_cpus_back),
         cmocka_unit_test(careful_takes_the_bad_end),
+        cmocka_unit_test(what_is_usual_has_no_floor),
+        cmocka_unit_test(a_trial_is_a_small_part),
+        cmocka_unit_test(with_the_vcpus_parked_the_rest_is_known),
+        cmocka_unit_test(the_check_sends_back_so_often),
         cmocka_unit_test(the_limit_is_kept_in_the_model),
         cmocka_unit_test(converges_when_it_can),
     };

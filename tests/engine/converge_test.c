@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -203,6 +204,96 @@ static void the_prediction_is_reported_with_its_parts(void **state)
     rig_close(&rig);
 }
 
+/* --- the check, with the vCPUs parked --- */
+
+#define LIMIT_NS UINT64_C(150000000)
+
+static atomic_uint slow_stops;
+
+/* It takes its time to stop the vCPUs, so often. */
+static void stop_slowly(struct rig *at, const struct rig_entry *entry)
+{
+    if (entry->side != RIG_SOURCE || entry->op != RIG_VCPU_STOP || entry->end || !atomic_load(&slow_stops))
+        return;
+    atomic_fetch_sub(&slow_stops, 1);
+    usleep(LIMIT_NS / 1000 + 1);
+}
+
+static void begin_slow_stops(unsigned count)
+{
+    rig_open(&rig, 4, features, /* tcp= */ false);
+    atomic_store(&slow_stops, count);
+    rig.watch = stop_slowly;
+    rig.options.downtime_limit_ns = LIMIT_NS;
+    rig_start(&rig);
+}
+
+static unsigned count_of(enum rig_side side, enum rig_op op)
+{
+    unsigned count = 0;
+
+    for (uint32_t i = 0; i < rig.log_count; i++)
+        count += rig.log[i].side == side && rig.log[i].op == op && rig.log[i].end;
+    return count;
+}
+
+/* Devices with and without NDMA; the order rules look at all of it. */
+static void a_stop_in_vain_is_taken_back(void **state)
+{
+    struct vfmig_progress progress;
+
+    begin_slow_stops(1);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
+    vfmig_source_status(rig.source, &progress);
+    assert_true(progress.returns >= 1);
+    assert_int_equal(rig.side[RIG_SOURCE].rules.returns, progress.returns);
+    assert_int_equal(count_of(RIG_SOURCE, RIG_VCPU_STOP), progress.returns + 1);
+    assert_int_equal(count_of(RIG_SOURCE, RIG_VCPU_START), progress.returns);
+    assert_true(progress.prediction.bound_ns <= LIMIT_NS);
+    rig_assert_moved(&rig);
+    rig_close(&rig);
+}
+
+static void stopped_in_vain_too_often_it_stays(void **state)
+{
+    struct vfmig_progress progress;
+
+    begin_slow_stops(VFMIG_MAX_RETURNS + 1);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_FAILED);
+    vfmig_source_status(rig.source, &progress);
+    assert_int_equal(progress.error.code, -ETIME);
+    assert_non_null(strstr(progress.error.text, "stopped 4 times in vain"));
+    assert_int_equal(progress.returns, VFMIG_MAX_RETURNS);
+    rig_assert_source_runs(&rig);
+    rig_close(&rig);
+}
+
+/* From the stop on the next reading of the log fails: all is dirty, and a part of it is tried. */
+static void lose_a_log(struct rig *at, const struct rig_entry *entry)
+{
+    if (entry->side != RIG_SOURCE || entry->op != RIG_VCPU_STOP || !entry->end)
+        return;
+    pthread_mutex_lock(&at->lock);
+    at->fault = (struct rig_fault){.side = RIG_SOURCE, .op = RIG_TRACK_SYNC, .arg = RIG_ANY, .times = 1,
+                                   .err = -EIO};
+    pthread_mutex_unlock(&at->lock);
+}
+
+static void much_to_send_is_tried_with_a_part(void **state)
+{
+    rig_open(&rig, 1, features, /* tcp= */ true);
+    rig.watch = lose_a_log;
+    rig.options.downtime_limit_ns = UINT64_C(10000000000);
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
+    /* Channels end with a stripe. */
+    assert_in_range(rig.side[RIG_SOURCE].rules.trial_pages, VFMIG_TRIAL_MIN, VFMIG_TRIAL_MIN + 2048);
+    rig_assert_moved(&rig);
+    rig_close(&rig);
+}
+
 /* Usage: converge_test [NAME], of one test: after one that fails its threads are in the way of the next. */
 int main(int argc, char **argv)
 {
@@ -214,6 +305,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_cannot_be_done_is_refused_at_once),
         cmocka_unit_test(a_missed_deadline_says_what_was_missing),
         cmocka_unit_test(the_prediction_is_reported_with_its_parts),
+        cmocka_unit_test(a_stop_in_vain_is_taken_back),
+        cmocka_unit_test(stopped_in_vain_too_often_it_stays),
+        cmocka_unit_test(much_to_send_is_tried_with_a_part),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

@@ -122,7 +122,7 @@ static void begins(struct order_rules *r, const char *line)
     if (is(line, "ev", "work-begin") && r->source && !r->back)
         source_work(r, line);
     if (is(line, "ev", "work-begin") && is(line, "work", "vcpu-start"))
-        rule(r, all_in(r, ONE(RUNNING), false), "C18, C36: every device is in R before vCPUs run", line);
+        rule(r, all_in(r, ONE(RUNNING) | ONE(PRE_COPY), false), "C18, C36: every device is in R before vCPUs run", line);
     if (is(line, "ev", "data-begin")) {
         uint32_t data = is(line, "work", "data") ? ONE(PRE_COPY)
                         : r->source              ? ONE(STOP_COPY)
@@ -141,6 +141,10 @@ static void ends(struct order_rules *r, const char *line)
     }
     if (is(line, "ev", "device-lost"))
         r->lost[device] = true;
+    if (is(line, "ev", "check"))
+        r->returns += is(line, "verdict", "back");
+    if (is(line, "ev", "round-end") && is(line, "work", "trial"))
+        r->trial_pages += (uint64_t)number(line, "pages");
     if (is(line, "ev", "row"))
         r->back |= is(line, "step", "unwind") || is(line, "step", "drop");
     if (!is(line, "ev", "work-end") || number(line, "ret"))
@@ -152,8 +156,8 @@ static void ends(struct order_rules *r, const char *line)
     r->final_log |= is(line, "work", "final-log");
     if (is(line, "work", "track-stop"))
         r->tracking = false;
-    if (is(line, "work", "vcpu-start"))
-        r->parked = false;
+    if (is(line, "work", "vcpu-start")) /* and what was done before the stop has to be done again */
+        r->parked = r->idle = r->snapshot = false;
 }
 
 void order_rules_feed(struct order_rules *r, const char *line)

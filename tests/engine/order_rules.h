@@ -15,6 +15,8 @@ struct order_rules {
     bool ndma[ORDER_DEVICES], lost[ORDER_DEVICES], was_reset[ORDER_DEVICES];
     uint8_t state[ORDER_DEVICES]; /* enum vfmig_state */
     bool tracking, idle, parked, snapshot, final_log, back;
+    uint32_t returns;     /* checks that led back to the rounds */
+    uint64_t trial_pages; /* sent before them */
     uint32_t judged;   /* lines that a rule was asked about */
     char broken[400]; /* clause and line; empty: none */
 };

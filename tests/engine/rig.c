@@ -21,7 +21,7 @@
 #include "core/state.h"
 
 #define BLOCK0_BYTES (UINT64_C(3) << 20)
-#define BLOCK1_BYTES (UINT64_C(1) << 20)
+#define BLOCK1_BYTES (UINT64_C(10) << 20) /* with all dirty there is enough for a trial */
 #define BLOCK1_GPA   (UINT64_C(1) << 30)
 #define GUEST_PAGES  600u
 #define PRE_PIECES   3u
