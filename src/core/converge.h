@@ -57,6 +57,7 @@ struct vfmig_measured {
 /* Which end of the measurements the careful calculation takes. */
 #define VFMIG_CAREFUL_LOW    10u /* percent: of rates that help */
 #define VFMIG_CAREFUL_HIGH   90u /* of times, and of rates that hinder */
+#define VFMIG_USUAL_SYNC     25u /* and the other one of what syncs with the disk take */
 #define VFMIG_CAREFUL_MARGIN 8u  /* and one part in so many of the whole on top */
 
 /* Puts what was measured into an input; the other fields are left alone. */
@@ -99,7 +100,7 @@ struct vfmig_converge_parked {
 /* Of what is dirty a trial takes one part in VFMIG_TRIAL_PART, within these pages; less says little
  * about the rate, more is no trial any more. */
 #define VFMIG_TRIAL_PART 4u
-#define VFMIG_TRIAL_MIN  1024u
+#define VFMIG_TRIAL_MIN  768u
 #define VFMIG_TRIAL_MAX  32768u
 /* How many pages to try. None where they would be more than a third of all, or where waiting for the
  * answer costs a notable part of the limit. */
