@@ -208,7 +208,8 @@ static void add_source(const struct world *w, struct list *l)
 
     if (s->h.state == VFMIG_HO_SRC_IDLE && !s->returned)
         add(l, MOVE_START, SRC, 0);
-    if (s->flow_active && s->flow.row == VFMIG_ROW_ASK && !s->flow.halted) {
+    bool asks = s->flow.row == VFMIG_ROW_ASK || s->flow.row == VFMIG_ROW_CHECK;
+    if (s->flow_active && asks && !s->flow.halted) {
         if (w->rounds)
             add(l, MOVE_AGAIN, SRC, 0);
         add(l, MOVE_GO, SRC, 0);

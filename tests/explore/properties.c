@@ -128,7 +128,8 @@ void check_work(struct world *w, unsigned side, uint32_t work)
         enum vfmig_state state = vfmig_dev_state(&s->dev[i].m);
         if (dev_is_lost(s, i))
             continue;
-        if (work == VFMIG_WORK_VCPU_START && state != VFMIG_STATE_RUNNING)
+        if (work == VFMIG_WORK_VCPU_START && state != VFMIG_STATE_RUNNING &&
+            (side == DST || state != VFMIG_STATE_PRE_COPY))
             broke(w, barrier, "vCPUs start before their devices");
         if (work == VFMIG_WORK_VCPU_START && side == DST && !s->dev[i].loaded)
             broke(w, early_load, "vCPUs start and a device has not taken its data over");

@@ -195,8 +195,10 @@ static void end_work(struct world *w, unsigned side, uint32_t work, int err)
         break;
     case VFMIG_WORK_VCPU_START:
         s->vcpus = 1;
-        if (side == SRC)
+        if (side == SRC) {
             w->stale = w->sent;
+            w->snapshot = 0; /* of a stop that was in vain */
+        }
         break;
     default:
         break;
