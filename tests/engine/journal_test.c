@@ -198,7 +198,10 @@ static void a_torn_last_record_is_ignored(void **state)
     int fd = open(p->file, O_RDONLY);
     assert_int_equal(pread(fd, whole, sizeof(whole), 512), 256);
     close(fd);
-    for (size_t cut = 0; cut < 256; cut++) {
+    size_t end = sizeof(whole); /* a record whose last bytes are 0 is whole without them */
+    while (end && !whole[end - 1])
+        end--;
+    for (size_t cut = 0; cut < end; cut++) {
         poke(p, 512, zeros, sizeof(zeros));
         poke(p, 512, whole, cut);
         struct vfmig_journal_summary s = read_it(p);
