@@ -107,6 +107,11 @@ static bool happened(uint32_t at)
 
 static void assert_before(uint32_t a, uint32_t b)
 {
+    for (uint32_t at = b; happened(b) && at <= a && at < rig.log_count; at++) {
+        const struct rig_entry *entry = &rig.log[at];
+        print_error("%u: side %d operation %d device %u argument %u %s %d\n", at, entry->side, entry->op,
+                    entry->device, entry->arg, entry->end ? "end" : "begin", entry->ret);
+    }
     assert_true(happened(a));
     assert_true(happened(b));
     assert_true(a < b);
