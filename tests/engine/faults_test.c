@@ -291,6 +291,7 @@ static void mismatches_are_named_on_both_sides(void **state)
     assert_non_null(strstr(source.error.text, "vcpus is 1 at the source and 4 at the destination"));
     assert_non_null(strstr(dest.error.text, "vcpus is 1 at the source and 4 at the destination"));
     assert_int_equal(source.sent_running_bytes, 0);
+    rig_end_log(&rig);
     assert_int_equal(rig_find(&rig, 0, RIG_SOURCE, RIG_TRACK_START, RIG_ANY, RIG_ANY, false),
                      rig.log_count);
     rig_close(&rig);

@@ -107,11 +107,6 @@ static bool happened(uint32_t at)
 
 static void assert_before(uint32_t a, uint32_t b)
 {
-    for (uint32_t at = b; happened(b) && at <= a && at < rig.log_count; at++) {
-        const struct rig_entry *entry = &rig.log[at];
-        print_error("%u: side %d operation %d device %u argument %u %s %d\n", at, entry->side, entry->op,
-                    entry->device, entry->arg, entry->end ? "end" : "begin", entry->ret);
-    }
     assert_true(happened(a));
     assert_true(happened(b));
     assert_true(a < b);
@@ -379,6 +374,7 @@ static void holds(void **state)
 {
     split_logs = chosen->split_logs;
     migrate(chosen->features);
+    rig_end_log(&rig);
     chosen->check();
     rig_close(&rig);
 }

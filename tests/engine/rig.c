@@ -35,7 +35,7 @@ static void put(struct rig *rig, const struct rig_entry *entry)
     pthread_mutex_lock(&rig->lock);
     /* Data that never ends leaves room for what comes after it. */
     uint32_t room = entry->op == RIG_SAVE ? RIG_MAX_LOG / 2 : RIG_MAX_LOG;
-    if (rig->log_count < room)
+    if (rig->log_count < room && !rig->log_ended)
         rig->log[rig->log_count++] = *entry;
     pthread_mutex_unlock(&rig->lock);
     if (rig->watch)
@@ -110,6 +110,13 @@ static int leave(struct rig_vm *vm, enum rig_op op, uint32_t device, uint32_t ar
     put(vm->rig, &(struct rig_entry){
                      .side = vm->side, .op = op, .device = device, .arg = arg, .end = true, .ret = ret});
     return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_DEVICE, 0, "fault of operation %d", op) : 0;
+}
+
+void rig_end_log(struct rig *rig)
+{
+    pthread_mutex_lock(&rig->lock);
+    rig->log_ended = true;
+    pthread_mutex_unlock(&rig->lock);
 }
 
 uint32_t rig_find(const struct rig *rig, uint32_t from, enum rig_side side, enum rig_op op,

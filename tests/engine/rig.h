@@ -144,6 +144,7 @@ struct rig {
     pthread_cond_t released;
     struct rig_entry log[RIG_MAX_LOG];
     uint32_t log_count;
+    bool log_ended;
     struct rig_fault fault, second;
     uint32_t calls, second_calls; /* that matched the fault */
     bool hung, release;
@@ -178,6 +179,9 @@ bool rig_progresses(struct rig_vm *vm);
 void rig_write(struct rig_vm *vm, uint32_t tracker, uint64_t page, uint64_t value);
 bool rig_dma(struct rig_device *dev, uint64_t page, uint64_t value);
 uint64_t rig_read(const struct rig_vm *vm, uint64_t page);
+
+/* Nothing more is logged: devices at the destination go on working while the log is searched. */
+void rig_end_log(struct rig *rig);
 
 /* First entry at or after `from` that fits; log_count when there is none. */
 uint32_t rig_find(const struct rig *rig, uint32_t from, enum rig_side side, enum rig_op op,
