@@ -108,6 +108,33 @@ def test_other_ways_to_reach_memory(world, how):
     assert_guest_lives(target)
 
 
+def test_several_devices(world):
+    """Two that reach each other, behind the vIOMMU, one with much state, one without NDMA."""
+    def devices(side):
+        return [f"{world.device(side + '0', '--latency-us', '200')},iommu=on,id=nic0",
+                f"{world.device(side + '1', '--latency-us', '200')},iommu=on,id=nic1",
+                f"{world.device(side + '2', '--state-size', '1M', kind='bulk')},id=bulk0",
+                f"{world.device(side + '3', '--no-ndma')},id=old0"]
+    source = world.vm("a", *GUEST, "--p2p", "auto", devices=devices("a"))
+    target = world.vm("b", "--p2p", "auto", devices=devices("b"), incoming=world.uri())
+    for vm in (source, target):
+        wait_until(lambda: vm("query-status")["running"], "the guest")
+        before = vm("x-guest")
+
+        def all_work():
+            now = vm("x-guest")
+            pairs = list(zip(before["devices"], now["devices"]))
+            return all(n["p2p-checked"] > b["p2p-checked"] for b, n in pairs[:2]) and \
+                all(n["checked"] > b["checked"] for b, n in pairs[2:]) and \
+                now["iommu"]["answered"] > before["iommu"]["answered"]
+        wait_until(all_work, "work of every device")
+        assert vm("x-guest")["errors"] == 0, vm("x-guest")
+        if vm is source:
+            result = move(source, world.uri())
+            assert result.returncode == 0, result.stderr
+            assert json.loads(result.stdout)["ram"]["normal"] == 0
+
+
 def standing(world, accel="none", **kwargs):
     """A guest that stands still at a source whose devices have finished: nobody writes."""
     source, target = pair(world, accel, **kwargs)
