@@ -1,28 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A guest moves with each tracker that this kernel has, and the report names the one that was used.
 What there is comes from questions to the kernel that are asked here a second time."""
-import fcntl
 import os
 import subprocess
 
 import pytest
 
-from world import VFMIG, World, assert_guest_lives, have_kvm, migrate, wait_until
+from world import VFMIG, World, assert_guest_lives, have_kvm, migrate, ring_entries, wait_until
 
-KVM_CHECK_EXTENSION = 0xAE03
-CAP_DIRTY_LOG_RING = (192, 223)
 GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
-
-
-def ring_entries():
-    """Of the largest dirty ring that KVM offers, 0 without."""
-    if not have_kvm():
-        return 0
-    fd = os.open("/dev/kvm", os.O_RDWR)
-    try:
-        return max(fcntl.ioctl(fd, KVM_CHECK_EXTENSION, cap) for cap in CAP_DIRTY_LOG_RING) // 16
-    finally:
-        os.close(fd)
 
 
 def have_pagemap_scan():

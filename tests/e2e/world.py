@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Processes of a migration under test: devices, VMMs, and a QMP client for them."""
+import fcntl
 import json
 import os
 import pathlib
@@ -12,6 +13,8 @@ import time
 
 VFMIG = os.environ["VFMIG"]
 ORDER_JUDGE = pathlib.Path(VFMIG).parents[1] / "tests/engine/order_judge"
+KVM_CHECK_EXTENSION = 0xAE03
+CAP_DIRTY_LOG_RING = (192, 223)
 PATIENCE = 60  # seconds until something that must happen has not happened
 
 
@@ -29,6 +32,17 @@ def wait_until(condition, what):
 def have_kvm():
     """Whether a guest of ours can run on KVM here."""
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def ring_entries():
+    """Of the largest dirty ring that KVM offers, 0 without."""
+    if not have_kvm():
+        return 0
+    fd = os.open("/dev/kvm", os.O_RDWR)
+    try:
+        return max(fcntl.ioctl(fd, KVM_CHECK_EXTENSION, cap) for cap in CAP_DIRTY_LOG_RING) // 16
+    finally:
+        os.close(fd)
 
 
 def is_listening(path):
