@@ -82,7 +82,7 @@ static ssize_t save_region(struct check *c, struct check_blob *blob)
     }
     r = make_room(blob, size);
     for (uint64_t at = 0; r >= 0 && at < size;) {
-        uint32_t piece = size - at < facts->max_data ? (uint32_t)(size - at) : facts->max_data;
+        uint32_t piece = size - at < facts->max_read ? (uint32_t)(size - at) : facts->max_read;
         r = check_read(c, facts->mig_region, offset + at, blob->bytes + blob->size + at, piece);
         at += piece;
     }
@@ -94,7 +94,7 @@ static ssize_t save_region(struct check *c, struct check_blob *blob)
 
 ssize_t check_save(struct check *c, struct check_blob *blob)
 {
-    uint32_t size = c->port->facts.max_data;
+    uint32_t size = c->port->facts.max_read;
     int r;
 
     if (c->dialect == CHECK_DIALECT_REGION)
@@ -148,7 +148,8 @@ static int load_region(struct check *c, const uint8_t *data, uint32_t size)
         }
         uint64_t part = size < region - offset ? size : region - offset;
         for (uint64_t at = 0; at < part;) {
-            uint32_t piece = part - at < facts->max_data ? (uint32_t)(part - at) : facts->max_data;
+            uint32_t piece =
+                part - at < facts->max_write ? (uint32_t)(part - at) : facts->max_write;
             r = check_write(c, facts->mig_region, offset + at, data + at, piece);
             if (r < 0)
                 return r;
@@ -170,7 +171,7 @@ int check_load(struct check *c, const void *data, uint32_t size)
     if (c->dialect == CHECK_DIALECT_REGION)
         return load_region(c, bytes, size);
     while (size) {
-        uint32_t piece = size < c->port->facts.max_data ? size : c->port->facts.max_data;
+        uint32_t piece = size < c->port->facts.max_write ? size : c->port->facts.max_write;
         struct check_step step = {.kind = CHECK_STEP_DATA_WRITE, .arg = {piece}, .data = bytes};
         int r = (int)check_do(c, &step);
         if (r < 0)

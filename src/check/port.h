@@ -89,7 +89,8 @@ struct check_facts {
     bool log_feature;                       /* features 6 to 8 answer */
     bool log_region;                        /* v1 DIRTY_PAGES answers */
     uint64_t log_region_pgsize;
-    uint32_t max_data; /* bytes of one DATA_READ, DATA_WRITE, REGION_* */
+    uint32_t max_read;  /* bytes of one DATA_READ, REGION_READ */
+    uint32_t max_write; /* bytes of one DATA_WRITE, REGION_WRITE */
     uint32_t region_count;
     uint64_t region_size[CHECK_MAX_REGIONS];
     uint32_t region_flags[CHECK_MAX_REGIONS];

@@ -31,7 +31,8 @@ static int take_answer(struct check_user *u, const uint8_t *reply, uint32_t size
         return r;
     u->link.max_data =
         theirs.max_data_xfer_size < CHECK_MAX_DATA ? theirs.max_data_xfer_size : CHECK_MAX_DATA;
-    facts->max_data =
+    facts->max_read = u->link.max_data;
+    facts->max_write =
         u->link.max_data < CHECK_CAREFUL_BYTES ? u->link.max_data : CHECK_CAREFUL_BYTES;
     facts->log_region_pgsize = theirs.migration_pgsize;
     if (theirs.twin_socket) {

@@ -7,6 +7,7 @@ import xml.etree.ElementTree
 
 import pytest
 
+import between
 from judged import EXPLAINED, Device, check, judge, verdicts
 
 OPTIONS = {"null": (), "dma": (), "bulk": ("--state-size", "256K")}
@@ -111,3 +112,32 @@ def test_wrong_options_are_refused(tmp_path, options):
 
 def test_no_device_is_a_failure(tmp_path):
     assert check(tmp_path / "nobody.sock").returncode == 1
+
+
+@pytest.mark.parametrize("fault, seen", [
+    (between.hang, "hung"), (between.die, "died"), (between.nonsense, "broken"),
+    (between.other_reply, "broken"), (between.byte_by_byte, "hung"), (between.flood, "flooding")])
+def test_whatever_a_device_does_instead_of_answering_is_a_finding(tmp_path, fault, seen):
+    with Device(tmp_path, "null") as device, \
+            between.Between(tmp_path / "between.sock", device.path, fault) as odd:
+        # A hang takes as long as it is waited for; everything else is over at once.
+        patience = "400" if seen == "hung" else "20000"
+        report, status = judge(odd.path, "--only", "reset", "--timeout-ms", patience)
+    assert status == 3
+    first = report["results"][0]
+    assert first["verdict"] == "fail" and f"the device is {seen}" in first["seen"], first
+    assert first["id"] == "C42" and first["clause"].startswith("C42")
+    rest = report["results"][1:]
+    assert rest and all(row["verdict"] == "pass" for row in rest), rest
+
+
+@pytest.mark.parametrize("kind, options", [
+    ("dma", ("--no-ndma",)), ("dma", ("--no-precopy",)), ("null", ("--mask", "p2p,precopy,log"))])
+def test_a_device_that_claims_less_is_judged_by_what_it_claims(tmp_path, kind, options):
+    with Device(tmp_path, kind, *options) as device:
+        report, status = judge(device.path)
+    assert status == 0 and not verdicts(report, "warn"), report
+    missing = {row["why"] for row in verdicts(report, "n.a.")}
+    assert any("NDMA" in why or "pre-copy" in why for why in missing)
+    if "--no-ndma" in options:
+        assert any(row["id"] == "C69" for row in verdicts(report, "pass"))
