@@ -76,11 +76,11 @@ static int broken(struct check_link *link, const char *what)
 }
 
 int check_link_map(struct check_link *link, uint64_t iova, uint64_t size, uint64_t offset,
-                   bool by_message)
+                   uint32_t how)
 {
     if (link->map_count == CHECK_MAX_MAPS)
         return -ENOSPC;
-    link->maps[link->map_count++] = (struct check_map){iova, size, offset, by_message};
+    link->maps[link->map_count++] = (struct check_map){iova, size, offset, how};
     return 0;
 }
 
@@ -91,15 +91,44 @@ void check_link_unmap(struct check_link *link, uint64_t iova, uint64_t size)
             link->maps[i--] = link->maps[--link->map_count];
 }
 
-/* Where [iova, iova + size) lies in our memory, or NULL when not all of it is in one mapping. */
-static uint8_t *memory_at(struct check_link *link, uint64_t iova, uint64_t size)
+/* The mapping that all of [iova, iova + size) is in, or NULL. */
+static const struct check_map *map_at(const struct check_link *link, uint64_t iova, uint64_t size)
 {
     for (uint32_t i = 0; i < link->map_count; i++) {
         const struct check_map *m = &link->maps[i];
         if (iova >= m->iova && size <= m->size && iova - m->iova <= m->size - size)
-            return link->port->memory + m->offset + (iova - m->iova);
+            return m;
     }
     return NULL;
+}
+
+/* Where it lies in our memory, or NULL. */
+static uint8_t *memory_at(const struct check_link *link, uint64_t iova, uint64_t size)
+{
+    const struct check_map *m = map_at(link, iova, size);
+
+    return m && m->how < CHECK_MAP_PEER ? link->port->memory + m->offset + (iova - m->iova) : NULL;
+}
+
+/* Peer to peer: a DMA of the device is an access to a BAR of the other one, as a VMM forwards it.
+ */
+static int to_peer(struct check_link *link, const struct check_map *m, uint64_t offset,
+                   uint64_t size, const void *write_from, void *read_to)
+{
+    struct check_port *peer = link->port->peer;
+    struct check_step step = {
+        .kind = write_from ? CHECK_STEP_REGION_WRITE : CHECK_STEP_REGION_READ,
+        .arg = {m->how - CHECK_MAP_PEER, m->offset + offset, size},
+        .data = write_from,
+        .room = read_to,
+        .room_size = (uint32_t)size,
+    };
+
+    if (!peer || peer->trouble)
+        return -EFAULT;
+    link->port->dma.peer_hits++;
+    peer->ops->run(peer, &step);
+    return step.result < 0 ? -EFAULT : 0;
 }
 
 static int send_reply(struct check_link *link, const struct check_held *held, int error,
@@ -141,12 +170,23 @@ static int serve_dma(struct check_link *link, struct vfmig_user_msg *msg, bool o
     memcpy(&held.access, msg->payload, sizeof(held.access));
     bool write = msg->header.command == VFMIG_USER_DMA_WRITE;
     uint8_t *at = memory_at(link, held.access.address, held.access.count);
+    const struct check_map *m = map_at(link, held.access.address, held.access.count);
     if (write) {
         dma->log[dma->writes % CHECK_DMA_LOG] = (struct check_dma_write){
             held.access.address, held.access.count, link->port->step_number};
         dma->writes++;
     } else {
         dma->reads++;
+    }
+    if (m && !at) {
+        uint64_t offset = held.access.address - m->iova, size = held.access.count;
+        void *room = write ? NULL : calloc(1, size + 1);
+        int r = !write && !room ? -ENOMEM
+                                : to_peer(link, m, offset, size,
+                                          write ? msg->payload + sizeof(held.access) : NULL, room);
+        r = send_reply(link, &held, r, room, write ? 0 : (uint32_t)size);
+        free(room);
+        return r;
     }
     if (!at) {
         dma->refused++;

@@ -13,7 +13,7 @@
 
 struct check_map {
     uint64_t iova, size, offset;
-    bool by_message;
+    uint32_t how; /* of CHECK_STEP_MAP */
 };
 
 struct check_held {
@@ -75,7 +75,7 @@ int check_link_send_part(struct check_link *link, uint16_t command, uint32_t siz
 
 /* Mappings as the device was told. */
 int check_link_map(struct check_link *link, uint64_t iova, uint64_t size, uint64_t offset,
-                   bool by_message);
+                   uint32_t how);
 void check_link_unmap(struct check_link *link, uint64_t iova, uint64_t size);
 
 #endif

@@ -24,6 +24,11 @@
 #define CHECK_MAX_DMA     65536u /* DMA commands of the device during one step */
 #define CHECK_DMA_LOG     256u   /* of its last writes by message are kept */
 
+/* How memory is given by CHECK_STEP_MAP. */
+#define CHECK_MAP_DIRECT  0u
+#define CHECK_MAP_MESSAGE 1u
+#define CHECK_MAP_PEER    2u /* + region: by message, to that region of the other device */
+
 enum check_dialect {
     CHECK_DIALECT_REGION = 1,  /* v1: the migration region */
     CHECK_DIALECT_FEATURE = 2, /* v2: DEVICE_FEATURE */
@@ -69,6 +74,7 @@ struct check_dma_write {
 struct check_dma {
     uint64_t reads, writes;
     uint64_t refused;       /* outside of what was mapped */
+    uint64_t peer_hits;     /* that went to the other device */
     uint64_t answered_open; /* replies to STATE_SET that came while a DMA was held unanswered */
     uint64_t open;          /* held now */
     struct check_dma_write log[CHECK_DMA_LOG]; /* number n at n % CHECK_DMA_LOG */
@@ -116,6 +122,7 @@ struct check_port_ops {
 
 struct check_port {
     const struct check_port_ops *ops;
+    struct check_port *peer;    /* the other device, or NULL */
     enum check_dialect dialect; /* in which STATE_*, DATA_* and LOG_* are said */
     uint32_t deadline_ms;       /* of every step but RESET and STATE_SET */
     uint32_t state_ms;          /* of those two */

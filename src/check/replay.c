@@ -18,15 +18,7 @@ static void redo(struct check *c, const struct check_kept *kept, uint8_t *room,
     step->room_size = MAX_ROOM;
     step->result = 0;
     step->value = 0;
-    c->port->step_number++;
-    if (step->kind == CHECK_STEP_MEMORY_FILL)
-        memset(c->port->memory + step->arg[0], (int)step->arg[2], step->arg[1]);
-    else if (step->kind == CHECK_STEP_MEMORY_PUT)
-        memcpy(c->port->memory + step->arg[0], step->data, step->arg[1]);
-    else if (c->port->trouble && step->kind != CHECK_STEP_CONNECT)
-        step->result = -ENOTCONN;
-    else
-        c->port->ops->run(c->port, step);
+    check_run_step(c->port, step);
 }
 
 /* True when the steps that are still wanted end as the finding did. */

@@ -161,7 +161,16 @@ unsigned check_model_next(uint64_t features, unsigned from, unsigned to);
 /* state is from, to, or on the way. */
 bool check_model_on_path(uint64_t features, unsigned from, unsigned to, unsigned state);
 
+/* ---- the second device ---- */
+
+/* Steps on it; not recorded. It begins in RUNNING, like the first one. False: it cannot be had. */
+bool check_peer_begin(struct check *c);
+int check_peer_go(struct check *c, enum vfmig_state state);
+int check_peer_read(struct check *c, uint32_t region, uint64_t offset, void *data, uint32_t size);
+
 /* ---- for the runner ---- */
+
+void check_run_step(struct check_port *port, struct check_step *step);
 
 void check_session_begin(struct check *c);
 void check_session_end(struct check *c);

@@ -86,7 +86,7 @@ static unsigned what_is_there(const struct check *c)
     there |= facts->by_message ? CHECK_NEED_MESSAGE : 0;
     there |= c->workload && c->workload->dma_write ? CHECK_NEED_DMA : 0;
     there |= c->workload && c->workload->change ? CHECK_NEED_CHANGE : 0;
-    there |= c->peer ? CHECK_NEED_PEER : 0;
+    there |= c->peer && c->peer->facts.dialects & c->dialect ? CHECK_NEED_PEER : 0;
     return there;
 }
 
@@ -278,6 +278,8 @@ int check_run(const struct check_options *options, struct check_report *report,
         r = check_port_open(options->target, deadline, &c.port, reterr);
     if (r == 0 && options->peer)
         r = check_port_open(options->peer, deadline, &c.peer, reterr);
+    if (c.port)
+        c.port->peer = c.peer;
     if (r == 0) {
         unsigned dialects = options->dialects ? options->dialects : CHECK_DIALECT_BOTH;
         report->facts = c.port->facts;

@@ -141,13 +141,20 @@ static bool run_memory(struct check_port *port, struct check_step *step)
     return true;
 }
 
+void check_run_step(struct check_port *port, struct check_step *step)
+{
+    port->step_number++;
+    if (port->trouble && step->kind != CHECK_STEP_CONNECT)
+        step->result = -ENOTCONN;
+    else if (!run_memory(port, step))
+        port->ops->run(port, step);
+}
+
 int64_t check_do(struct check *c, struct check_step *step)
 {
     if (c->port->trouble && step->kind != CHECK_STEP_CONNECT)
         return step->result = -ENOTCONN;
-    c->port->step_number++;
-    if (!run_memory(c->port, step))
-        c->port->ops->run(c->port, step);
+    check_run_step(c->port, step);
     c->result.steps++;
     keep(c, step, bytes_sent(step));
     return step->result;
@@ -378,6 +385,34 @@ bool check_baseline(struct check *c)
     port->dialect = c->dialect;
     memset(&port->dma, 0, sizeof(port->dma));
     return fresh(c);
+}
+
+bool check_peer_begin(struct check *c)
+{
+    struct check second = {.port = c->peer, .dialect = c->dialect};
+
+    return check_baseline(&second) ||
+           check_that(c, false, "the second device can be had in RUNNING", "it cannot: %s",
+                      c->peer->trouble_text);
+}
+
+int check_peer_go(struct check *c, enum vfmig_state state)
+{
+    struct check_step step = {.kind = CHECK_STEP_STATE_SET, .arg = {check_raw_of(c, state)}};
+
+    check_run_step(c->peer, &step);
+    return (int)step.result;
+}
+
+int check_peer_read(struct check *c, uint32_t region, uint64_t offset, void *data, uint32_t size)
+{
+    struct check_step step = {.kind = CHECK_STEP_REGION_READ,
+                              .arg = {region, offset, size},
+                              .room = data,
+                              .room_size = size};
+
+    check_run_step(c->peer, &step);
+    return (int)step.result;
 }
 
 void check_session_begin(struct check *c)

@@ -281,11 +281,13 @@ static int map(struct check_user *u, const struct check_step *step)
                               .fd_count = by_message ? 0 : 1,
                               .deadline_ms = u->base.deadline_ms};
 
-    if (step->arg[1] > CHECK_MEMORY || step->arg[2] > CHECK_MEMORY - step->arg[1])
+    if (step->arg[3] < CHECK_MAP_PEER &&
+        (step->arg[1] > CHECK_MEMORY || step->arg[2] > CHECK_MEMORY - step->arg[1]))
         return -EINVAL;
     int r = check_link_call(&u->link, &call);
     return r < 0 ? r
-                 : check_link_map(&u->link, step->arg[0], step->arg[1], step->arg[2], by_message);
+                 : check_link_map(&u->link, step->arg[0], step->arg[1], step->arg[2],
+                                  (uint32_t)step->arg[3]);
 }
 
 static int unmap(struct check_user *u, struct check_step *step)
@@ -327,7 +329,7 @@ static int set_irqs(struct check_user *u, const struct check_step *step)
                               .deadline_ms = u->base.deadline_ms};
     int r = 0;
 
-    if (count > CHECK_MAX_VECTORS || step->arg[1] + count > CHECK_MAX_VECTORS)
+    if (count > CHECK_MAX_VECTORS || step->arg[1] > CHECK_MAX_VECTORS - count)
         return -EINVAL;
     for (uint32_t i = 0; i < count; i++)
         call.fds[i] = u->base.irq_fd[step->arg[1] + i];

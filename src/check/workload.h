@@ -42,6 +42,10 @@ struct check_workload {
     int (*change)(struct check *c, uint64_t seed);
     int (*digest)(struct check *c, uint64_t *ret_digest);
 
+    /* A range of a BAR that a peer may write by DMA and that can be read back; size 0: none. */
+    uint32_t peer_region;
+    uint64_t peer_offset, peer_size;
+
     /* True when every change can be had in pre-copy, so that S after it is short. */
     bool logs_changes;
 };

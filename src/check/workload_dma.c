@@ -150,5 +150,8 @@ const struct check_workload check_workload_dma = {
     .dma_done = dma_done,
     .change = change,
     .digest = digest,
+    .peer_region = BAR,
+    .peer_offset = SRAM,
+    .peer_size = SRAM_SIZE,
     .logs_changes = true,
 };

@@ -141,3 +141,26 @@ def test_a_device_that_claims_less_is_judged_by_what_it_claims(tmp_path, kind, o
     assert any("NDMA" in why or "pre-copy" in why for why in missing)
     if "--no-ndma" in options:
         assert any(row["id"] == "C69" for row in verdicts(report, "pass"))
+
+
+def test_two_devices_are_judged_together(tmp_path):
+    (tmp_path / "second").mkdir()
+    with Device(tmp_path, "dma") as device, Device(tmp_path / "second", "dma") as second:
+        report, status = judge(device.path, "--peer", f"vfio-user:{second.path}", "--only", "peer")
+    assert status == 0 and len(verdicts(report, "pass")) == len(report["results"]) == 8, report
+
+
+@pytest.mark.parametrize("line", [
+    "state-sit 1", "state-set", "memory-put 0 4 hex 00", "memory-fill 0xffffffffffffffff 0x1000 1 = 0",
+    "irqs 2 0xffffffffffffffff 1 = 0", "region-read 7 0 0xffffffff = 4", "map 0 0xffffffffffff 0 0 = 0",
+    "log-report 0 0xffffffffffffffff 1 = 8", "data-read 0xffffffffff = 0"])
+def test_a_file_of_steps_is_not_believed(tmp_path, line):
+    """Wrong lines are refused by name, steps that cannot be done just fail."""
+    steps = tmp_path / "steps"
+    steps.write_text(f"dialect feature\n{line}\n")
+    with Device(tmp_path, "null") as device:
+        result = check(device.path, "--replay", str(steps))
+    if "=" in line:
+        assert result.returncode in (0, 3) and "recorded" in result.stdout + result.stderr, result
+    else:
+        assert result.returncode == 2 and "line 2" in result.stderr, result
