@@ -295,6 +295,26 @@ static int late(struct check_link *link, uint16_t command)
     return -ENOTCONN;
 }
 
+/* A stream socket has no messages: how bytes are cut is nobody's business. */
+static int send_pieces(struct check_link *link, const struct vfmig_user_header *header,
+                       const uint8_t *payload, uint32_t size, uint64_t deadline_ns)
+{
+    struct vfmig_error err = {0};
+    uint32_t total = (uint32_t)sizeof(*header) + size;
+    int r = 0;
+
+    for (uint32_t i = 0; r == 0 && i < total; i++) {
+        const uint8_t *byte =
+            i < sizeof(*header) ? (const uint8_t *)header + i : payload + i - sizeof(*header);
+        struct iovec iov = {(void *)(uintptr_t)byte, 1};
+        r = vfmig_sock_send(link->fd[MAIN], &iov, 1, NULL, deadline_ns, NULL, &err);
+    }
+    if (r < 0)
+        check_port_trouble(link->port, CHECK_DIED, "a message in pieces could not be sent: %s",
+                           err.text);
+    return r < 0 ? -ENOTCONN : 0;
+}
+
 static int send_command(struct check_link *link, const struct check_call *call, uint16_t id,
                         uint64_t deadline_ns)
 {
@@ -307,6 +327,8 @@ static int send_command(struct check_link *link, const struct check_call *call, 
     struct vfmig_error err = {0};
 
     header.flags |= call->flags;
+    if (call->pieces)
+        return send_pieces(link, &header, call->fixed, call->fixed_size, deadline_ns);
     memcpy(fds.fd, call->fds, sizeof(fds.fd));
     int r = vfmig_sock_send(link->fd[MAIN], iov, 3, call->fd_count ? &fds : NULL, deadline_ns, NULL,
                             &err);

@@ -55,6 +55,7 @@ struct check_call {
     struct vfmig_fds *ret_fds; /* NULL: those that come are trouble */
     uint32_t deadline_ms;
     bool any_reply; /* only its header is looked at: a wrong command was sent */
+    bool pieces;    /* sent byte by byte */
 };
 
 int check_link_init(struct check_link *link, struct check_port *port);

@@ -178,3 +178,22 @@ void check_wire_sizes(struct check *c)
             check_is(c, VFMIG_STATE_RUNNING, "a fresh connection");
     }
 }
+
+void check_wire_pieces(struct check *c)
+{
+    static uint8_t room[VFMIG_REGION_COUNT * 64];
+    const struct {
+        struct vfmig_user_feature head;
+        struct vfmig_user_feature_state state;
+    } VFMIG_PACKED set = {{sizeof(set), VFMIG_USER_FEATURE_SET | VFMIG_USER_F_DEVICE_STATE},
+                          {VFMIG_STATE_STOP, 0}};
+    struct check_step step = {.kind = CHECK_STEP_PIECES,
+                              .arg = {VFMIG_USER_FEATURE, 0, sizeof(set)},
+                              .data = &set,
+                              .room = room,
+                              .room_size = sizeof(room)};
+
+    check_doing(c, "a request for STOP that arrives byte by byte");
+    if (check_ok(c, check_do(c, &step), "the request"))
+        check_is(c, VFMIG_STATE_STOP, "after it");
+}

@@ -348,7 +348,8 @@ static int command(struct check_user *u, struct check_step *step)
                               .reply = step->room,
                               .reply_room = step->room_size,
                               .deadline_ms = u->base.deadline_ms,
-                              .any_reply = true};
+                              .any_reply = true,
+                              .pieces = step->kind == CHECK_STEP_PIECES};
     int r = check_link_call(&u->link, &call);
 
     return r < 0 ? r : (int)call.ret_size;
@@ -443,6 +444,7 @@ static int64_t run(struct check_user *u, struct check_step *step)
     case CHECK_STEP_DMA_SERVE:
         return check_link_serve(&u->link, (uint32_t)step->arg[0]);
     case CHECK_STEP_COMMAND:
+    case CHECK_STEP_PIECES:
         return command(u, step);
     case CHECK_STEP_CUT: {
         int r = check_link_send_part(&u->link, (uint16_t)step->arg[0], (uint32_t)step->arg[1],

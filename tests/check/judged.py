@@ -6,7 +6,7 @@ import subprocess
 import time
 
 VFMIG = os.environ["VFMIG"]
-PATIENCE = 100
+PATIENCE = 600 if os.environ.get("VFMIG_CHECK") == "long" else 100
 # What the checker may be without: everything else that is skipped has no explanation.
 EXPLAINED = ("destructive:", "no second device", "no workload that", "not among the quick ones",
              "the device gives no data in PRE_COPY")
