@@ -92,14 +92,10 @@ static ssize_t save_region(struct check *c, struct check_blob *blob)
     return (ssize_t)size;
 }
 
-ssize_t check_save(struct check *c, struct check_blob *blob)
+static ssize_t save_feature(struct check *c, struct check_blob *blob, uint32_t size)
 {
-    uint32_t size = c->port->facts.max_read;
-    int r;
+    int r = make_room(blob, size);
 
-    if (c->dialect == CHECK_DIALECT_REGION)
-        return save_region(c, blob);
-    r = make_room(blob, size);
     if (r < 0)
         return r;
     struct check_step step = {.kind = CHECK_STEP_DATA_READ,
@@ -110,6 +106,34 @@ ssize_t check_save(struct check *c, struct check_blob *blob)
     if (r > 0)
         end_portion(blob, (size_t)r);
     return r == -ENOMSG ? 0 : r; /* the kernel's "nothing now" */
+}
+
+ssize_t check_save(struct check *c, struct check_blob *blob)
+{
+    return c->dialect == CHECK_DIALECT_REGION ? save_region(c, blob)
+                                              : save_feature(c, blob, c->port->facts.max_read);
+}
+
+ssize_t check_save_some(struct check *c, struct check_blob *blob, uint32_t size)
+{
+    uint64_t pending = 0, offset = 0, all = 0;
+    uint8_t bytes[4096];
+
+    if (c->dialect == CHECK_DIALECT_FEATURE)
+        return save_feature(c, blob, size);
+    int r = read_register(c, REG_PENDING, &pending);
+    if (r < 0 || pending == 0)
+        return r;
+    r = read_register(c, REG_OFFSET, &offset);
+    if (r == 0)
+        r = read_register(c, REG_SIZE, &all);
+    size = size < all ? size : (uint32_t)all;
+    size = size < sizeof(bytes) ? size : (uint32_t)sizeof(bytes);
+    if (r == 0 && size)
+        r = check_read(c, c->port->facts.mig_region, offset, bytes, size);
+    if (r > 0 && check_blob_add(blob, bytes, (size_t)r) < 0)
+        return -ENOMEM;
+    return r;
 }
 
 int check_save_all(struct check *c, struct check_blob *blob)

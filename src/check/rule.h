@@ -106,6 +106,9 @@ int check_reconnect(struct check *c);
 
 /* One portion, appended: bytes, 0 for none. */
 ssize_t check_save(struct check *c, struct check_blob *blob);
+/* Not all of a portion: size bytes of it at most, not acknowledged in v1; for saves that are given
+ * up. In v2 it may be part of a stream like any other. */
+ssize_t check_save_some(struct check *c, struct check_blob *blob, uint32_t size);
 /* All there is now, appended. 0 or a negative errno; -EFBIG with a finding: without end. */
 int check_save_all(struct check *c, struct check_blob *blob);
 int check_load(struct check *c, const void *data, uint32_t size);

@@ -281,7 +281,7 @@ void check_aborts(struct check *c)
                         half ? "a portion taken" : "nothing taken");
             bool there = check_reach(c, (enum vfmig_state)from[i]);
             if (there && half && from[i] != VFMIG_STATE_RUNNING_NDMA)
-                check_save(c, &blob);
+                check_save_some(c, &blob, 100);
             if (there && check_ok(c, check_go(c, VFMIG_STATE_RUNNING), "the way back"))
                 check_is(c, VFMIG_STATE_RUNNING, "after it");
             check_blob_free(&blob);

@@ -51,7 +51,10 @@ void check_carried_forward(struct check *c)
         check_doing(c, "%u portions in PRE_COPY, the rest in STOP_COPY, loaded as one", portions);
         bool good = check_reach(c, VFMIG_STATE_PRE_COPY);
         for (unsigned i = 0; good && i < portions; i++)
-            good = check_ok(c, check_save(c, &stream), "reading a portion");
+            good = check_ok(c,
+                            c->dialect == CHECK_DIALECT_FEATURE ? check_save_some(c, &stream, 1000)
+                                                                : check_save(c, &stream),
+                            "reading a portion");
         if (good && check_ok(c, check_go(c, VFMIG_STATE_STOP_COPY), "PRE_COPY to STOP_COPY") &&
             check_ok(c, check_save_all(c, &stream), "reading in STOP_COPY") &&
             check_need(c, check_reset(c), "RESET"))
@@ -103,7 +106,7 @@ void check_abort_then_save(struct check *c)
         check_doing(c, "a portion in %s, back to RUNNING, a whole save, loaded",
                     check_state_name(first[i]));
         if (check_reach(c, (enum vfmig_state)first[i]) &&
-            check_ok(c, check_save(c, &old), "reading a portion") &&
+            check_ok(c, check_save_some(c, &old, 100), "reading a part") &&
             check_ok(c, check_go(c, VFMIG_STATE_RUNNING), "the way back") &&
             check_ok(c, check_go(c, (enum vfmig_state)first[i]), "the next save") &&
             check_ok(c, check_save_all(c, &stream), "reading it") &&

@@ -40,7 +40,7 @@ void check_disconnect_drops_data(struct check *c)
 
     check_doing(c, "a portion is taken, the connection closed, a whole save made");
     if (check_take_image(c, &whole) && check_reach(c, VFMIG_STATE_STOP_COPY)) {
-        check_save(c, &part);
+        check_save_some(c, &part, 100);
         next_client(c);
         if (!check_over(c) && check_take_image(c, &again))
             check_that(c, (again.size == 0) == (whole.size == 0), "the next save begins anew",

@@ -57,7 +57,7 @@ void check_reset_in_the_middle(struct check *c)
             if (s == VFMIG_STATE_RESUMING && whole.count)
                 check_load(c, whole.bytes, whole.ends[0]);
             else if (s != VFMIG_STATE_RESUMING)
-                check_save(c, &part);
+                check_save_some(c, &part, 100);
             after_reset(c, &whole);
         }
         check_blob_free(&part);
