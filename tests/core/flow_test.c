@@ -594,6 +594,76 @@ static void senseless_events_change_nothing(void **state)
     assert_int_equal(vfmig_flow_step(&f, &wrong, 0, &last), -EINVAL);
 }
 
+/* A late answer to something that was given up changes nothing, whatever it says. */
+static void what_was_given_up_is_not_heard(void **state)
+{
+    const uint32_t features[] = {FULL};
+    struct vfmig_flow f, before;
+
+    assert_int_equal(vfmig_flow_init(&f, VFMIG_FLOW_SOURCE, 1, features, 100, 100), 0);
+    assert_int_equal(f.state[0], VFMIG_STATE_RUNNING);
+    assert_int_equal(
+        vfmig_flow_step(&f, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_START}, 0, &last),
+        0);
+    before = f;
+    for (uint32_t work = 0; work < VFMIG_WORK_COUNT; work++) {
+        struct vfmig_flow_event event = {
+            .kind = VFMIG_FLOW_EVENT_WORK_DONE, .work = work, .err = -EIO};
+        if (work == VFMIG_WORK_TRACK_START)
+            continue;
+        assert_int_equal(vfmig_flow_step(&f, &event, 0, &last), 0);
+        assert_int_equal(last.count, 0);
+        assert_memory_equal(&f, &before, sizeof(f));
+    }
+    struct vfmig_flow_event data = {.kind = VFMIG_FLOW_EVENT_DATA_DONE, .err = -EIO};
+    assert_int_equal(vfmig_flow_step(&f, &data, 0, &last), 0);
+    assert_memory_equal(&f, &before, sizeof(f));
+}
+
+/* A reset that fails is tried once more, then the device is given up. */
+static void a_reset_is_tried_twice(void **state)
+{
+    const uint32_t features[] = {FULL};
+    struct vfmig_flow f;
+    struct vfmig_flow_event fails = {
+        .kind = VFMIG_FLOW_EVENT_DEVICE_DONE, .err = -EIO, .state = VFMIG_STATE_ERROR};
+
+    assert_int_equal(vfmig_flow_init(&f, VFMIG_FLOW_DESTINATION, 1, features, 100, 100), 0);
+    assert_int_equal(
+        vfmig_flow_step(&f, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_START}, 0, &last),
+        0);
+    assert_int_equal(vfmig_flow_step(&f, &fails, 0, &last), 0);
+    assert_int_equal(
+        vfmig_flow_step(&f, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_UNWIND}, 0, &last),
+        0);
+    assert_int_equal(f.row, VFMIG_ROW_D_RESET);
+    assert_int_equal(vfmig_flow_step(&f, &fails, 0, &last), 0);
+    assert_int_equal(last.count, 1);
+    assert_int_equal(last.list[0].kind, VFMIG_FLOW_ACT_GO);
+    assert_int_equal(f.want[0], VFMIG_WANT_RESET);
+    assert_int_equal(vfmig_flow_step(&f, &fails, 0, &last), 0);
+    assert_int_equal(last.list[0].kind, VFMIG_FLOW_ACT_LOST);
+    assert_true(f.ended);
+}
+
+/* A row is named after the step that it belongs to. */
+static void rows_are_of_their_steps(void **state)
+{
+    for (uint32_t row = 1; row < VFMIG_ROW_COUNT; row++) {
+        const char *name = vfmig_row_name(row), *step = vfmig_step_name(vfmig_row_step(row));
+        if (!strcmp(name, "HAND_OVER"))
+            assert_string_equal(step, "handover");
+        else if (!strcmp(name, "R2_LOAD"))
+            assert_string_equal(step, "loaded");
+        else if (name[0] == 'U')
+            assert_string_equal(step, "unwind");
+        else if (name[0] == 'D')
+            assert_string_equal(step, "drop");
+        else
+            assert_memory_equal(step, name, 2);
+    }
+}
+
 static void names(void **state)
 {
     assert_string_equal(vfmig_step_name(VFMIG_STEP_S3), "S3");
@@ -618,6 +688,9 @@ int main(void)
         cmocka_unit_test(a_ladder_does_not_extend_the_others),
         cmocka_unit_test(a_hanging_device_does_not_hold_the_guest),
         cmocka_unit_test(senseless_events_change_nothing),
+        cmocka_unit_test(what_was_given_up_is_not_heard),
+        cmocka_unit_test(a_reset_is_tried_twice),
+        cmocka_unit_test(rows_are_of_their_steps),
         cmocka_unit_test(names),
     };
     return cmocka_run_group_tests_name("flow", tests, NULL, NULL);

@@ -520,6 +520,26 @@ static void ask_messages(const struct vfmig_handover *h)
     }
 }
 
+/* Asking again is worth while where there is something to say or to write again; an offer is said again
+ * but not waited for, and a fenced guest that could not be prepared waits for its operator. */
+static void ask_waits(const struct vfmig_handover *h)
+{
+    struct answer again = on_time(h, /* link_up= */ false);
+    bool waits = again.send || again.journal;
+    bool running = h->state == S(SRC_IDLE) || h->state == S(SRC_OFFERED) || h->state == S(SRC_ABORTED) ||
+                   h->state == S(SRC_RESUMED) || h->state == S(DST_RUNNING);
+    struct vfmig_handover writing = *h;
+
+    if (h->state == S(SRC_OFFERED))
+        waits = !h->memory;
+    if (h->state == S(DST_FENCED))
+        waits = waits || h->failed;
+    assert_int_equal(vfmig_handover_waits(h), waits);
+    assert_int_equal(vfmig_handover_may_run(h), running && h->memory);
+    writing.pending = J(REFUSED);
+    assert_false(vfmig_handover_waits(&writing));
+}
+
 /* Which records a state writes. */
 static bool writes(unsigned state, unsigned record, bool memory)
 {
@@ -578,6 +598,11 @@ static void what_happens_here(void **state)
     each(ask_local);
 }
 
+static void who_waits_and_who_may_run(void **state)
+{
+    each(ask_waits);
+}
+
 static void messages(void **state)
 {
     each(ask_messages);
@@ -593,6 +618,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(time_and_links),
         cmocka_unit_test(what_happens_here),
+        cmocka_unit_test(who_waits_and_who_may_run),
         cmocka_unit_test(messages),
         cmocka_unit_test(records),
     };

@@ -387,6 +387,19 @@ static void credit_survives_the_trip(void **state)
     }
 }
 
+static void what_is_packed_says_what_it_was(void **state)
+{
+    struct vfmig_packed packed = {.tag = VFMIG_RECORD_DEVDATA, .bytes = 5000}, got = {0};
+    uint8_t bytes[VFMIG_PACKED_BYTES + 1];
+
+    memset(bytes, 0xee, sizeof(bytes));
+    vfmig_packed_encode(bytes, &packed);
+    assert_int_equal(vfmig_packed_decode(bytes, sizeof(bytes), &got, NULL), 0);
+    assert_int_equal(got.tag, packed.tag);
+    assert_int_equal(got.bytes, packed.bytes);
+    assert_int_not_equal(vfmig_packed_decode(bytes, VFMIG_PACKED_BYTES, &got, NULL), 0);
+}
+
 static void texts_are_bounded_terminated_and_printable(void **state)
 {
     uint8_t bytes[VFMIG_MAX_STREAM_TEXT];
@@ -398,6 +411,10 @@ static void texts_are_bounded_terminated_and_printable(void **state)
     assert_int_equal(vfmig_verdict_decode(bytes, size, &got_verdict, NULL), 0);
     assert_true(got_verdict.accept);
     assert_string_equal(got_verdict.text, "welcome");
+    verdict.accept = false;
+    size = vfmig_verdict_encode(bytes, &verdict);
+    assert_int_equal(vfmig_verdict_decode(bytes, size, &got_verdict, NULL), 0);
+    assert_false(got_verdict.accept);
     vfmig_le32_put(bytes, 2);
     assert_int_equal(vfmig_verdict_decode(bytes, size, &got_verdict, NULL), -EBADMSG);
 
@@ -467,6 +484,7 @@ int main(void)
         cmocka_unit_test(device_records_survive_the_trip),
         cmocka_unit_test(passed_memory_survives_the_trip),
         cmocka_unit_test(credit_survives_the_trip),
+        cmocka_unit_test(what_is_packed_says_what_it_was),
         cmocka_unit_test(texts_are_bounded_terminated_and_printable),
         cmocka_unit_test(the_clock_offset_is_inside_its_error),
     };
