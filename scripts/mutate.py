@@ -114,11 +114,11 @@ DECLARATION = re.compile(r"\s*(?:const|static|struct|enum|unsigned|u?int\w*|bool
 
 
 def statements(name, text, code):
-    depth, before = 0, ";"
+    depth, before, above = 0, ";", ""
     for match in re.finditer(r"[^\n]*\n", code):
         line = match.group(0)
         if depth > 0 and re.fullmatch(r"\s+[\w*(+-].*;\s*", line) and not DECLARATION.match(line) and \
-                before[-1] in ";{}:)" and "vfmig_sabotage" not in line and not line.strip().startswith("for"):
+                before[-1] in ";{}:)" and "vfmig_sabotage" not in above + before + line and not line.strip().startswith("for"):
             start = match.start() + len(line) - len(line.lstrip())
             # A function that ends without its value has no meaning, and a return at its end does nothing.
             ends = re.match(r"[\s}]*\n}", code[match.end() - 1:]) or code[match.end():match.end() + 2] == "}\n"
@@ -128,16 +128,16 @@ def statements(name, text, code):
         if not line.lstrip().startswith("#"):
             depth += line.count("{") - line.count("}")
         if line.strip():
-            before = line.strip()
+            above, before = before, line.strip()
     del text
 
 
 def reads_not(name, text, row, column):
     """Cells that their machine does not look at: no devices, so no state for them and nothing that they do wrong; no
-    ERROR is ever left by a hop."""
+    work that is waited for, so no limit of it; no ERROR is ever left by a hop."""
     cell = [text[a:b].strip() for a, b in row]
     if name == "tables/flow.def":
-        return cell[2] == "NONE" and column in (3, 7)
+        return (cell[2] == "NONE" and column in (3, 7)) or (cell[5] == "0" and column == 6)
     return name == "tables/next_hop.def" and (cell[0] == "ERROR" or column == 1)
 
 
@@ -371,11 +371,12 @@ def main():
     options = parser.parse_args()
     log = options.log = options.dir.resolve() / f"{options.set}.jsonl"
     options.until = time.monotonic() + options.seconds
+    chosen = SETS[options.set]
+    names = options.files or [os.path.relpath(path, ROOT) for pattern in chosen["files"]
+                              for path in sorted(glob.glob(str(ROOT / pattern)))]
+    every = [mutant for name in names for mutant in mutants_of(name)]
     if not options.report:
-        chosen = SETS[options.set]
-        names = options.files or [os.path.relpath(path, ROOT) for pattern in chosen["files"]
-                                  for path in sorted(glob.glob(str(ROOT / pattern)))]
-        mutants = [mutant for name in names for mutant in mutants_of(name)]
+        mutants = list(every)
         random.Random(options.seed).shuffle(mutants)
         tried = {json.loads(line)["key"] for line in log.read_text().splitlines()} if log.exists() else set()
         mutants = [mutant for mutant in mutants[:options.count] if mutant["key"] not in tried]
@@ -388,7 +389,8 @@ def main():
                 run.result()
     if not log.exists():
         sys.exit("nothing was tried yet")
-    share = report([json.loads(line) for line in log.read_text().splitlines()])
+    current = {mutant["key"] for mutant in every}
+    share = report([r for r in map(json.loads, log.read_text().splitlines()) if r["key"] in current])
     return 1 if share < options.floor else 0
 
 

@@ -453,6 +453,18 @@ static void a_v2_walk_stops_where_it_failed(void **state)
     assert_int_equal(vfmig_dev_bits(&rig.dev), 0);
 }
 
+/* C22: it has nothing to stream in SR, so it is not asked to begin or to end. */
+static void a_device_without_pre_copy_is_not_asked_for_it(void **state)
+{
+    struct rig rig;
+
+    rig_start(&rig, VFMIG_FEATURE_STOP_COPY, 0);
+    assert_int_equal(rig_write(&rig, S | R), 0);
+    assert_int_equal(rig_write(&rig, R), 0);
+    assert_null(strchr(rig.trace, 'w'));
+    assert_null(strchr(rig.trace, 'e'));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -480,6 +492,7 @@ int main(void)
         cmocka_unit_test(a_lost_owner_leaves_a_fresh_device),
         cmocka_unit_test(positive_error_numbers_are_failures_too),
         cmocka_unit_test(a_v2_walk_stops_where_it_failed),
+        cmocka_unit_test(a_device_without_pre_copy_is_not_asked_for_it),
     };
     return cmocka_run_group_tests_name("dev", tests, NULL, NULL);
 }

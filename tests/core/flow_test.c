@@ -646,6 +646,38 @@ static void a_reset_is_tried_twice(void **state)
     assert_true(f.ended);
 }
 
+/* What has an end of its own has no limit, the vIOMMU has its own, whatever else is waited for a
+ * device's. */
+static void each_row_has_its_limit(void **state)
+{
+    static const char *const endless[] = {"S1_ALL", "S2_LOOP", "S4_TRIAL",
+                                          "S5_LOG", "S5_LAST", "HAND_OVER"};
+    struct vfmig_flow f;
+    unsigned rows = 0;
+
+    assert_int_equal(vfmig_flow_init(&f, VFMIG_FLOW_SOURCE, 0, NULL, 400, 80), 0);
+    f.quiet_log = 1;
+    assert_int_equal(
+        vfmig_flow_step(&f, &(struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_START}, 0, &last),
+        0);
+    while (f.row != VFMIG_ROW_WAIT) {
+        struct vfmig_flow_event event = {.kind = VFMIG_FLOW_EVENT_GO};
+        if (f.row != VFMIG_ROW_ASK && f.row != VFMIG_ROW_CHECK) {
+            const char *name = vfmig_row_name(f.row);
+            bool none = false;
+            for (size_t i = 0; i < sizeof(endless) / sizeof(endless[0]); i++)
+                none |= !strcmp(name, endless[i]);
+            assert_int_equal(f.works_due_ns, none ? 0 : !strcmp(name, "S3_IDLE") ? 100 : 500);
+            event.kind = VFMIG_FLOW_EVENT_WORK_DONE;
+            while (!(f.running & 1u << event.work))
+                event.work++;
+            rows++;
+        }
+        assert_int_equal(vfmig_flow_step(&f, &event, 0, &last), 0);
+    }
+    assert_true(rows >= 11);
+}
+
 /* A row is named after the step that it belongs to. */
 static void rows_are_of_their_steps(void **state)
 {
@@ -690,6 +722,7 @@ int main(void)
         cmocka_unit_test(senseless_events_change_nothing),
         cmocka_unit_test(what_was_given_up_is_not_heard),
         cmocka_unit_test(a_reset_is_tried_twice),
+        cmocka_unit_test(each_row_has_its_limit),
         cmocka_unit_test(rows_are_of_their_steps),
         cmocka_unit_test(names),
     };

@@ -453,7 +453,9 @@ static void the_clock_offset_is_inside_its_error(void **state)
                                   .answered_ns = sent + out + held + 5000000000u};
         uint8_t bytes[VFMIG_PONG_BYTES];
         vfmig_pong_encode(bytes, &pong);
+        pong = (struct vfmig_pong){0};
         assert_int_equal(vfmig_pong_decode(bytes, sizeof(bytes), &pong, NULL), 0);
+        assert_int_equal(pong.sent_ns, sent);
         vfmig_clock_offset_add(&clock, &pong, sent + out + held + back);
         assert_true((uint64_t)llabs(clock.offset_ns - 5000000000ll) <= clock.error_ns);
     }
