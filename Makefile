@@ -1,6 +1,6 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench bench-long matrix fuzz model explore interop docs lint install clean mutate
+.PHONY: all deps demo check bench bench-long matrix fuzz model explore interop docs lint install clean mutate check-mutants
 
 BUILD ?= build
 SABOTAGE ?=
@@ -34,6 +34,11 @@ demo: $(DEMO_BUILD)/build.ninja
 check: $(BUILD)/check/build.ninja
 	ninja -C $(BUILD)/check
 	meson test -C $(BUILD)/check --print-errorlogs --timeout-multiplier 3
+
+# The checker against devices with one deliberate bug each, and good ones: a minute or two.
+check-mutants: $(BUILD)/sabotage/build.ninja
+	ninja -C $(BUILD)/sabotage tests/check/mutants
+	$(BUILD)/sabotage/tests/check/mutants --all docs/conformance.md
 
 bench: all
 	python3 scripts/bench.py $(BUILD)/release

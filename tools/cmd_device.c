@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bugs.h"
 #include "commands.h"
 #include "devices/devices.h"
 #include "options.h"
@@ -15,7 +16,7 @@
 #define RATE_MIN   (64u << 10) /* a piece of 256 KiB takes 4 s then */
 #define RATE_MAX   (UINT64_C(1) << 40)
 
-static const char *socket_path, *control_path, *fail_text = "none", *mask_text = "none";
+static const char *socket_path, *control_path, *bug, *fail_text = "none", *mask_text = "none";
 static struct tool_list latencies;
 static uint64_t state_size, dirty_rate, save_rate, load_rate, latency_us, quiesce_us;
 static uint64_t look_ahead, fail_at, fail_byte, drain_timeout_ms, max_data;
@@ -63,6 +64,8 @@ static const struct tool_option options[] = {
     {"fail-byte", TOOL_SIZE, &fail_byte, "N",
      "dma, bulk: save_precopy, save or load fails at this byte (default: at the first call)",
      .max = VFMIG_BULK_STATE_MAX},
+    {"bug", TOOL_TEXT, &bug, "ID",
+     "a deliberate bug, for vfmig check to find, in builds that have them; list prints them"},
     {"json", TOOL_FLAG, &json, NULL, "print the counters as one JSON object at the end"},
     {NULL},
 };
@@ -199,8 +202,10 @@ int cmd_device(int argc, char **argv)
     struct tool_list names = {0};
     struct vfmig_device_knobs knobs;
     struct vfmig_error err = {0};
-    int code = tool_parse(&usage, argc, argv, &names);
 
+    if (bugs_list(argc, argv))
+        return TOOL_OK;
+    int code = tool_parse(&usage, argc, argv, &names);
     if (code < 0)
         code = parse_knobs(&knobs);
     if (code >= 0)
@@ -209,6 +214,8 @@ int cmd_device(int argc, char **argv)
     if (!kind)
         return tool_fail(&usage, TOOL_USAGE, "there is no device called '%s'", names.items[0]);
     int r = vfmig_device_knobs_check(kind, &knobs, &err);
+    if (r == 0 && bug)
+        r = bugs_turn_on(bug, &err);
     if (r == 0)
         r = kind->make(&knobs, &device, &err);
     if (r < 0)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import socket
+import subprocess
 import struct
 import threading
 import xml.etree.ElementTree
@@ -10,7 +11,7 @@ import xml.etree.ElementTree
 import pytest
 
 import between
-from judged import EXPLAINED, Device, check, judge, verdicts
+from judged import EXPLAINED, PATIENCE, VFMIG, Device, check, judge, verdicts
 
 # VFMIG_CHECK=long: other random numbers, many times.
 SEEDS = ("--repeat", "20") if os.environ.get("VFMIG_CHECK") == "long" else ()
@@ -168,3 +169,18 @@ def test_a_file_of_steps_is_not_believed(tmp_path, line):
         assert result.returncode in (0, 3) and "recorded" in result.stdout + result.stderr, result
     else:
         assert result.returncode == 2 and "line 2" in result.stderr, result
+
+
+def test_a_bug_is_listed_and_found(tmp_path):
+    listed = subprocess.run([VFMIG, "device", "--bug", "list"], capture_output=True, text=True, timeout=PATIENCE)
+    if "this build has no bugs" in listed.stdout:
+        result = subprocess.run([VFMIG, "device", "dma", "--socket", "x", "--bug", "no-drain"], capture_output=True,
+                                text=True, timeout=PATIENCE)
+        assert result.returncode == 2 and "this build has no bugs" in result.stderr
+        return
+    assert [line.split()[1] for line in listed.stdout.splitlines() if line.startswith("no-drain ")] == ["C32-MESSAGE"]
+    wrong = subprocess.run([VFMIG, "device", "dma", "--socket", "x", "--bug", "moth"], capture_output=True, text=True,
+                           timeout=PATIENCE)
+    assert wrong.returncode == 2 and "moth" in wrong.stderr
+    with Device(tmp_path, "dma", "--bug", "no-drain") as device:
+        assert judge(device.path, "--only", "C32-MESSAGE")[1] == 3

@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The checker against devices with a deliberate bug (src/devices/bugs.def): each is caught by the
+ * rule that it breaks. A device is a process of its own, and so is each run of the checker: both
+ * may hang or die.
+ *
+ *   mutants                    each bug under its own rule
+ *   mutants --all DOCUMENT     each bug under all rules, good devices too; writes the table
+ *   mutants --document FILE    the document has a row for each bug, and no other */
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "check/rule.h"
+#include "devices/devices.h"
+
+#define REGION  CHECK_DIALECT_REGION
+#define FEATURE CHECK_DIALECT_FEATURE
+#define BOTH    CHECK_DIALECT_BOTH
+
+#define MAX_RULES    256u
+#define MAX_JOBS     512u
+#define WATCHDOG_S   90u /* of a run */
+#define GOOD_SEEDS   20u
+#define DEADLINE_MS  1000u
+#define PATIENT_MS   20000u /* good devices: a machine that is busy is no device that hangs */
+#define MAX_PARALLEL 4u
+
+static const struct bug {
+    const char *rule, *id, *device;
+    unsigned dialects;
+    const char *what;
+} bugs[] = {
+#define BUG(rule, id, device, dialects, what) {rule, id, device, dialects, what},
+#include "devices/bugs.def"
+};
+#define BUGS ((unsigned)(sizeof(bugs) / sizeof(bugs[0])))
+
+static const struct kind {
+    const char *name, *device;
+    struct vfmig_device_knobs knobs;
+} kinds[] = {
+    {"null", "null", {0}},
+    {"dma", "dma", {0}},
+    {"dma, no NDMA", "dma", {.no_ndma = true, .no_precopy = true}},
+    {"dma, slow", "dma", {.latency_ns = 20000000}},
+    {"bulk", "bulk", {.state_bytes = 256 << 10}},
+    {"bulk, 2 MiB", "bulk", {.state_bytes = 2 << 20}},
+};
+
+/* What came of a job; in memory shared with the process that does it. */
+struct outcome {
+    bool done;
+    char text[200];                /* what was wrong, in the worker's words */
+    uint8_t verdict[2][MAX_RULES]; /* by dialect - 1; + 1, 0 is not run */
+};
+
+struct job {
+    const char *bug; /* NULL: a good device */
+    const char *device;
+    unsigned dialects;
+    const char *only; /* NULL: all rules */
+    unsigned seeds;
+    pid_t pid;
+};
+
+static struct job jobs[MAX_JOBS];
+static unsigned job_count;
+static struct outcome *outcomes;
+static char folder[] = "/tmp/mutants-XXXXXX";
+
+static const struct kind *find_kind(const char *name)
+{
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+        if (!strcmp(kinds[i].name, name))
+            return &kinds[i];
+    fprintf(stderr, "%s: no such kind of device\n", name);
+    exit(1);
+}
+
+/* ---- one job -------------------------------------------------------------------------------- */
+
+/* A process that serves the device; it dies with its parent. Returns when it listens. */
+static pid_t start_device(const struct job *job, const char *path)
+{
+    const struct kind *kind = find_kind(job->device);
+    struct vfmig_device *device;
+    struct vfmig_error error = {0};
+    int ready[2];
+    char byte = 0;
+
+    if (pipe(ready) < 0)
+        return -1;
+    pid_t pid = fork();
+    if (pid != 0) {
+        close(ready[1]);
+        ssize_t n = read(ready[0], &byte, 1);
+        close(ready[0]);
+        return n == 1 ? pid : -1;
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    close(ready[0]);
+    if (job->bug) {
+        setenv("VFMIG_SABOTAGE", job->bug, 1);
+        if (!freopen("/dev/null", "w", stderr)) /* it may die of its bug */
+            _exit(1);
+    }
+    int r = vfmig_device_kind_find(kind->device)->make(&kind->knobs, &device, &error);
+    if (r == 0)
+        r = vfmig_device_listen(device, path, &error);
+    if (r < 0 || write(ready[1], &byte, 1) != 1) {
+        fprintf(stderr, "%s\n", error.text);
+        _exit(1);
+    }
+    close(ready[1]);
+    vfmig_device_run(device, &error);
+    _exit(0);
+}
+
+static bool is_explained(const char *why)
+{
+    static const char *const reasons[] = {"destructive:", "no second device", "no workload that",
+                                          "the device gives no data in PRE_COPY",
+                                          "the device did not go to ERROR"};
+
+    for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
+        if (!strncmp(why, reasons[i], strlen(reasons[i])))
+            return true;
+    return false;
+}
+
+static bool is_caught(enum check_verdict verdict)
+{
+    return verdict == CHECK_FAIL || verdict == CHECK_WARN;
+}
+
+static void note_good(struct outcome *out, const struct check_result *result)
+{
+    const char *dialect = result->dialect == CHECK_DIALECT_REGION ? "region" : "feature";
+
+    if (out->text[0])
+        return;
+    if (is_caught(result->verdict))
+        snprintf(out->text, sizeof(out->text), "%s %s: %.100s", dialect, result->rule->id,
+                 result->seen);
+    else if (result->verdict == CHECK_SKIPPED && !is_explained(result->why))
+        snprintf(out->text, sizeof(out->text), "%s %s is skipped: %.100s", dialect,
+                 result->rule->id, result->why);
+}
+
+/* In a process of its own. */
+static void work(const struct job *job, struct outcome *out)
+{
+    char path[64], target[80];
+    struct check_report report;
+    struct vfmig_error error = {0};
+
+    alarm(WATCHDOG_S);
+    snprintf(path, sizeof(path), "%s/%d", folder, (int)getpid());
+    snprintf(target, sizeof(target), "vfio-user:%s", path);
+    pid_t device = start_device(job, path);
+    struct check_options options = {
+        .target = target,
+        .dialects = job->dialects,
+        .only = &job->only,
+        .only_count = job->only != NULL,
+        .allow_destructive = true,
+        .repeat = job->seeds,
+        .seed = 1,
+        .deadline_ms = job->bug ? DEADLINE_MS : PATIENT_MS,
+    };
+    int r = device < 0 ? -1 : check_run(&options, &report, &error);
+    if (r < 0)
+        snprintf(out->text, sizeof(out->text), "%.190s", device < 0 ? "no device" : error.text);
+    for (unsigned i = 0; r == 0 && i < report.count; i++) {
+        const struct check_result *result = &report.results[i];
+        out->verdict[result->dialect - 1][result->rule - check_rules] = result->verdict + 1;
+        if (!job->bug)
+            note_good(out, result);
+    }
+    out->done = true;
+    if (device > 0)
+        kill(device, SIGKILL);
+    unlink(path);
+    _exit(0);
+}
+
+/* ---- all jobs ------------------------------------------------------------------------------- */
+
+static void add_job(const char *bug, const char *device, unsigned dialects, const char *only,
+                    unsigned seeds)
+{
+    if (job_count == MAX_JOBS) {
+        fprintf(stderr, "more than %u bugs\n", MAX_JOBS);
+        exit(1);
+    }
+    jobs[job_count++] = (struct job){bug, device, dialects, only, seeds, 0};
+}
+
+static void run_jobs(void)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned room = processors < MAX_PARALLEL ? (unsigned)processors : MAX_PARALLEL, running = 0;
+
+    for (unsigned next = 0; next < job_count || running;) {
+        if (next < job_count && running < room) {
+            fflush(NULL);
+            jobs[next].pid = fork();
+            if (jobs[next].pid == 0)
+                work(&jobs[next], &outcomes[next]);
+            running += jobs[next].pid > 0;
+            next++;
+        } else if (wait(NULL) > 0) {
+            running--;
+        }
+    }
+}
+
+/* ---- verdicts ------------------------------------------------------------------------------- */
+
+static const char *const dialect_names[] = {"region", "feature"};
+
+/* The job's rule caught it, in each of its dialects. */
+static bool own_rule_caught(const struct bug *bug, const struct outcome *out)
+{
+    size_t rule = (size_t)(check_rule_find(bug->rule) - check_rules);
+
+    for (unsigned d = 0; d < 2; d++)
+        if (bug->dialects >> d & 1 &&
+            (!out->verdict[d][rule] || !is_caught(out->verdict[d][rule] - 1)))
+            return false;
+    return true;
+}
+
+static int judge_own(void)
+{
+    int failed = 0;
+
+    for (unsigned i = 0; i < BUGS; i++)
+        if (!own_rule_caught(&bugs[i], &outcomes[i])) {
+            printf("not caught: %s by %s (%s)%s%s\n", bugs[i].id, bugs[i].rule, bugs[i].device,
+                   outcomes[i].done ? " " : " the watchdog ended it", outcomes[i].text);
+            failed = 1;
+        }
+    return failed;
+}
+
+/* Which rules caught it in a dialect: the first, and the others as text. */
+static const char *rules_of(const struct outcome *out, unsigned d, const char *own, char *others,
+                            size_t room)
+{
+    const char *first = NULL;
+    size_t at = 0;
+
+    others[0] = 0;
+    for (unsigned k = 0; k < check_rule_count; k++) {
+        if (!out->verdict[d][k] || !is_caught(out->verdict[d][k] - 1))
+            continue;
+        if (!first)
+            first = check_rules[k].id;
+        if (strcmp(check_rules[k].id, own) != 0 && at < room)
+            at +=
+                (size_t)snprintf(others + at, room - at, "%s%s", at ? " " : "", check_rules[k].id);
+    }
+    return first;
+}
+
+static void write_row(FILE *out, unsigned i)
+{
+    const struct bug *bug = &bugs[i];
+    char others[2048];
+
+    for (unsigned d = 0; d < 2; d++) {
+        if (!(bug->dialects >> d & 1))
+            continue;
+        const char *first = rules_of(&outcomes[i], d, bug->rule, others, sizeof(others));
+        bool own = first && !strcmp(first, bug->rule);
+        fprintf(out, "| %s | %s | %s | %s | %s | %s%s | %s |\n", bug->rule, bug->id, bug->what,
+                bug->device, dialect_names[d], own ? "yes" : "after ",
+                own     ? ""
+                : first ? first
+                        : "nothing",
+                others);
+    }
+}
+
+static int write_document(const char *path)
+{
+    FILE *out = fopen(path, "we");
+
+    if (!out)
+        return 1;
+    fprintf(out,
+            "# Is the checker right?\n\n"
+            "Written by `make check-mutants`. The good devices `null`, `dma` and `bulk` pass all "
+            "rules in both dialects with %u seeds each.\nThe devices below have one deliberate bug "
+            "each (`vfmig device --bug ID`, `src/devices/bugs.def`); `vfmig check` runs all its\n"
+            "rules against each. `own first`: the first rule that did not pass is the one that the "
+            "bug is for.\n\n"
+            "| rule | bug | what the device does | device | dialect | own first | others that do "
+            "not pass |\n|---|---|---|---|---|---|---|\n",
+            GOOD_SEEDS);
+    for (unsigned i = 0; i < BUGS; i++)
+        write_row(out, i);
+    return fclose(out) ? 1 : 0;
+}
+
+static int run_all(const char *document)
+{
+    static const char *const good[] = {"null", "dma", "bulk"};
+    int failed;
+
+    for (unsigned i = 0; i < BUGS; i++)
+        add_job(bugs[i].id, bugs[i].device, bugs[i].dialects, NULL, 1);
+    for (unsigned i = 0; i < 3; i++)
+        for (unsigned d = REGION; d <= FEATURE; d++)
+            add_job(NULL, good[i], d, NULL, GOOD_SEEDS);
+    run_jobs();
+    failed = judge_own();
+    for (unsigned i = 0; i < BUGS; i++)
+        write_row(stdout, i);
+    for (unsigned i = BUGS; i < job_count; i++) {
+        bool good_one = outcomes[i].done && !outcomes[i].text[0];
+        printf("%s: %s, %s, %u seeds: %s\n", good_one ? "good" : "FALSE ALARM", jobs[i].device,
+               dialect_names[jobs[i].dialects - 1], GOOD_SEEDS,
+               !outcomes[i].done ? "the watchdog ended it"
+               : good_one        ? "passes"
+                                 : outcomes[i].text);
+        failed |= !good_one;
+    }
+    return failed || write_document(document);
+}
+
+static int run_own(void)
+{
+    for (unsigned i = 0; i < BUGS; i++)
+        add_job(bugs[i].id, bugs[i].device, bugs[i].dialects, bugs[i].rule, 1);
+    run_jobs();
+    return judge_own();
+}
+
+/* The document is of this table: make check-mutants writes it again. */
+static int compare_document(const char *path)
+{
+    FILE *in = fopen(path, "re");
+    char line[8192], row[512];
+    unsigned i = 0, dialects = 0;
+
+    while (in && fgets(line, sizeof(line), in)) {
+        if (strncmp(line, "| ", 2) != 0 || !strncmp(line, "| rule ", 7))
+            continue;
+        if (i < BUGS && !dialects)
+            dialects = bugs[i].dialects;
+        if (i < BUGS)
+            snprintf(row, sizeof(row), "| %s | %s | %s | %s | %s | ", bugs[i].rule, bugs[i].id,
+                     bugs[i].what, bugs[i].device,
+                     dialect_names[dialects & REGION ? REGION - 1 : FEATURE - 1]);
+        if (i == BUGS || strncmp(line, row, strlen(row)) != 0)
+            break;
+        dialects &= dialects - 1;
+        i += dialects == 0;
+    }
+    bool same = in && i == BUGS && feof(in);
+    if (in)
+        fclose(in);
+    if (!same)
+        printf("%s is not of this table: make check-mutants writes it\n", path);
+    return same ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && !strcmp(argv[1], "--document"))
+        return compare_document(argv[2]);
+    for (unsigned i = 0; i < BUGS; i++)
+        if (!check_rule_find(bugs[i].rule)) {
+            printf("%s: no rule is called %s\n", bugs[i].id, bugs[i].rule);
+            return 1;
+        }
+    outcomes = mmap(NULL, MAX_JOBS * sizeof(*outcomes), PROT_READ | PROT_WRITE,
+                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (outcomes == MAP_FAILED || !mkdtemp(folder)) {
+        perror("mutants");
+        return 1;
+    }
+    int failed = argc == 3 && !strcmp(argv[1], "--all") ? run_all(argv[2]) : run_own();
+    rmdir(folder);
+    return failed;
+}
