@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/sabotage.h"
 #include "engine/channel.h"
 
 static int send_hello(struct vfmig_channel *channel, const struct vfmig_hello *hello,
@@ -23,6 +24,14 @@ static int recv_hello(struct vfmig_channel *channel, struct vfmig_hello *ret_hel
 
     if (rc < 0)
         return rc;
+    if (record.tag == VFMIG_RECORD_ERROR) {
+        struct vfmig_error said = {0};
+        rc = vfmig_stream_error_decode(record.payload, record.length, &said, reterr);
+        return rc ? rc
+                  : vfmig_error_set(reterr, -EREMOTEIO, VFMIG_ORIGIN_PEER, 0,
+                                    "the other side refuses channel %u: %s", record.channel,
+                                    said.text);
+    }
     if (record.tag != VFMIG_RECORD_HELLO)
         return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, record.tag,
                                "channel %u begins with %s instead of HELLO", record.channel,
@@ -119,6 +128,31 @@ static int accept_first(struct vfmig_channel *channel, struct vfmig_hello *ret_h
     return send_hello(channel, ret_hello, reterr);
 }
 
+/* Not memcmp: how long the comparison takes must not tell how much of a guess was right. */
+static bool same_token(const uint8_t a[16], const uint8_t b[16])
+{
+    uint8_t differ = 0;
+
+    for (size_t i = 0; i < 16; i++)
+        differ |= (uint8_t)(a[i] ^ b[i]);
+    return !differ || vfmig_sabotage("token-unchecked");
+}
+
+/* The sentence goes to whoever knocked, too: it may be an operator's mistake. */
+static int refuse(struct vfmig_channel *channel, const char *why, struct vfmig_error *reterr)
+{
+    uint8_t out[VFMIG_STREAM_ERROR_BYTES_MAX];
+    struct vfmig_error error = {0};
+    int rc = vfmig_error_set(&error, -EACCES, VFMIG_ORIGIN_PEER, VFMIG_RECORD_HELLO,
+                             "a connection does not belong to this migration: %s", why);
+
+    (void)vfmig_channel_send(channel, VFMIG_RECORD_ERROR, out,
+                             vfmig_stream_error_encode(out, &error), NULL);
+    if (reterr)
+        *reterr = error;
+    return rc;
+}
+
 /* 0 when the connection is the channel that is due. */
 static int accept_further(struct vfmig_channel *channel, struct vfmig_hello *hello,
                           struct vfmig_error *reterr)
@@ -128,14 +162,12 @@ static int accept_further(struct vfmig_channel *channel, struct vfmig_hello *hel
 
     if (rc < 0)
         return rc;
-    /* Not memcmp: how long the comparison takes must not tell how much of a guess was right. */
-    uint8_t differ = 0;
-    for (size_t i = 0; i < sizeof(got.token); i++)
-        differ |= (uint8_t)(got.token[i] ^ hello->token[i]);
-    if (differ || memcmp(got.migration_id, hello->migration_id, 16) != 0 ||
-        got.channel != hello->channel || got.channel_count != hello->channel_count)
-        return vfmig_error_set(reterr, -EACCES, VFMIG_ORIGIN_PEER, VFMIG_RECORD_HELLO,
-                               "a connection does not belong to this migration");
+    if (memcmp(got.migration_id, hello->migration_id, 16) != 0)
+        return refuse(channel, "it is of another one", reterr);
+    if (!same_token(got.token, hello->token))
+        return refuse(channel, "it does not know the token", reterr);
+    if (got.channel != hello->channel || got.channel_count != hello->channel_count)
+        return refuse(channel, "another channel is due", reterr);
     return send_hello(channel, hello, reterr);
 }
 
