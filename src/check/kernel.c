@@ -308,7 +308,7 @@ static void describe(struct check_kernel *k)
     facts->log_region_pgsize = info->log_page_size;
     facts->data_size = probed(k, KERNEL_FEATURE_GET | KERNEL_F_DATA_SIZE);
     facts->precopy_info = !region && (info->features & VFMIG_FEATURE_PRE_COPY);
-    facts->max_data = CHECK_MAX_DATA;
+    facts->max_read = facts->max_write = CHECK_MAX_DATA;
     facts->region_count = info->region_count;
     for (uint32_t i = 0; i < info->region_count && i < CHECK_MAX_REGIONS; i++) {
         facts->region_size[i] = info->region_size[i];
