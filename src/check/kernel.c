@@ -188,7 +188,8 @@ static int64_t irqs(struct check_kernel *k, const struct check_step *step)
 {
     uint32_t index = (uint32_t)step->arg[0], count = (uint32_t)step->arg[2];
 
-    if (step->arg[1] + step->arg[2] > CHECK_MAX_VECTORS || index >= 5)
+    if (step->arg[2] > CHECK_MAX_VECTORS || step->arg[1] > CHECK_MAX_VECTORS - step->arg[2] ||
+        index >= 5)
         return -EINVAL;
     if (count == 0)
         return k->target->ops->set_irqs(k->target, index, 0, k->target->info.irq_count[index], NULL,
