@@ -38,6 +38,7 @@ enum check_need {
     CHECK_NEED_DMA = 1 << 16,     /* a workload that makes DMA happen */
     CHECK_NEED_CHANGE = 1 << 17,  /* a workload that changes and reads internal state */
     CHECK_NEED_PEER = 1 << 18,    /* a second device */
+    CHECK_NEED_IRQ = 1 << 19,     /* a workload that raises interrupts */
 };
 
 enum check_flag {

@@ -135,6 +135,10 @@ int check_log_report(struct check *c, uint64_t iova, uint64_t length, uint64_t p
                      uint64_t *bitmap, uint32_t room);
 int check_map(struct check *c, uint64_t iova, uint64_t length, uint64_t offset, bool by_message);
 int check_unmap(struct check *c, uint64_t iova, uint64_t length);
+/* Eventfds of the checker for the first count MSI-X vectors; and whether a vector was raised since
+ * last asked. */
+int check_irqs(struct check *c, uint32_t count);
+bool check_irq_seen(struct check *c, uint32_t vector);
 void check_fill(struct check *c, uint64_t offset, uint64_t size, uint8_t value);
 void check_serve(struct check *c, uint32_t ms);
 void check_hold(struct check *c, uint32_t ms);

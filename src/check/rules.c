@@ -30,6 +30,7 @@
 #define DMA          CHECK_NEED_DMA
 #define CHANGE       CHECK_NEED_CHANGE
 #define PEER         CHECK_NEED_PEER
+#define IRQ CHECK_NEED_IRQ
 
 const struct check_rule check_rules[] = {
 #define RULE(theme, id, function, clause, severity, dialects, needs, flags, title, text, source)   \
@@ -69,6 +70,7 @@ static const struct {
     {DMA, "workload: DMA"},
     {CHANGE, "workload: state"},
     {PEER, "a second device"},
+    {IRQ, "workload: interrupts"},
 };
 
 static void print_needs(FILE *out, const struct check_rule *rule)

@@ -62,6 +62,7 @@ static const struct need needs[] = {
     {CHECK_NEED_MESSAGE, true, "this kind of target has no DMA by message"},
     {CHECK_NEED_DMA, true, "no workload that makes the device's DMA happen"},
     {CHECK_NEED_CHANGE, true, "no workload that changes the device's internal state"},
+    {CHECK_NEED_IRQ, true, "no workload that raises interrupts"},
     {CHECK_NEED_PEER, true, "no second device (--peer)"},
 };
 
@@ -85,6 +86,7 @@ static unsigned what_is_there(const struct check *c)
     there |= facts->posted ? CHECK_NEED_POSTED : 0;
     there |= facts->by_message ? CHECK_NEED_MESSAGE : 0;
     there |= c->workload && c->workload->dma_write ? CHECK_NEED_DMA : 0;
+    there |= c->workload && c->workload->dma_start_irq ? CHECK_NEED_IRQ : 0;
     there |= c->workload && c->workload->change ? CHECK_NEED_CHANGE : 0;
     there |= c->peer && c->peer->facts.dialects & c->dialect ? CHECK_NEED_PEER : 0;
     return there;

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Steps: done, recorded; what a rule starts from. */
+#include <unistd.h>
+
 #include "check/rule.h"
 #include "io/sock.h"
 
@@ -306,6 +308,22 @@ int check_unmap(struct check *c, uint64_t iova, uint64_t length)
     struct check_step step = {.kind = CHECK_STEP_UNMAP, .arg = {iova, length}};
 
     return (int)check_do(c, &step);
+}
+
+int check_irqs(struct check *c, uint32_t count)
+{
+    struct check_step step = {.kind = CHECK_STEP_IRQS, .arg = {VFMIG_IRQ_MSIX, 0, count}};
+
+    for (uint32_t v = 0; v < CHECK_MAX_VECTORS; v++)
+        check_irq_seen(c, v);
+    return (int)check_do(c, &step);
+}
+
+bool check_irq_seen(struct check *c, uint32_t vector)
+{
+    uint64_t count;
+
+    return read(c->port->irq_fd[vector], &count, sizeof(count)) == sizeof(count);
 }
 
 void check_fill(struct check *c, uint64_t offset, uint64_t size, uint8_t value)

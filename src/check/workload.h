@@ -34,6 +34,9 @@ struct check_workload {
      * it was rung and nothing came of it. */
     int (*dma_write)(struct check *c, uint64_t iova, uint32_t size, uint64_t pattern);
     int (*dma_start)(struct check *c, uint64_t iova, uint32_t size, uint64_t pattern);
+    /* As dma_start, and MSI-X vector is raised when it is done. */
+    int (*dma_start_irq)(struct check *c, uint64_t iova, uint32_t size, uint64_t pattern,
+                         uint32_t vector);
     /* How many DMAs are complete, as the device says. */
     int (*dma_done)(struct check *c, uint64_t *ret_count);
 

@@ -16,6 +16,7 @@
 #define SRAM_SIZE   0x10000u
 #define ENTRIES     64u
 #define OP_FILL     2u
+#define FLAG_IRQ    1u
 
 struct descriptor {
     uint32_t op, flags;
@@ -62,9 +63,8 @@ static int set_up(struct check *c)
     return r;
 }
 
-static int dma_start(struct check *c, uint64_t iova, uint32_t size, uint64_t pattern)
+static int queue(struct check *c, struct descriptor d)
 {
-    struct descriptor d = {.op = OP_FILL, .dst = iova, .length = size, .pattern = pattern};
     uint32_t tail = 0;
     int r = get32(c, REG_TAIL, &tail);
 
@@ -76,6 +76,23 @@ static int dma_start(struct check *c, uint64_t iova, uint32_t size, uint64_t pat
         .data = &d};
     check_do(c, &step);
     return put(c, REG_TAIL, tail + 1, 4);
+}
+
+static int dma_start(struct check *c, uint64_t iova, uint32_t size, uint64_t pattern)
+{
+    return queue(
+        c, (struct descriptor){.op = OP_FILL, .dst = iova, .length = size, .pattern = pattern});
+}
+
+static int dma_start_irq(struct check *c, uint64_t iova, uint32_t size, uint64_t pattern,
+                         uint32_t vector)
+{
+    return queue(c, (struct descriptor){.op = OP_FILL,
+                                        .flags = FLAG_IRQ,
+                                        .dst = iova,
+                                        .length = size,
+                                        .vector = vector,
+                                        .pattern = pattern});
 }
 
 static int dma_done(struct check *c, uint64_t *ret_count)
@@ -147,6 +164,7 @@ const struct check_workload check_workload_dma = {
     .set_up = set_up,
     .dma_write = dma_write,
     .dma_start = dma_start,
+    .dma_start_irq = dma_start_irq,
     .dma_done = dma_done,
     .change = change,
     .digest = digest,
