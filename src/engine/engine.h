@@ -165,6 +165,7 @@ struct engine {
     uint32_t epoch;
     uint64_t shutdown_at_ns; /* when an aborted attempt that still sends is cut off; 0: never */
     uint64_t retry_at_ns, give_up_at_ns, reconnect_at_ns, beat_at_ns;
+    uint64_t tell_until_ns; /* source, unwound: how long a destination that has not heard is looked for */
     uint64_t again_at_ns;  /* source: when the next round begins; 0: it need not wait */
     uint64_t answer_at_ns; /* source: when a destination that is there must have answered; 0: none */
     uint8_t answer_state;  /* enum vfmig_ho_state that it waits in */

@@ -104,7 +104,8 @@ static void unwound(struct engine *e)
     if (e->file)
         vfmig_save_abandon(e->file);
     engine_state(e, unwound_state(e));
-    e->give_up_at_ns = vfmig_now_ns() + (e->linked ? REPORT_NS : e->options.reconnect_ns);
+    e->tell_until_ns = vfmig_now_ns() + e->options.reconnect_ns;
+    e->give_up_at_ns = e->linked ? vfmig_now_ns() + REPORT_NS : e->tell_until_ns;
 }
 
 static void completed(struct engine *e)
@@ -222,6 +223,8 @@ static void link_lost(struct engine *e, const struct engine_event *event)
             e->give_up_at_ns = vfmig_now_ns() + e->options.reconnect_ns;
         else if (e->handover.state == VFMIG_HO_SRC_GRANTED)
             e->give_up_at_ns = vfmig_now_ns() + e->options.reconnect_ns;
+        else if (e->progress.state != VFMIG_MIGRATE_ACTIVE)
+            e->give_up_at_ns = e->tell_until_ns; /* unwound before the loss was seen */
     }
 }
 
