@@ -4,9 +4,10 @@
 
 #include "check/workload.h"
 
-extern const struct check_workload check_workload_dma;
+extern const struct check_workload check_workload_bulk, check_workload_dma;
 
 const struct check_workload *const check_workloads[] = {
     &check_workload_dma,
+    &check_workload_bulk,
     NULL,
 };

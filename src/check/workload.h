@@ -4,7 +4,7 @@
  *
  * How to add one: a file workload_NAME.c with one `const struct check_workload`, and its name in
  * the list of workload.c. Leave out (NULL) what the device cannot do: the rules that need it are
- * skipped and say so. workload_dma.c is one to look at. */
+ * skipped and say so. workload_bulk.c is one to look at, workload_dma.c has DMA. */
 #ifndef VFMIG_CHECK_WORKLOAD_H
 #define VFMIG_CHECK_WORKLOAD_H
 
