@@ -168,6 +168,11 @@ static void enter_error(struct vfmig_dev *dev, struct vfmig_dev_actions *out)
     dev->running = 0;
     dev->bits = VFMIG_V1_ERROR;
     dev->shown = dev->bits;
+    if (vfmig_sabotage("dev-failure-runs") ||
+        (dev->err == -EDOM && vfmig_sabotage("load-failure-runs"))) {
+        dev->failed = 0;
+        dev->bits = R;
+    }
 }
 
 static void fail_write(struct vfmig_dev *dev, struct vfmig_dev_actions *out, int err)
@@ -309,6 +314,8 @@ static void begin_write(struct vfmig_dev *dev, struct vfmig_dev_actions *out, ui
 
     if (vfmig_sabotage("dev-stop-keeps-dma"))
         quiet = target & N;
+    if (dev->bits == (S | N | R) && quiet && vfmig_sabotage("dev-multi-bit-opens"))
+        open_gate(dev, out);
     if (quiet && vfmig_sabotage("dev-skip-drain"))
         dev->gate = VFMIG_DEV_GATE_SHUT;
     if ((dev->bits & R) && (!(target & R) || (quiet && !vfmig_bits_quiet(dev->bits))))
@@ -344,6 +351,14 @@ static int check_v1(const struct vfmig_dev *dev, uint32_t value)
         return -EINVAL;
     if (value == dev->bits && vfmig_sabotage("dev-same-state-refused"))
         return -EINVAL;
+    if (dev->bits == (S | R) && value == S && vfmig_sabotage("dev-no-final-phase"))
+        return -EINVAL;
+    if (dev->bits == (S | R) && value == R && vfmig_sabotage("dev-no-precopy-abort"))
+        return -EINVAL;
+    if (dev->bits == Z && value == (N | R) && vfmig_sabotage("dev-no-resume-to-ndma"))
+        return -EINVAL;
+    if ((dev->bits & Z) && !(value & Z) && vfmig_sabotage("dev-stuck-in-resuming"))
+        return -EINVAL;
     return 0;
 }
 
@@ -352,6 +367,10 @@ static void write_v1(struct vfmig_dev *dev, struct vfmig_dev_actions *out, uint3
 {
     int err = check_v1(dev, value);
 
+    if (value == dev->bits && dev->stream && vfmig_sabotage("dev-same-state-restarts"))
+        add(out, VFMIG_DEV_ACT_STREAM_SAVE);
+    if (dev->bits == S && value == (N | R) && vfmig_sabotage("dev-hollow-success"))
+        value = S;
     if (err || value == dev->bits) { /* the same state again has no effect (X2) */
         finish(dev, out, err);
         return;
@@ -368,6 +387,17 @@ static void set_v2(struct vfmig_dev *dev, struct vfmig_dev_actions *out, uint32_
     uint32_t target = 0;
     int err = vfmig_state_next(dev->features, vfmig_dev_state(dev), value, &next);
 
+    if (value == vfmig_dev_state(dev) && dev->stream && vfmig_sabotage("dev-same-state-restarts"))
+        add(out, VFMIG_DEV_ACT_STREAM_SAVE);
+    if (value == vfmig_dev_state(dev) && vfmig_sabotage("dev-same-state-refused"))
+        err = -EINVAL;
+    if ((dev->bits & Z) && value != VFMIG_STATE_RESUMING && vfmig_sabotage("dev-stuck-in-resuming"))
+        err = -EINVAL;
+    if (dev->bits == S && value == VFMIG_STATE_PRE_COPY) {
+        err = vfmig_sabotage("dev-save-goes-back") ? 0 : err;
+        while (vfmig_sabotage("dev-save-goes-back-for-ever"))
+            ;
+    }
     if (err || value == vfmig_dev_state(dev)) {
         finish(dev, out, err);
         return;
@@ -399,12 +429,22 @@ static void state_write(struct vfmig_dev *dev, const struct vfmig_dev_event *eve
         set_v2(dev, out, event->value, now_ns);
 }
 
+/* Deliberate faults. */
+static bool stream_survives(const struct vfmig_dev *dev)
+{
+    if (dev->owner_gone && dev->stream == VFMIG_DEV_STREAM_SAVE)
+        return vfmig_sabotage("dev-owner-gone-keeps-save");
+    if (dev->owner_gone && dev->stream == VFMIG_DEV_STREAM_LOAD)
+        return vfmig_sabotage("dev-owner-gone-keeps-load");
+    return vfmig_sabotage("dev-reset-keeps-stream");
+}
+
 /* Whatever is under way ends here: its token is stale from now on. */
 static void begin_reset(struct vfmig_dev *dev, struct vfmig_dev_actions *out)
 {
     forget_drain(dev);
     cut_gate(dev, out);
-    if (!vfmig_sabotage("dev-reset-keeps-stream"))
+    if (!stream_survives(dev))
         set_stream(dev, out, VFMIG_DEV_STREAM_NONE);
     dev->running = 0;
     issue(dev, out, VFMIG_DEV_CALL_RESET, PHASE_RESET);

@@ -104,6 +104,12 @@ static int refuse(struct vfmig_devstream_dec *dec, int code, struct vfmig_error 
                            "device data frame %u: %s", dec->sequence, why);
 }
 
+/* A deliberate fault: the beginning may be missing. */
+static bool joins_late(const struct vfmig_devstream_dec *dec, const uint8_t *frame)
+{
+    return dec->sequence == 0 && get32(frame + 24) && vfmig_sabotage("load-without-precopy");
+}
+
 /* Is this the header that must come next? */
 static int check_header(struct vfmig_devstream_dec *dec, const uint8_t *frame, uint32_t capacity,
                         struct vfmig_error *reterr)
@@ -119,6 +125,8 @@ static int check_header(struct vfmig_devstream_dec *dec, const uint8_t *frame, u
         return refuse(dec, -EPROTO, reterr, "a state version that this device does not load");
     if (dec->sequence && get64(frame + 8) != dec->id)
         return refuse(dec, -EPROTO, reterr, "it belongs to another save");
+    if (joins_late(dec, frame))
+        return get32(frame + 28) > capacity - HEADER ? -EMSGSIZE : 0;
     if (get32(frame + 24) != dec->sequence && !vfmig_sabotage("devstream-no-order"))
         return refuse(dec, -EILSEQ, reterr, "out of order, or one before it is missing");
     if (!kind_may_follow(dec->last_kind, kind))
@@ -133,6 +141,11 @@ static int take_frame(struct vfmig_devstream_dec *dec, const uint8_t *frame,
 {
     uint32_t length = get32(frame + 28);
     uint32_t crc = frame_crc(dec->crc, frame, length);
+
+    if (joins_late(dec, frame)) {
+        crc = get32(frame + CRC_AT);
+        dec->sequence = get32(frame + 24);
+    }
 
     if (crc != get32(frame + CRC_AT) && !vfmig_sabotage("devstream-no-crc"))
         return refuse(dec, -EBADMSG, reterr, "its checksum is wrong");

@@ -87,6 +87,10 @@ int vfmig_window_decode(const struct vfmig_window *win, uint64_t offset, uint64_
     for (unsigned i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
         if (offset != fields[i].offset)
             continue;
+        if (size != fields[i].size && size <= 8 && vfmig_sabotage("window-any-width"))
+            size = fields[i].size;
+        if (offset == 16 && vfmig_sabotage("window-offset-written"))
+            write = false;
         if (size != fields[i].size || (write && !fields[i].writable))
             return -EINVAL;
         if (offset == 4 && vfmig_sabotage("window-reserved-strict"))

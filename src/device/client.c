@@ -39,7 +39,7 @@ int server_error(struct client *c, const struct vfmig_user_header *request, int 
     struct vfmig_user_header h = vfmig_user_make_error(request, err);
     struct iovec iov = {&h, sizeof(h)};
 
-    if (request->flags & VFMIG_USER_NO_REPLY)
+    if ((request->flags & VFMIG_USER_NO_REPLY) && !vfmig_sabotage("error-to-no-reply"))
         return 0;
     return send_client(c, &iov, 1, NULL, 0);
 }
@@ -151,6 +151,8 @@ void client_close(struct client *c)
  * client's and goes with it. */
 static void drop_owner(struct vfmig_device *dev)
 {
+    if (!vfmig_framer_idle(&dev->owner.socket.framer) && vfmig_sabotage("cut-message-kills"))
+        _exit(1);
     client_close(&dev->owner);
     socket_close(&dev->twin);
     dev->held_count = 0;
@@ -169,8 +171,10 @@ static void drop_owner(struct vfmig_device *dev)
     }
     control_owner_gone(dev);
     region_drop_section(dev, &dev->owner_section);
-    log_done(&dev->log);
-    log_init(&dev->log);
+    if (!vfmig_sabotage("log-survives-client")) {
+        log_done(&dev->log);
+        log_init(&dev->log);
+    }
     irq_detach_all(dev);
     doorbell_close(dev);
 }
@@ -230,6 +234,8 @@ bool client_readable(struct client *c)
         r = handle(c, &msg);
         vfmig_fds_close(&msg.fds);
     }
+    if (n > 0 && r < 0 && vfmig_sabotage("bad-size-kills"))
+        _exit(1);
     if (r < 0 || c->lost)
         client_drop(c);
     return true;

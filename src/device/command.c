@@ -156,6 +156,8 @@ static int get_migration_info(struct client *c, struct vfmig_user_msg *msg,
     bool fits = room >= sizeof(r) - (ndma ? 0 : sizeof(r.ndma));
     uint32_t size = sizeof(r) - (ndma ? 0 : sizeof(r.ndma));
 
+    if (vfmig_sabotage("region-size-lies"))
+        r.info.size = sizeof(struct vfmig_user_mig_region);
     r.info.argsz = size; /* tells what the rest takes */
     struct shared *section = fits && c->client_max_fds ? region_section(c) : NULL;
     if (!fits)
@@ -237,6 +239,10 @@ bool mmio_reaches(const struct vfmig_device *dev)
 {
     if (vfmig_sabotage("mmio-while-stopped"))
         return true;
+    if (!vfmig_dev_mmio_allowed(&dev->mig) && vfmig_sabotage("mmio-opens-gate")) {
+        dma_gate_open((struct vfmig_device *)dev);
+        return true;
+    }
     if (vfmig_sabotage("mmio-dropped-under-ndma") && dev->irq.latch)
         return false;
     if (dev->session.frozen && (vfmig_dev_bits(&dev->mig) & ~VFMIG_V1_NDMA) <= VFMIG_V1_SAVING)
@@ -253,8 +259,13 @@ static int bar_access(struct client *c, const struct vfmig_user_msg *msg,
     const uint8_t *written = msg->payload + sizeof(*access);
     uint8_t *data = write ? (uint8_t *)(uintptr_t)written : c->reply;
 
-    if (!msix_access(dev, access->region, access->offset, data, access->count, write)) {
-        if (mmio_reaches(dev))
+    if (dev->irq.latch && mmio_reaches(dev) && vfmig_sabotage("mmio-refused-under-ndma"))
+        return -EIO;
+    if (!mmio_reaches(dev) && write && access->count == 1 && vfmig_sabotage("stopped-byte-kills"))
+        _exit(1);
+    if ((!mmio_reaches(dev) && vfmig_sabotage("msix-stops")) ||
+        !msix_access(dev, access->region, access->offset, data, access->count, write)) {
+        if (mmio_reaches(dev) || (write && vfmig_sabotage("stopped-write-acts")))
             return later_access(c, dev, &msg->header, access, written, write);
         if (write) {
             COUNT(dev, mmio_stopped_writes);
@@ -276,6 +287,8 @@ static int region_access(struct client *c, struct vfmig_user_msg *msg, bool writ
     int64_t size = region_size(dev, access.region);
     bool outside = size < 0 || access.offset > (uint64_t)size ||
                    access.count > (uint64_t)size - access.offset;
+    if (outside && access.region == VFMIG_REGION_MIGRATION && vfmig_sabotage("region-has-no-end"))
+        return region_reply(c, &msg->header, &access, write ? NULL : c->reply);
     if (outside && !vfmig_sabotage("bounds-unchecked"))
         return -EINVAL;
     if (access.region == VFMIG_REGION_MIGRATION && access.count)
@@ -286,7 +299,16 @@ static int region_access(struct client *c, struct vfmig_user_msg *msg, bool writ
         return control_hold_access(c, msg);
     if (access.region <= VFMIG_REGION_BAR5 && access.count)
         return bar_access(c, msg, &access, write);
-    if (access.region == VFMIG_REGION_CONFIG && write)
+    if (access.region == VFMIG_REGION_CONFIG && write && vfmig_dev_saving(&dev->mig) &&
+        vfmig_sabotage("config-change-ends-save"))
+        stream_drop(dev);
+    if (access.region == VFMIG_REGION_CONFIG && write && vfmig_dev_loading(&dev->mig) &&
+        vfmig_sabotage("config-change-ends-load"))
+        dev->stream.load_err = -EIO;
+    if (access.region == VFMIG_REGION_CONFIG && !write && !mmio_reaches(dev) &&
+        vfmig_sabotage("config-stops"))
+        memset(c->reply, 0xff, access.count);
+    else if (access.region == VFMIG_REGION_CONFIG && write)
         pci_config_write(dev, access.offset, msg->payload + sizeof(access), access.count);
     else if (access.region == VFMIG_REGION_CONFIG)
         pci_config_read(dev, access.offset, c->reply, access.count);
@@ -301,6 +323,8 @@ static int dma_map_command(struct client *c, struct vfmig_user_msg *msg)
     struct vfmig_user_dma_map map;
 
     memcpy(&map, msg->payload, sizeof(map));
+    if (!vfmig_dev_mmio_allowed(&dev->mig) && vfmig_sabotage("map-only-running"))
+        return -EBUSY;
     int fd = vfmig_fds_take(&msg->fds, 0);
     int r = dma_map_add(dev, &map, fd);
     if (fd >= 0)
@@ -337,6 +361,8 @@ static void take_unmap_bitmap(struct vfmig_device *dev, const struct vfmig_user_
     const struct vfmig_user_bitmap *bitmap = (const void *)data;
 
     message_mark(dev, un->address, un->size);
+    if (vfmig_sabotage("unmap-tells-nothing"))
+        return;
     log_report(dev, un->address, un->size, bitmap->pgsize, (uint64_t *)(void *)(bitmap + 1));
 }
 
@@ -406,11 +432,27 @@ static int reset_command(struct client *c, struct vfmig_user_msg *msg)
 static int set_irqs_command(struct client *c, struct vfmig_user_msg *msg)
 {
     struct vfmig_device *dev = c->dev;
+    if (!vfmig_dev_mmio_allowed(&dev->mig) && vfmig_sabotage("irqs-only-running"))
+        return -EBUSY;
     int r = irq_set(dev, msg);
 
     if (vfmig_sabotage("irq-change-ends-save"))
         stream_drop(dev);
     return r < 0 ? r : reply_empty(c, msg);
+}
+
+/* Deliberate faults: messages that the wire layer has refused, answered as if they were right. */
+static bool answers_bad(const struct vfmig_user_msg *msg)
+{
+    uint16_t command = msg->header.command;
+
+    if (msg->size < 8)
+        return vfmig_sabotage("short-command-answered");
+    if (command == VFMIG_USER_MIG_DATA_READ)
+        return vfmig_sabotage("data-read-argsz-ignored");
+    if (command == VFMIG_USER_FEATURE)
+        return vfmig_sabotage("report-of-nothing-answered") && msg->size > 24;
+    return msg->size == 16 && vfmig_sabotage("unknown-command-answered");
 }
 
 int command_handle(struct client *c, struct vfmig_user_msg *msg)
@@ -420,6 +462,8 @@ int command_handle(struct client *c, struct vfmig_user_msg *msg)
 
     if (r < 0) {
         COUNT(dev, bad_messages);
+        if (answers_bad(msg))
+            return reply_empty(c, msg);
         return r;
     }
     if (dev->drain_token && vfmig_sabotage("busy-while-draining"))
@@ -435,7 +479,12 @@ int command_handle(struct client *c, struct vfmig_user_msg *msg)
     case VFMIG_USER_REGION_READ:
         return region_access(c, msg, false);
     case VFMIG_USER_REGION_WRITE:
-        return region_access(c, msg, true);
+        r = region_access(c, msg, true);
+        if (r < 0 && vfmig_sabotage("failed-write-answered")) {
+            struct vfmig_user_region_access none = {0};
+            return region_reply(c, &msg->header, &none, NULL);
+        }
+        return r;
     case VFMIG_USER_DMA_MAP:
         return dma_map_command(c, msg);
     case VFMIG_USER_DMA_UNMAP:
@@ -468,5 +517,5 @@ int command_handle(struct client *c, struct vfmig_user_msg *msg)
     case VFMIG_USER_COMMAND_COUNT:
         break;
     }
-    return -EOPNOTSUPP;
+    return vfmig_sabotage("unknown-command-answered") ? reply_empty(c, msg) : -EOPNOTSUPP;
 }

@@ -200,7 +200,8 @@ struct device_stream {
     int asked_err;   /* what it said instead */
     struct vfmig_devstream_frame frame;
     bool frame_waits; /* to be loaded when the device says so */
-    size_t unread;    /* of the data that stream_write was given last */
+    size_t unread;    /* of the data that stream_write was given last; saving: for faults */
+    uint64_t sum_saving, sum_saved, sum_loaded; /* for a deliberate fault */
     uint64_t loaded_pending[VFMIG_DEVICE_VECTORS / 64];
 };
 

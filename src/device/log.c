@@ -169,6 +169,9 @@ int log_start(struct vfmig_device *dev, uint64_t page_size,
     }
     if (vfmig_sabotage("log-not-clean-on-start") && fresh.count)
         vfmig_bitmap_set(fresh.list[0].bitmap, (fresh.list[0].iova >> fresh.page_shift) % 64);
+    if (log->set.count && fresh.count && log->set.list[0].words == fresh.list[0].words &&
+        vfmig_sabotage("log-kept-on-restart"))
+        memcpy(fresh.list[0].bitmap, log->set.list[0].bitmap, fresh.list[0].words * 8);
     pthread_rwlock_wrlock(&log->lock);
     forget(log); /* C27: clean */
     log->set = fresh;
@@ -250,6 +253,8 @@ void log_mark(struct vfmig_device *dev, uint64_t iova, uint64_t size)
             break;
         uint64_t first = later(iova, range->iova) >> set->page_shift;
         uint64_t end = earlier(last, range->last) >> set->page_shift;
+        if (end < range->last >> set->page_shift && vfmig_sabotage("log-marks-neighbour"))
+            end++;
         vfmig_bitmap_set_range_atomic(range->bitmap, first - range->base, end - first + 1);
     }
     pthread_rwlock_unlock(&log->lock);
@@ -303,7 +308,8 @@ static uint32_t halve(uint64_t *words, uint32_t count)
 {
     words[count] = 0;
     for (uint32_t i = 0; i < count + 1; i++) {
-        uint64_t w = (words[i] | words[i] >> 1) & 0x5555555555555555u;
+        uint64_t odd = vfmig_sabotage("report-larger-drops") ? 0 : words[i] >> 1;
+        uint64_t w = (words[i] | odd) & 0x5555555555555555u;
         w = (w | w >> 1) & 0x3333333333333333u;
         w = (w | w >> 2) & 0x0f0f0f0f0f0f0f0fu;
         w = (w | w >> 4) & 0x00ff00ff00ff00ffu;
@@ -354,6 +360,10 @@ static void put_runs(const struct view *view, const struct part *part, uint32_t 
         uint32_t high = 63 - (uint32_t)__builtin_clzll(word);
         uint64_t from = later(part->from, (page + low) << shift);
         uint64_t to = earlier(part->to, ((page + high) << shift) | mask);
+        if (vfmig_sabotage("report-smaller-drops")) {
+            put(view, from, from);
+            return;
+        }
         if ((from - view->iova) >> view->shift == (to - view->iova) >> view->shift) {
             put(view, from, to);
             return;
@@ -479,6 +489,27 @@ static bool is_filled(const struct log_set *set, const struct log_range *range,
            view->last <= range->last && !(view->iova & word) && (view->last & word) == word;
 }
 
+/* Bytes from iova to the end of the mapping that it is in, at most size. */
+static uint64_t in_one_mapping(const struct vfmig_device *dev, uint64_t iova, uint64_t size)
+{
+    for (uint32_t i = 0; i < dev->dma.count; i++) {
+        const struct dma_region *region = &dev->dma.list[i];
+        if (region->iova <= iova && iova - region->iova < region->size)
+            return earlier(size, region->size - (iova - region->iova));
+    }
+    return size;
+}
+
+/* A deliberate fault: pages of the second mapping are not told. */
+static void drop_second(const struct vfmig_device *dev, const struct view *view)
+{
+    uint64_t size = view->last - view->iova + 1;
+    uint64_t first = in_one_mapping(dev, view->iova, size) >> view->shift;
+
+    for (uint64_t page = first; page < size >> view->shift; page++)
+        view->bitmap[page / 64] &= ~(UINT64_C(1) << (page % 64));
+}
+
 int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t page_size,
                uint64_t *bitmap)
 {
@@ -486,6 +517,12 @@ int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t 
     struct log_set *set = &log->set;
     bool any = false;
 
+    if (log->mode == LOG_OFF && vfmig_sabotage("log-off-answered")) {
+        memset(bitmap, 0, log_bitmap_bytes(size, page_size));
+        return 0;
+    }
+    if (dev->irq.latch && vfmig_sabotage("ndma-dirties"))
+        log_mark(dev, iova, PAGE);
     if (log->mode == LOG_OFF || page_size < PAGE || (page_size & (page_size - 1)))
         return -EINVAL;
     struct view view = {iova, iova + (size - 1), (uint32_t)__builtin_ctzll(page_size), bitmap, 0};
@@ -508,6 +545,12 @@ int log_report(struct vfmig_device *dev, uint64_t iova, uint64_t size, uint64_t 
         if (set->rest[i].iova <= view.last && set->rest[i].last >= iova)
             put(&view, later(iova, set->rest[i].iova), earlier(view.last, set->rest[i].last));
     cut_rests(set, iova, view.last);
+    if (!any && vfmig_sabotage("unmapped-is-dirty")) {
+        memset(bitmap, 0xff, log_bitmap_bytes(size, page_size));
+        return 0;
+    }
+    if (vfmig_sabotage("report-across-half"))
+        drop_second(dev, &view);
     /* What was mapped after the log was frozen has not been written before. But silence about
      * memory that nobody logs would be a lie. */
     return any || (set->everything && dma_map_touches(dev, iova, size)) ? 0 : -ENOENT;
@@ -583,7 +626,8 @@ out:
 /* Bitmap bytes of a report when it can be served: fits the client and the log can be read. */
 static int64_t report_size(const struct client *c, uint64_t size, uint64_t page_size)
 {
-    if (c->dev->log.mode == LOG_OFF || page_size < PAGE || (page_size & (page_size - 1)))
+    if ((c->dev->log.mode == LOG_OFF && !vfmig_sabotage("log-off-answered")) || page_size < PAGE ||
+        (page_size & (page_size - 1)))
         return -EINVAL;
     uint64_t bytes = log_bitmap_bytes(size, page_size);
     if (bytes > c->client_max_data || bytes > c->reply_room)
@@ -613,6 +657,9 @@ static int dirty_get(struct client *c, struct vfmig_user_msg *msg)
                        (uint64_t *)c->reply);
     if (r < 0)
         return r;
+    if (in_one_mapping(dev, req.range.iova, req.range.size) < req.range.size &&
+        vfmig_sabotage("report-across-empty"))
+        bytes = 0;
     req.range.bitmap.size = (uint64_t)bytes;
     return server_reply(c, &msg->header, &req, sizeof(req), c->reply, (uint32_t)bytes, NULL,
                         0);
@@ -640,7 +687,7 @@ static int feature_start(struct client *c, struct vfmig_user_msg *msg)
     struct vfmig_user_feature_log_start *start =
         (void *)((uint8_t *)(uintptr_t)msg->payload + sizeof(struct vfmig_user_feature));
 
-    if (dev->log.mode == LOG_ON)
+    if (dev->log.mode == LOG_ON && !vfmig_sabotage("log-starts-twice"))
         return -EINVAL;
     if (start->num_ranges > VFMIG_MAX_LOG_RANGES)
         return -E2BIG;
@@ -660,15 +707,24 @@ static int feature_report(struct client *c, struct vfmig_user_msg *msg)
     } VFMIG_PACKED req;
 
     memcpy(&req, msg->payload, sizeof(req));
+    if (vfmig_sabotage("report-any-page") &&
+        (req.report.page_size < PAGE || (req.report.page_size & (req.report.page_size - 1))))
+        req.report.page_size = PAGE;
     int64_t bytes = report_size(c, req.report.length, req.report.page_size);
     if (bytes < 0)
         return (int)bytes;
+    if (req.report.page_size >> dev->log.set.page_shift == 0 && vfmig_sabotage("report-smaller-refused"))
+        return -EINVAL;
     if (req.head.argsz < sizeof(req) + (uint64_t)bytes)
         return -EINVAL;
     int r = log_report(dev, req.report.iova, req.report.length, req.report.page_size,
                        (uint64_t *)c->reply);
     if (r < 0)
         return r;
+    if ((in_one_mapping(dev, req.report.iova, req.report.length) < req.report.length &&
+         vfmig_sabotage("report-across-empty")) ||
+        (req.report.page_size >> dev->log.set.page_shift > 1 && vfmig_sabotage("report-larger-empty")))
+        bytes = 0;
     req.head.argsz = (uint32_t)sizeof(req) + (uint32_t)bytes;
     return server_reply(c, &msg->header, &req, sizeof(req), c->reply, (uint32_t)bytes, NULL,
                         0);

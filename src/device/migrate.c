@@ -47,6 +47,11 @@ static int device_reset(struct vfmig_device *dev)
 
 static int save_begin(struct vfmig_device *dev, bool running)
 {
+    if (!running && dev->window.mode == VFMIG_WINDOW_SAVE && dev->stream.enc.sequence &&
+        vfmig_sabotage("final-phase-too-late"))
+        return -EIO;
+    if (running && (atomic_load(&dev->gate) & GATE_COUNT) && vfmig_sabotage("precopy-waits-for-dma"))
+        return -EBUSY;
     return dev->ops.save_begin ? dev->ops.save_begin(dev->user, running) : 0;
 }
 
@@ -76,6 +81,8 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
     case VFMIG_DEV_CALL_SELF_RESET:
         if (vfmig_sabotage("resume-resets-pci"))
             pci_reset(dev);
+        if (vfmig_sabotage("resume-needs-reset"))
+            return 0;
         return device_reset(dev);
     case VFMIG_DEV_CALL_CAPTURE:
         return save_begin(dev, false);
@@ -89,6 +96,8 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
             pci_reset(dev);
         dev->keep_pci = false;
         log_client_reset(dev);
+        if (vfmig_sabotage("save-once"))
+            dev->stream.enc.last_kind = 0;
         if (!vfmig_sabotage("doorbells-survive-reset"))
             doorbell_drop(dev);
         return vfmig_sabotage("reset-keeps-device") ? 0 : device_reset(dev);
@@ -137,7 +146,8 @@ static bool act_call(struct vfmig_device *dev, const struct vfmig_dev_action *ac
 
 static bool drained(struct vfmig_device *dev)
 {
-    return (atomic_load(&dev->gate) & GATE_COUNT) == 0 || vfmig_sabotage("no-drain");
+    return (atomic_load(&dev->gate) & GATE_COUNT) == 0 || vfmig_sabotage("no-drain") ||
+           vfmig_sabotage("dma-hurried");
 }
 
 /* Carries out one action. True when it is awaited and ended already, with *ret_err. */
@@ -179,6 +189,9 @@ static bool act(struct vfmig_device *dev, const struct vfmig_dev_action *action,
     case VFMIG_DEV_ACT_CALL:
         return act_call(dev, action, ret_err);
     case VFMIG_DEV_ACT_STREAM_SAVE:
+        if (vfmig_devstream_sealed_end(&dev->stream.enc) && dev->window.mode == VFMIG_WINDOW_SAVE &&
+            vfmig_sabotage("dev-same-state-restarts"))
+            return false;
         stream_save_begin(dev);
         return false;
     case VFMIG_DEV_ACT_STREAM_LOAD:
@@ -376,8 +389,9 @@ static int get_precopy_info(struct client *c, struct vfmig_user_msg *msg)
 {
     struct vfmig_user_feature_precopy info = {0};
 
-    if (!vfmig_dev_precopying(&c->dev->mig))
+    if (!vfmig_dev_precopying(&c->dev->mig) && !vfmig_sabotage("precopy-info-anywhere"))
         return -EINVAL;
+    info.initial_bytes = vfmig_sabotage("precopy-info-stays") ? 4096 : 0;
     info.dirty_bytes = stream_left(c->dev);
     return feature_reply(c, msg, &info, sizeof(info));
 }
@@ -395,17 +409,21 @@ int migrate_feature(struct client *c, struct vfmig_user_msg *msg)
 
     if (!ops)
         return -ENOTTY;
+    if ((asked & ~ops) && vfmig_sabotage("feature-takes-anything"))
+        return server_reply(c, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
     if (asked & ~ops)
         return -EINVAL;
     if (head.flags & VFMIG_USER_FEATURE_PROBE)
         return server_reply(c, &msg->header, msg->payload, msg->size, NULL, 0, NULL, 0);
     switch (feature) {
     case VFMIG_USER_F_MIGRATION: {
-        struct vfmig_user_feature_migration flags = {dev->features};
+        struct vfmig_user_feature_migration flags = {
+            dev->features | (vfmig_sabotage("flags-unknown") ? 1u << 20 : 0)};
         return feature_reply(c, msg, &flags, sizeof(flags));
     }
     case VFMIG_USER_F_DATA_SIZE: {
-        struct vfmig_user_feature_data_size data = {stream_final_size(dev)};
+        struct vfmig_user_feature_data_size data = {
+            vfmig_sabotage("data-size-nothing") ? 0 : stream_final_size(dev)};
         return feature_reply(c, msg, &data, sizeof(data));
     }
     case VFMIG_USER_F_DEVICE_STATE:
@@ -434,6 +452,14 @@ int migrate_data_read(struct client *c, struct vfmig_user_msg *msg)
     memcpy(&req, msg->payload, sizeof(req));
     if (!dev->features)
         return -EOPNOTSUPP;
+    if (!vfmig_dev_saving(&dev->mig) &&
+        (vfmig_sabotage("data-read-anywhere") ||
+         (vfmig_dev_bits(&dev->mig) == 0 && dev->stream.enc.sequence &&
+          !vfmig_devstream_sealed_end(&dev->stream.enc) && vfmig_sabotage("session-outlives-save")))) {
+        req.size = 0;
+        req.argsz = sizeof(req);
+        return server_reply(c, &msg->header, &req, sizeof(req), NULL, 0, NULL, 0);
+    }
     if (!vfmig_dev_saving(&dev->mig))
         return -EINVAL;
     if (req.size > c->reply_room)

@@ -91,6 +91,8 @@ int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
     switch (field) {
     case VFMIG_WINDOW_DEVICE_STATE:
         value = vfmig_dev_bits(&dev->mig);
+        if (dev->log.mode == LOG_ON && vfmig_sabotage("log-in-device-state"))
+            value |= 16;
         break;
     case VFMIG_WINDOW_RESERVED: /* X8 */
         value = vfmig_sabotage("reserved-reads-ones") ? UINT64_MAX : 0;
@@ -98,6 +100,8 @@ int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
     case VFMIG_WINDOW_PENDING_BYTES:
         value = dev->window.mode == VFMIG_WINDOW_SAVE ? stream_left(dev) : 0;
         value = vfmig_window_read_pending(&dev->window, value);
+        if (dev->window.mode == VFMIG_WINDOW_SAVE && vfmig_sabotage("pending-is-stale"))
+            value += !value && !vfmig_dev_precopying(&dev->mig);
         break;
     case VFMIG_WINDOW_DATA_OFFSET:
         r = region_v1_prepare(dev, section, &value);
@@ -106,6 +110,10 @@ int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
         break;
     case VFMIG_WINDOW_DATA_SIZE:
         r = vfmig_window_read_size(&dev->window, &value);
+        if (r == 0 && vfmig_sabotage("window-size-told-once") && dev->window.prepared++ > 1)
+            value = 0;
+        if (vfmig_dev_precopying(&dev->mig) && vfmig_sabotage("precopy-size-too-large"))
+            value = vfmig_window_region_size(&dev->window);
         break;
     case VFMIG_WINDOW_DATA:
         if (access.count < 8 && vfmig_sabotage("window-words-only"))
@@ -135,6 +143,8 @@ static int write_state(struct client *c, struct vfmig_user_msg *msg, uint32_t va
 static int write_size(struct vfmig_device *dev, const struct shared *section, uint64_t size,
                       uint64_t *ret_at)
 {
+    if (size > dev->config.window_bytes && vfmig_sabotage("window-size-cut"))
+        size = 0;
     int r = vfmig_window_commit(&dev->window, size, ret_at);
 
     if (r < 0)
@@ -155,6 +165,8 @@ int region_v1_write(struct client *c, struct vfmig_user_msg *msg)
 
     memcpy(&access, msg->payload, sizeof(access));
     int r = vfmig_window_decode(&dev->window, access.offset, access.count, true, &field);
+    if (r < 0 && access.offset == 0 && vfmig_sabotage("window-refusal-acts"))
+        migrate_event(dev, VFMIG_DEV_EVENT_WRITE_V1, 0, UINT64_MAX);
     if (r == 0 && (field == VFMIG_WINDOW_DATA_SIZE || field == VFMIG_WINDOW_DATA) &&
         !(section = region_section(c)))
         r = -ENOMEM;
@@ -186,6 +198,10 @@ int region_v1_write(struct client *c, struct vfmig_user_msg *msg)
     case VFMIG_WINDOW_PENDING_BYTES:
     case VFMIG_WINDOW_DATA_OFFSET:
         r = -EINVAL;
+        if (dev->window.mode == VFMIG_WINDOW_SAVE && vfmig_sabotage("window-offset-written")) {
+            dev->window.data_offset = value;
+            r = 0;
+        }
         break;
     }
     if (r < 0)

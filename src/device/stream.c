@@ -46,12 +46,16 @@ void stream_save_begin(struct vfmig_device *dev)
     struct device_stream *s = &dev->stream;
     uint64_t id = 0;
 
+    s->unread = vfmig_devstream_sealed_end(&s->enc) && vfmig_sabotage("save-once");
     if (getrandom(&id, sizeof(id), 0) != sizeof(id))
         id = vfmig_device_now_ns();
     vfmig_devstream_begin(&s->enc, id, dev->config.state_format, dev->config.state_version);
     if (!vfmig_sabotage("old-stream-kept"))
         s->out_at = s->out_size = 0;
     s->library_saved = s->handles_saved = false;
+    s->sum_saving = 0;
+    if (vfmig_sabotage("save-ends-log"))
+        log_forget(dev);
     forget_asked(dev);
     vfmig_window_open(&dev->window, VFMIG_WINDOW_SAVE);
 }
@@ -63,7 +67,10 @@ void stream_load_begin(struct vfmig_device *dev)
     vfmig_devstream_accept(&s->dec, dev->config.state_format, dev->config.state_oldest,
                            dev->config.state_version);
     s->library_loaded = s->handles_loaded = false;
-    s->load_err = 0;
+    s->sum_loaded = 0;
+    if (!vfmig_sabotage("load-error-kept") &&
+        !(s->load_err == -EBADMSG && vfmig_sabotage("load-bad-sum-kept")))
+        s->load_err = 0;
     forget_asked(dev);
     if (!vfmig_sabotage("resume-window-closed"))
         vfmig_window_open(&dev->window, VFMIG_WINDOW_LOAD);
@@ -137,8 +144,17 @@ static int64_t make_frame(struct vfmig_device *dev, uint8_t *frame, size_t room)
     size_t payload = room - OVERHEAD < FRAME_PAYLOAD ? room - OVERHEAD : FRAME_PAYLOAD;
     ssize_t n = 0;
 
-    if (vfmig_devstream_sealed_end(&dev->stream.enc))
+    if (dev->stream.unread && vfmig_sabotage("save-once"))
+        return -EIO;
+    if (dev->stream.load_err && vfmig_sabotage("save-remembers-load-error"))
+        return dev->stream.load_err;
+    if (vfmig_devstream_sealed_end(&dev->stream.enc)) {
+        if (vfmig_sabotage("save-ends-twice") && dev->stream.unread++ > 1)
+            return -ENOMSG;
+        if (vfmig_sabotage("save-end-stops"))
+            dev->mig.bits = dev->mig.shown = 0;
         return 0;
+    }
     if (running && !(dev->features & VFMIG_FEATURE_PRE_COPY))
         return 0; /* C22 */
     if (running && dev->call != VFMIG_DEV_CALL_NONE)
@@ -150,6 +166,8 @@ static int64_t make_frame(struct vfmig_device *dev, uint8_t *frame, size_t room)
     if (n > 0)
         return seal(dev, frame, SECTION_DEVICE,
                     running ? VFMIG_DEVSTREAM_PRECOPY : VFMIG_DEVSTREAM_FINAL, (uint32_t)n);
+    if (running && vfmig_sabotage("precopy-ends-twice") && dev->stream.unread++ > 1)
+        return -EIO;
     if (running)
         return 0;
     if (!dev->stream.handles_saved && (n = seal_handles(dev, frame)) != 0)
@@ -168,6 +186,16 @@ static int64_t fill_out(struct vfmig_device *dev)
     s->out_at = 0;
     s->out_size = n > 0 ? (uint32_t)n : 0;
     return n;
+}
+
+/* For a deliberate fault: a checksum that does not know the order, and the size above it. */
+static uint64_t sum_of(const uint8_t *data, size_t size)
+{
+    uint64_t sum = (uint64_t)size << 32;
+
+    for (size_t i = 0; i < size; i++)
+        sum += data[i];
+    return sum;
 }
 
 ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size, bool shared)
@@ -191,6 +219,10 @@ ssize_t stream_read(struct vfmig_device *dev, uint8_t *buf, size_t size, bool sh
             n = fill_out(dev);
         }
     }
+    if (vfmig_sabotage("load-by-sum"))
+        s->sum_saving += sum_of(buf, at);
+    if (vfmig_devstream_sealed_end(&s->enc))
+        s->sum_saved = s->sum_saving;
     /* What was made before a failure is given first; the failure comes back with the next read. */
     return n < 0 && at == 0 ? (ssize_t)n : (ssize_t)at;
 }
@@ -303,20 +335,38 @@ static void keep_frame(struct device_stream *s)
 int stream_write(struct vfmig_device *dev, const uint8_t *data, size_t size, bool shared)
 {
     struct device_stream *s = &dev->stream;
+    bool odd = size % 2;
     int r = 0;
 
+    if (vfmig_sabotage("load-by-sum")) {
+        s->sum_loaded += sum_of(data, size);
+        return 0;
+    }
     if (s->load_err)
         return s->load_err;
+    if (s->dec.last_kind == VFMIG_DEVSTREAM_END && vfmig_sabotage("load-begins-anew"))
+        stream_load_begin(dev);
+    if (s->dec.have && vfmig_sabotage("split-body-dropped"))
+        size = 0;
+    if (s->dec.last_kind == VFMIG_DEVSTREAM_END && vfmig_sabotage("load-goes-on-after-end"))
+        size = 0;
     if (s->frame_waits) /* it is in s->in still */
         r = load_frame(dev, &s->frame);
-    while (r >= 0 && (r = next_frame(s, &data, &size, shared)) == 1)
+    while (r >= 0 && (r = next_frame(s, &data, &size, shared)) == 1) {
         r = load_frame(dev, &s->frame);
+        if (s->dec.last_kind == VFMIG_DEVSTREAM_END && vfmig_sabotage("load-goes-on-after-end"))
+            size = 0;
+        if (s->dec.last_kind == VFMIG_DEVSTREAM_END && size && vfmig_sabotage("load-begins-anew"))
+            stream_load_begin(dev);
+    }
     s->frame_waits = r == -EINPROGRESS;
     if (s->frame_waits)
         keep_frame(s);
     s->unread = size;
     if (r < 0 && r != -EINPROGRESS)
         s->load_err = r;
+    if (r < 0 && odd && vfmig_sabotage("load-failure-runs"))
+        s->load_err = -EDOM;
     return r;
 }
 
@@ -325,6 +375,12 @@ int stream_finish(struct vfmig_device *dev)
     struct device_stream *s = &dev->stream;
     int r = vfmig_devstream_finish(&s->dec, NULL);
 
+    if (s->load_err == -EDOM && vfmig_sabotage("load-failure-runs"))
+        return s->load_err;
+    if (s->dec.sequence == 0 && !s->dec.have && !s->load_err && vfmig_sabotage("load-nothing"))
+        return 0;
+    if (vfmig_sabotage("load-by-sum"))
+        return s->sum_loaded == s->sum_saved ? 0 : -EBADMSG;
     if (vfmig_sabotage("load-unchecked"))
         r = 0;
     if (r < 0)

@@ -160,6 +160,8 @@ static void finish(struct dma_device *d)
 {
     struct dma_regs *r = &d->regs;
 
+    if (vfmig_sabotage("dma-stream-grows"))
+        d->pad_bytes += d->desc.length;
     if (!d->abandoned) {
         r->serial++;
         r->head++;
@@ -318,10 +320,18 @@ static uint64_t read_register(const struct dma_device *d, uint64_t offset)
     }
 }
 
+/* A deliberate fault: an access ends the delay of the descriptor in flight. */
+static void hurry(struct dma_device *d)
+{
+    if (d->phase == DMA_FETCH_DATA && d->knobs.latency_ns && vfmig_sabotage("dma-hurried"))
+        run(d);
+}
+
 static int region_read(void *user, uint32_t bar, uint64_t offset, void *data, uint32_t size)
 {
     struct dma_device *d = user;
 
+    hurry(d);
     if (offset >= DMA_SRAM) {
         memcpy(data, d->sram + (offset - DMA_SRAM), size);
         return 0;
@@ -423,6 +433,7 @@ static int region_write(void *user, uint32_t bar, uint64_t offset, const void *d
     if ((size != 4 && size != 8) || offset % size)
         return 0;
     memcpy(&value, data, size);
+    hurry(d);
     write_register(d, offset, value);
     dma_device_kick(d);
     return 0;
@@ -432,7 +443,11 @@ static void reset(void *user)
 {
     struct dma_device *d = user;
 
+    uint64_t scratch = vfmig_sabotage("dma-state-merges") ? d->regs.scratch : 0;
+
     memset(&d->regs, 0, sizeof(d->regs));
+    d->regs.scratch = scratch;
+    d->saved_once = false;
     memset(d->sram, 0, sizeof(d->sram));
     d->ims = 0;
     d->phase = DMA_IDLE;

@@ -84,6 +84,9 @@ struct dma_device {
     uint64_t pages_loaded;
     bool regs_loaded;
     uint64_t pad_loaded;
+
+    struct dma_regs saved; /* last: for a deliberate fault */
+    bool saved_once;
 };
 
 /* dma_ahead.c: starts as many looks as there are to be; forgets them all. */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/sabotage.h"
 #include "devices/dma_priv.h"
 
 enum record_kind { RECORD_SRAM = 1, RECORD_REGS = 2, RECORD_PAD = 3, RECORD_IMS = 4 };
@@ -26,6 +27,11 @@ static int save_begin(void *user, bool running)
 {
     struct dma_device *d = user;
 
+    if (d->logging && !running && d->dirty == UINT64_MAX && vfmig_sabotage("dma-precopy-forgets"))
+        d->dirty = 0;
+    if (!running && vfmig_sabotage("dma-save-changes-state"))
+        for (uint32_t i = 0; i < DMA_SRAM_SIZE; i++)
+            d->sram[i]++;
     if (!d->logging)
         d->dirty = UINT64_MAX;
     d->logging = running;
@@ -102,10 +108,15 @@ static ssize_t save(void *user, void *buf, size_t size)
     struct dma_device *d = user;
     size_t at = save_sram(d, buf, size);
 
+    if (d->regs_loaded && vfmig_sabotage("dma-no-save-after-load"))
+        return -EIO;
     if (at == 0)
         at = save_pad(d, buf, size);
     if (at == 0 && !d->regs_saved) {
-        at = put_record(buf, RECORD_REGS, 0, &d->regs, sizeof(d->regs));
+        bool old = d->saved_once && vfmig_sabotage("dma-second-save-old");
+        at = put_record(buf, RECORD_REGS, 0, old ? &d->saved : &d->regs, sizeof(d->regs));
+        d->saved = old ? d->saved : d->regs;
+        d->saved_once = true;
         /* Only of those who have one: streams without it are as they were before there was any. */
         if (d->ims)
             at += put_record((uint8_t *)buf + at, RECORD_IMS, 0, &d->ims, sizeof(d->ims));
@@ -151,13 +162,16 @@ static int load_record(struct dma_device *d, const struct record *record, const 
         if (record->length != SRAM_PAGE || record->offset % SRAM_PAGE ||
             record->offset >= DMA_SRAM_SIZE)
             return -EBADMSG;
-        memcpy(d->sram + record->offset, data, SRAM_PAGE);
+        if (record->offset != 0 || !vfmig_sabotage("dma-load-drops-page"))
+            memcpy(d->sram + record->offset, data, SRAM_PAGE);
         d->pages_loaded |= UINT64_C(1) << (record->offset / SRAM_PAGE);
         return 0;
     case RECORD_REGS:
         if (record->length != sizeof(d->regs) || record->offset || d->regs_loaded)
             return -EBADMSG;
+        uint64_t scratch = vfmig_sabotage("dma-state-merges") ? d->regs.scratch : 0;
         memcpy(&d->regs, data, sizeof(d->regs));
+        d->regs.scratch |= scratch;
         d->regs_loaded = true;
         return dma_regs_valid(&d->regs) ? 0 : -EBADMSG;
     case RECORD_PAD:
@@ -198,7 +212,8 @@ static int load_end(void *user)
     uint64_t value;
     int r = 0;
 
-    if (!d->regs_loaded || d->pages_loaded != UINT64_MAX)
+    if (!d->regs_loaded || 
+        (d->pages_loaded != UINT64_MAX && !vfmig_sabotage("load-without-precopy")))
         return -ENODATA;
     /* In use without having been declared: nobody was asked for it (C71). */
     if (d->regs.pasid)

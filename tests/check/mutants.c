@@ -5,6 +5,7 @@
  *
  *   mutants                    each bug under its own rule
  *   mutants --all DOCUMENT     each bug under all rules, good devices too; writes the table
+ *   mutants --bug ID           this one under all rules
  *   mutants --document FILE    the document has a row for each bug, and no other */
 #include <signal.h>
 #include <stdio.h>
@@ -53,17 +54,17 @@ static const struct kind {
 /* What came of a job; in memory shared with the process that does it. */
 struct outcome {
     bool done;
-    char text[200];                /* what was wrong, in the worker's words */
-    uint8_t verdict[2][MAX_RULES]; /* by dialect - 1; + 1, 0 is not run */
+    char text[200];             /* what was wrong, in the worker's words */
+    uint8_t verdict[MAX_RULES]; /* + 1; 0: not run */
 };
 
+/* A run of the checker in one dialect. */
 struct job {
-    const char *bug; /* NULL: a good device */
+    const struct bug *bug; /* NULL: a good device */
     const char *device;
-    unsigned dialects;
+    unsigned dialect;
     const char *only; /* NULL: all rules */
     unsigned seeds;
-    pid_t pid;
 };
 
 static struct job jobs[MAX_JOBS];
@@ -103,7 +104,7 @@ static pid_t start_device(const struct job *job, const char *path)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     close(ready[0]);
     if (job->bug) {
-        setenv("VFMIG_SABOTAGE", job->bug, 1);
+        setenv("VFMIG_SABOTAGE", job->bug->id, 1);
         if (!freopen("/dev/null", "w", stderr)) /* it may die of its bug */
             _exit(1);
     }
@@ -138,16 +139,13 @@ static bool is_caught(enum check_verdict verdict)
 
 static void note_good(struct outcome *out, const struct check_result *result)
 {
-    const char *dialect = result->dialect == CHECK_DIALECT_REGION ? "region" : "feature";
-
     if (out->text[0])
         return;
     if (is_caught(result->verdict))
-        snprintf(out->text, sizeof(out->text), "%s %s: %.100s", dialect, result->rule->id,
-                 result->seen);
+        snprintf(out->text, sizeof(out->text), "%s: %.100s", result->rule->id, result->seen);
     else if (result->verdict == CHECK_SKIPPED && !is_explained(result->why))
-        snprintf(out->text, sizeof(out->text), "%s %s is skipped: %.100s", dialect,
-                 result->rule->id, result->why);
+        snprintf(out->text, sizeof(out->text), "%s is skipped: %.100s", result->rule->id,
+                 result->why);
 }
 
 /* In a process of its own. */
@@ -163,7 +161,7 @@ static void work(const struct job *job, struct outcome *out)
     pid_t device = start_device(job, path);
     struct check_options options = {
         .target = target,
-        .dialects = job->dialects,
+        .dialects = job->dialect,
         .only = &job->only,
         .only_count = job->only != NULL,
         .allow_destructive = true,
@@ -176,7 +174,7 @@ static void work(const struct job *job, struct outcome *out)
         snprintf(out->text, sizeof(out->text), "%.190s", device < 0 ? "no device" : error.text);
     for (unsigned i = 0; r == 0 && i < report.count; i++) {
         const struct check_result *result = &report.results[i];
-        out->verdict[result->dialect - 1][result->rule - check_rules] = result->verdict + 1;
+        out->verdict[result->rule - check_rules] = result->verdict + 1;
         if (!job->bug)
             note_good(out, result);
     }
@@ -189,14 +187,23 @@ static void work(const struct job *job, struct outcome *out)
 
 /* ---- all jobs ------------------------------------------------------------------------------- */
 
-static void add_job(const char *bug, const char *device, unsigned dialects, const char *only,
+static void add_job(const struct bug *bug, const char *device, unsigned dialect, const char *only,
                     unsigned seeds)
 {
     if (job_count == MAX_JOBS) {
-        fprintf(stderr, "more than %u bugs\n", MAX_JOBS);
+        fprintf(stderr, "more than %u jobs\n", MAX_JOBS);
         exit(1);
     }
-    jobs[job_count++] = (struct job){bug, device, dialects, only, seeds, 0};
+    jobs[job_count++] = (struct job){bug, device, dialect, only, seeds};
+}
+
+/* own: under the bug's own rule only. only: this bug only, or NULL. */
+static void add_bugs(bool own, const char *only)
+{
+    for (unsigned i = 0; i < BUGS; i++)
+        for (unsigned d = REGION; d <= FEATURE; d++)
+            if (bugs[i].dialects & d && (!only || !strcmp(bugs[i].id, only)))
+                add_job(&bugs[i], bugs[i].device, d, own ? bugs[i].rule : NULL, 1);
 }
 
 static void run_jobs(void)
@@ -207,10 +214,10 @@ static void run_jobs(void)
     for (unsigned next = 0; next < job_count || running;) {
         if (next < job_count && running < room) {
             fflush(NULL);
-            jobs[next].pid = fork();
-            if (jobs[next].pid == 0)
+            pid_t pid = fork();
+            if (pid == 0)
                 work(&jobs[next], &outcomes[next]);
-            running += jobs[next].pid > 0;
+            running += pid > 0;
             next++;
         } else if (wait(NULL) > 0) {
             running--;
@@ -220,43 +227,58 @@ static void run_jobs(void)
 
 /* ---- verdicts ------------------------------------------------------------------------------- */
 
-static const char *const dialect_names[] = {"region", "feature"};
-
-/* The job's rule caught it, in each of its dialects. */
-static bool own_rule_caught(const struct bug *bug, const struct outcome *out)
+static const char *dialect_name(unsigned dialect)
 {
-    size_t rule = (size_t)(check_rule_find(bug->rule) - check_rules);
-
-    for (unsigned d = 0; d < 2; d++)
-        if (bug->dialects >> d & 1 &&
-            (!out->verdict[d][rule] || !is_caught(out->verdict[d][rule] - 1)))
-            return false;
-    return true;
+    return dialect == REGION ? "region" : "feature";
 }
 
+/* Every bug is caught by its rule; every rule has one. */
 static int judge_own(void)
 {
     int failed = 0;
 
-    for (unsigned i = 0; i < BUGS; i++)
-        if (!own_rule_caught(&bugs[i], &outcomes[i])) {
-            printf("not caught: %s by %s (%s)%s%s\n", bugs[i].id, bugs[i].rule, bugs[i].device,
-                   outcomes[i].done ? " " : " the watchdog ended it", outcomes[i].text);
-            failed = 1;
-        }
+    for (unsigned i = 0; i < job_count; i++) {
+        const struct bug *bug = jobs[i].bug;
+        if (!bug)
+            continue;
+        uint8_t verdict = outcomes[i].verdict[check_rule_find(bug->rule) - check_rules];
+        if (verdict && is_caught((enum check_verdict)(verdict - 1)))
+            continue;
+        printf("not caught: %s by %s (%s, %s): %s\n", bug->id, bug->rule, bug->device,
+               dialect_name(jobs[i].dialect),
+               !outcomes[i].done     ? "the watchdog ended it"
+               : outcomes[i].text[0] ? outcomes[i].text
+               : verdict             ? check_verdict_name((enum check_verdict)(verdict - 1))
+                                     : "the rule was not run");
+        failed = 1;
+    }
     return failed;
 }
 
-/* Which rules caught it in a dialect: the first, and the others as text. */
-static const char *rules_of(const struct outcome *out, unsigned d, const char *own, char *others,
-                            size_t room)
+static int judge_rules(void)
+{
+    int failed = 0;
+
+    for (unsigned k = 0; k < check_rule_count; k++) {
+        bool has = false;
+        for (unsigned i = 0; i < BUGS; i++)
+            has = has || !strcmp(bugs[i].rule, check_rules[k].id);
+        if (!has)
+            printf("there is no bug for rule %s\n", check_rules[k].id);
+        failed |= !has;
+    }
+    return failed;
+}
+
+/* The first rule that caught it, and all but its own as text. */
+static const char *caught_by(const struct outcome *out, const char *own, char *others, size_t room)
 {
     const char *first = NULL;
     size_t at = 0;
 
     others[0] = 0;
     for (unsigned k = 0; k < check_rule_count; k++) {
-        if (!out->verdict[d][k] || !is_caught(out->verdict[d][k] - 1))
+        if (!out->verdict[k] || !is_caught((enum check_verdict)(out->verdict[k] - 1)))
             continue;
         if (!first)
             first = check_rules[k].id;
@@ -267,23 +289,29 @@ static const char *rules_of(const struct outcome *out, unsigned d, const char *o
     return first;
 }
 
+/* The part of a bug's row that does not depend on any run. */
+static int format_row(const struct job *job, char *text, size_t size)
+{
+    const struct bug *bug = job->bug;
+
+    return snprintf(text, size, "| %s | %s | %s | %s | %s | ", bug->rule, bug->id, bug->what,
+                    bug->device, dialect_name(job->dialect));
+}
+
 static void write_row(FILE *out, unsigned i)
 {
-    const struct bug *bug = &bugs[i];
-    char others[2048];
+    char row[512], others[2048];
 
-    for (unsigned d = 0; d < 2; d++) {
-        if (!(bug->dialects >> d & 1))
-            continue;
-        const char *first = rules_of(&outcomes[i], d, bug->rule, others, sizeof(others));
-        bool own = first && !strcmp(first, bug->rule);
-        fprintf(out, "| %s | %s | %s | %s | %s | %s%s | %s |\n", bug->rule, bug->id, bug->what,
-                bug->device, dialect_names[d], own ? "yes" : "after ",
-                own     ? ""
-                : first ? first
-                        : "nothing",
-                others);
-    }
+    if (!jobs[i].bug)
+        return;
+    const char *first = caught_by(&outcomes[i], jobs[i].bug->rule, others, sizeof(others));
+    bool own = first && !strcmp(first, jobs[i].bug->rule);
+    format_row(&jobs[i], row, sizeof(row));
+    fprintf(out, "%s%s%s | %s |\n", row, own ? "yes" : "after ",
+            own     ? ""
+            : first ? first
+                    : "nothing",
+            others);
 }
 
 static int write_document(const char *path)
@@ -302,67 +330,69 @@ static int write_document(const char *path)
             "| rule | bug | what the device does | device | dialect | own first | others that do "
             "not pass |\n|---|---|---|---|---|---|---|\n",
             GOOD_SEEDS);
-    for (unsigned i = 0; i < BUGS; i++)
+    for (unsigned i = 0; i < job_count; i++)
         write_row(out, i);
     return fclose(out) ? 1 : 0;
 }
 
-static int run_all(const char *document)
+static int judge_good(void)
+{
+    int failed = 0;
+
+    for (unsigned i = 0; i < job_count; i++) {
+        if (jobs[i].bug)
+            continue;
+        bool good = outcomes[i].done && !outcomes[i].text[0];
+        printf("%s: %s, %s, %u seeds: %s\n", good ? "good" : "FALSE ALARM", jobs[i].device,
+               dialect_name(jobs[i].dialect), jobs[i].seeds,
+               !outcomes[i].done ? "the watchdog ended it"
+               : good            ? "passes"
+                                 : outcomes[i].text);
+        failed |= !good;
+    }
+    return failed;
+}
+
+/* only: this bug, and no document. */
+static int run_all(const char *document, const char *only)
 {
     static const char *const good[] = {"null", "dma", "bulk"};
-    int failed;
 
-    for (unsigned i = 0; i < BUGS; i++)
-        add_job(bugs[i].id, bugs[i].device, bugs[i].dialects, NULL, 1);
-    for (unsigned i = 0; i < 3; i++)
+    add_bugs(/* own= */ false, only);
+    for (unsigned i = 0; !only && i < 3; i++)
         for (unsigned d = REGION; d <= FEATURE; d++)
             add_job(NULL, good[i], d, NULL, GOOD_SEEDS);
     run_jobs();
-    failed = judge_own();
-    for (unsigned i = 0; i < BUGS; i++)
+    for (unsigned i = 0; i < job_count; i++)
         write_row(stdout, i);
-    for (unsigned i = BUGS; i < job_count; i++) {
-        bool good_one = outcomes[i].done && !outcomes[i].text[0];
-        printf("%s: %s, %s, %u seeds: %s\n", good_one ? "good" : "FALSE ALARM", jobs[i].device,
-               dialect_names[jobs[i].dialects - 1], GOOD_SEEDS,
-               !outcomes[i].done ? "the watchdog ended it"
-               : good_one        ? "passes"
-                                 : outcomes[i].text);
-        failed |= !good_one;
-    }
-    return failed || write_document(document);
+    int failed = judge_own() | judge_good() | judge_rules();
+    return failed || only ? failed : write_document(document);
 }
 
 static int run_own(void)
 {
-    for (unsigned i = 0; i < BUGS; i++)
-        add_job(bugs[i].id, bugs[i].device, bugs[i].dialects, bugs[i].rule, 1);
+    add_bugs(/* own= */ true, NULL);
     run_jobs();
-    return judge_own();
+    return judge_own() | judge_rules();
 }
 
 /* The document is of this table: make check-mutants writes it again. */
 static int compare_document(const char *path)
 {
     FILE *in = fopen(path, "re");
-    char line[8192], row[512];
-    unsigned i = 0, dialects = 0;
+    char line[4096], row[512];
+    unsigned i = 0;
 
+    add_bugs(/* own= */ true, NULL);
     while (in && fgets(line, sizeof(line), in)) {
         if (strncmp(line, "| ", 2) != 0 || !strncmp(line, "| rule ", 7))
             continue;
-        if (i < BUGS && !dialects)
-            dialects = bugs[i].dialects;
-        if (i < BUGS)
-            snprintf(row, sizeof(row), "| %s | %s | %s | %s | %s | ", bugs[i].rule, bugs[i].id,
-                     bugs[i].what, bugs[i].device,
-                     dialect_names[dialects & REGION ? REGION - 1 : FEATURE - 1]);
-        if (i == BUGS || strncmp(line, row, strlen(row)) != 0)
+        if (i == job_count ||
+            strncmp(line, row, (size_t)format_row(&jobs[i], row, sizeof(row))) != 0)
             break;
-        dialects &= dialects - 1;
-        i += dialects == 0;
+        i++;
     }
-    bool same = in && i == BUGS && feof(in);
+    bool same = in && i == job_count && feof(in);
     if (in)
         fclose(in);
     if (!same)
@@ -385,7 +415,9 @@ int main(int argc, char **argv)
         perror("mutants");
         return 1;
     }
-    int failed = argc == 3 && !strcmp(argv[1], "--all") ? run_all(argv[2]) : run_own();
+    int failed = argc == 3 && !strcmp(argv[1], "--all")   ? run_all(argv[2], NULL)
+                 : argc == 3 && !strcmp(argv[1], "--bug") ? run_all(NULL, argv[2])
+                                                          : run_own();
     rmdir(folder);
     return failed;
 }
