@@ -36,9 +36,9 @@ check: $(BUILD)/check/build.ninja
 	meson test -C $(BUILD)/check --print-errorlogs --timeout-multiplier 3
 
 # The checker against devices with one deliberate bug each, and good ones: a minute or two.
-check-mutants: $(BUILD)/sabotage/build.ninja
-	ninja -C $(BUILD)/sabotage tests/check/mutants
-	$(BUILD)/sabotage/tests/check/mutants --all docs/conformance.md
+check-mutants: $(BUILD)/check/build.ninja
+	ninja -C $(BUILD)/check tests/check/mutants
+	$(BUILD)/check/tests/check/mutants --all docs/conformance.md
 
 bench: all
 	python3 scripts/bench.py $(BUILD)/release

@@ -326,7 +326,9 @@ static int write_document(const char *path)
             "rules in both dialects with %u seeds each.\nThe devices below have one deliberate bug "
             "each (`vfmig device --bug ID`, `src/devices/bugs.def`); `vfmig check` runs all its\n"
             "rules against each. `own first`: the first rule that did not pass is the one that the "
-            "bug is for.\n\n"
+            "bug is for.\nC1 and C24 come after C43 and cannot come first: without what they ask "
+            "for nothing can be "
+            "saved, which earlier rules do.\n\n"
             "| rule | bug | what the device does | device | dialect | own first | others that do "
             "not pass |\n|---|---|---|---|---|---|---|\n",
             GOOD_SEEDS);
