@@ -234,6 +234,10 @@ bool client_readable(struct client *c)
         r = handle(c, &msg);
         vfmig_fds_close(&msg.fds);
     }
+    if (r == 0 && !vfmig_framer_idle(&c->socket.framer) &&
+        c->socket.framer.end - c->socket.framer.start < sizeof(struct vfmig_user_header) &&
+        vfmig_sabotage("pieces-drop-connection"))
+        r = -EPROTO;
     if (n > 0 && r < 0 && vfmig_sabotage("bad-size-kills"))
         _exit(1);
     if (r < 0 || c->lost)

@@ -265,6 +265,8 @@ static int bar_access(struct client *c, const struct vfmig_user_msg *msg,
         _exit(1);
     if ((!mmio_reaches(dev) && vfmig_sabotage("msix-stops")) ||
         !msix_access(dev, access->region, access->offset, data, access->count, write)) {
+        if (write && vfmig_sabotage("mmio-write-ignored"))
+            return region_reply(c, &msg->header, access, NULL);
         if (mmio_reaches(dev) || (write && vfmig_sabotage("stopped-write-acts")))
             return later_access(c, dev, &msg->header, access, written, write);
         if (write) {
@@ -301,7 +303,7 @@ static int region_access(struct client *c, struct vfmig_user_msg *msg, bool writ
         return bar_access(c, msg, &access, write);
     if (access.region == VFMIG_REGION_CONFIG && write && vfmig_dev_saving(&dev->mig) &&
         vfmig_sabotage("config-change-ends-save"))
-        stream_drop(dev);
+        stream_save_begin(dev);
     if (access.region == VFMIG_REGION_CONFIG && write && vfmig_dev_loading(&dev->mig) &&
         vfmig_sabotage("config-change-ends-load"))
         dev->stream.load_err = -EIO;

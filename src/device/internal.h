@@ -458,6 +458,8 @@ bool msix_access(struct vfmig_device *dev, uint32_t bar, uint64_t offset, uint8_
 int irq_set(struct vfmig_device *dev, struct vfmig_user_msg *msg);
 void irq_init(struct vfmig_device *dev);
 void irq_latch(struct vfmig_device *dev, bool latch);
+/* A deliberate fault: interrupts all the time. True while they come. */
+bool irq_storm(struct vfmig_device *dev);
 void irq_drop(struct vfmig_device *dev);
 void irq_detach_all(struct vfmig_device *dev);
 void irq_get_pending(struct vfmig_device *dev, uint64_t *ret_bits);

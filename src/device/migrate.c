@@ -96,6 +96,8 @@ static int call_device(struct vfmig_device *dev, enum vfmig_dev_call call)
             pci_reset(dev);
         dev->keep_pci = false;
         log_client_reset(dev);
+        if (vfmig_sabotage("irq-lost-after-load"))
+            dev->stream.library_loaded = false;
         if (vfmig_sabotage("save-once"))
             dev->stream.enc.last_kind = 0;
         if (!vfmig_sabotage("doorbells-survive-reset"))

@@ -171,6 +171,8 @@ int vfmig_device_irq(struct vfmig_device *dev, uint32_t vector)
 {
     if (vector >= dev->config.msix_vectors)
         return -EINVAL;
+    if (vfmig_sabotage("irq-never"))
+        return 0;
     pthread_mutex_lock(&dev->irq.lock);
     set_bit(dev->irq.pending, vector, true);
     deliver(dev, vector);
@@ -186,9 +188,24 @@ void irq_latch(struct vfmig_device *dev, bool latch)
 {
     pthread_mutex_lock(&dev->irq.lock);
     dev->irq.latch = latch;
+    if (!latch && (vfmig_sabotage("irq-lost-under-ndma") ||
+                   (dev->stream.library_loaded && vfmig_sabotage("irq-lost-after-load"))))
+        memset(dev->irq.pending, 0, sizeof(dev->irq.pending));
     if (!latch)
         deliver_all(dev);
     pthread_mutex_unlock(&dev->irq.lock);
+}
+
+bool irq_storm(struct vfmig_device *dev)
+{
+    uint64_t one = 1;
+
+    if (vfmig_dev_mmio_allowed(&dev->mig) || !vfmig_sabotage("irq-storm-when-stopped"))
+        return false;
+    pthread_mutex_lock(&dev->irq.lock);
+    ssize_t n = dev->irq.fds[0] >= 0 ? write(dev->irq.fds[0], &one, sizeof(one)) : 0;
+    pthread_mutex_unlock(&dev->irq.lock);
+    return n >= 0;
 }
 
 void irq_get_pending(struct vfmig_device *dev, uint64_t *ret_bits)

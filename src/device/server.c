@@ -292,7 +292,7 @@ int vfmig_device_run(struct vfmig_device *dev, struct vfmig_error *reterr)
     int r = 0;
 
     while (!is_over(dev) && r == 0)
-        r = serve(dev, -1, reterr);
+        r = serve(dev, irq_storm(dev) ? 0 : -1, reterr);
     dev->is_serving = false;
     atomic_store(&dev->stopping, false);
     return r < 0 ? r : 0;

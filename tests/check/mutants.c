@@ -26,6 +26,7 @@
 #define WATCHDOG_S   90u /* of a run */
 #define GOOD_SEEDS   20u
 #define DEADLINE_MS  1000u
+#define TRIES        8u
 #define PATIENT_MS   20000u /* good devices: a machine that is busy is no device that hangs */
 #define MAX_PARALLEL 4u
 
@@ -42,13 +43,16 @@ static const struct bug {
 static const struct kind {
     const char *name, *device;
     struct vfmig_device_knobs knobs;
+    enum { ALONE, WITH_PEER, BUG_IN_PEER } peer;
 } kinds[] = {
-    {"null", "null", {0}},
-    {"dma", "dma", {0}},
-    {"dma, no NDMA", "dma", {.no_ndma = true, .no_precopy = true}},
-    {"dma, slow", "dma", {.latency_ns = 20000000}},
-    {"bulk", "bulk", {.state_bytes = 256 << 10}},
-    {"bulk, 2 MiB", "bulk", {.state_bytes = 2 << 20}},
+    {"null", "null", {0}, ALONE},
+    {"dma", "dma", {0}, ALONE},
+    {"two dma", "dma", {0}, WITH_PEER},
+    {"the peer", "dma", {0}, BUG_IN_PEER},
+    {"dma, no NDMA", "dma", {.no_ndma = true, .no_precopy = true}, ALONE},
+    {"dma, slow", "dma", {.latency_ns = 2000000000}, ALONE},
+    {"bulk", "bulk", {.state_bytes = 256 << 10}, ALONE},
+    {"bulk, 2 MiB", "bulk", {.state_bytes = 2 << 20}, ALONE},
 };
 
 /* What came of a job; in memory shared with the process that does it. */
@@ -84,9 +88,8 @@ static const struct kind *find_kind(const char *name)
 /* ---- one job -------------------------------------------------------------------------------- */
 
 /* A process that serves the device; it dies with its parent. Returns when it listens. */
-static pid_t start_device(const struct job *job, const char *path)
+static pid_t start_device(const struct kind *kind, const struct bug *bug, const char *path)
 {
-    const struct kind *kind = find_kind(job->device);
     struct vfmig_device *device;
     struct vfmig_error error = {0};
     int ready[2];
@@ -103,8 +106,8 @@ static pid_t start_device(const struct job *job, const char *path)
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     close(ready[0]);
-    if (job->bug) {
-        setenv("VFMIG_SABOTAGE", job->bug->id, 1);
+    if (bug) {
+        setenv("VFMIG_SABOTAGE", bug->id, 1);
         if (!freopen("/dev/null", "w", stderr)) /* it may die of its bug */
             _exit(1);
     }
@@ -148,19 +151,47 @@ static void note_good(struct outcome *out, const struct check_result *result)
                  result->why);
 }
 
+static bool own_caught(const struct bug *bug, const struct outcome *out)
+{
+    uint8_t verdict = out->verdict[check_rule_find(bug->rule) - check_rules];
+
+    return verdict && is_caught((enum check_verdict)(verdict - 1));
+}
+
+static int judge(const struct check_options *options, const struct job *job, struct outcome *out,
+                 struct vfmig_error *reterr)
+{
+    struct check_report report;
+    int r = check_run(options, &report, reterr);
+
+    for (unsigned i = 0; r == 0 && i < report.count; i++) {
+        const struct check_result *result = &report.results[i];
+        out->verdict[result->rule - check_rules] = result->verdict + 1;
+        if (!job->bug)
+            note_good(out, result);
+    }
+    check_report_free(&report);
+    return r;
+}
+
 /* In a process of its own. */
 static void work(const struct job *job, struct outcome *out)
 {
-    char path[64], target[80];
-    struct check_report report;
+    const struct kind *kind = find_kind(job->device);
+    char path[64], peer_path[72], target[80], peer_target[88];
     struct vfmig_error error = {0};
 
     alarm(WATCHDOG_S);
     snprintf(path, sizeof(path), "%s/%d", folder, (int)getpid());
     snprintf(target, sizeof(target), "vfio-user:%s", path);
-    pid_t device = start_device(job, path);
+    snprintf(peer_path, sizeof(peer_path), "%s-peer", path);
+    snprintf(peer_target, sizeof(peer_target), "vfio-user:%s", peer_path);
+    pid_t device = start_device(kind, kind->peer == BUG_IN_PEER ? NULL : job->bug, path), peer = 0;
+    if (kind->peer != ALONE)
+        peer = start_device(kind, kind->peer == BUG_IN_PEER ? job->bug : NULL, peer_path);
     struct check_options options = {
         .target = target,
+        .peer = peer ? peer_target : NULL,
         .dialects = job->dialect,
         .only = &job->only,
         .only_count = job->only != NULL,
@@ -169,19 +200,22 @@ static void work(const struct job *job, struct outcome *out)
         .seed = 1,
         .deadline_ms = job->bug ? DEADLINE_MS : PATIENT_MS,
     };
-    int r = device < 0 ? -1 : check_run(&options, &report, &error);
+    int r = device < 0 || peer < 0 ? -1 : judge(&options, job, out, &error);
     if (r < 0)
-        snprintf(out->text, sizeof(out->text), "%.190s", device < 0 ? "no device" : error.text);
-    for (unsigned i = 0; r == 0 && i < report.count; i++) {
-        const struct check_result *result = &report.results[i];
-        out->verdict[result->rule - check_rules] = result->verdict + 1;
-        if (!job->bug)
-            note_good(out, result);
-    }
+        snprintf(out->text, sizeof(out->text), "%.190s", error.text[0] ? error.text : "no device");
+    /* What a device does by itself is seen within milliseconds or missed: it is given more of them.
+     */
+    options.only = job->bug ? &job->bug->rule : NULL;
+    options.only_count = 1;
+    for (unsigned i = 1; r == 0 && job->bug && i < TRIES && !own_caught(job->bug, out); i++)
+        r = judge(&options, job, out, &error);
     out->done = true;
     if (device > 0)
         kill(device, SIGKILL);
+    if (peer > 0)
+        kill(peer, SIGKILL);
     unlink(path);
+    unlink(peer_path);
     _exit(0);
 }
 
@@ -241,9 +275,9 @@ static int judge_own(void)
         const struct bug *bug = jobs[i].bug;
         if (!bug)
             continue;
-        uint8_t verdict = outcomes[i].verdict[check_rule_find(bug->rule) - check_rules];
-        if (verdict && is_caught((enum check_verdict)(verdict - 1)))
+        if (own_caught(bug, &outcomes[i]))
             continue;
+        uint8_t verdict = outcomes[i].verdict[check_rule_find(bug->rule) - check_rules];
         printf("not caught: %s by %s (%s, %s): %s\n", bug->id, bug->rule, bug->device,
                dialect_name(jobs[i].dialect),
                !outcomes[i].done     ? "the watchdog ended it"
@@ -358,7 +392,7 @@ static int judge_good(void)
 /* only: this bug, and no document. */
 static int run_all(const char *document, const char *only)
 {
-    static const char *const good[] = {"null", "dma", "bulk"};
+    static const char *const good[] = {"null", "two dma", "bulk"};
 
     add_bugs(/* own= */ false, only);
     for (unsigned i = 0; !only && i < 3; i++)
