@@ -20,6 +20,7 @@ LIMITS = [f"limit-300-{memory}-{rate}" for memory in ("warm", "cold")
 
 BENCHMARKS = {
     "memory_bench": ["memory-tcp-1", "memory-tcp-2", "memory-tcp-4", "memory-tcp-2-cold"],
+    "tls_bench": ["tls-throughput", "tls-throughput-crypto"],
     "region_bench": ["region-read-one-core", "region-write-one-core",
                      "region-read-unpinned", "region-write-unpinned"],
     "dma_bench": ["dma-map", "dma-map-fd", "message-dma-4k", "message-dma-1m"],

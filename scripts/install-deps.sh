@@ -2,7 +2,7 @@
 # Installs what the build and the tests need, where apt is there and something is missing.
 set -eu
 
-packages="gcc libc6-dev make pkg-config meson ninja-build libjson-c-dev libzstd-dev libcmocka-dev
+packages="gcc libc6-dev make pkg-config meson ninja-build libjson-c-dev libzstd-dev libssl-dev libcmocka-dev
           g++ mandoc spin python3 python3-pytest python3-hypothesis"
 missing=""
 for package in $packages; do

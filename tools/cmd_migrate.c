@@ -14,9 +14,10 @@
 #include "qmp_client.h"
 #include "vfmig/error.h"
 
+static const char *tls_creds, *tls_psk, *tls_hostname;
 static const char *qmp_path, *dialect, *trace_path, *on_deadline, *compress;
 static uint64_t channels = 2, downtime_limit = 300, deadline, bandwidth, throttle;
-static bool json, quiet, dry_run, local;
+static bool json, quiet, dry_run, local, plaintext;
 
 static const struct tool_option options[] = {
     {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket of the VMM that runs the guest",
@@ -34,6 +35,11 @@ static const struct tool_option options[] = {
     {"compress", TOOL_TEXT, &compress, "HOW", "zstd or zstd:LEVEL, 1 to 19; memory and device data"},
     {"local", TOOL_FLAG, &local, NULL,
      "to unix:PATH on this host: pass the memory on, copy nothing of it"},
+    {"tls-creds", TOOL_TEXT, &tls_creds, "DIR", "TLS with the certificates in DIR, as of vfmig vm"},
+    {"tls-psk", TOOL_TEXT, &tls_psk, "FILE", "TLS with the key in FILE, as of vfmig vm"},
+    {"tls-hostname", TOOL_TEXT, &tls_hostname, "NAME",
+     "whom the destination's certificate must name, if not the host in URI"},
+    {"plaintext", TOOL_FLAG, &plaintext, NULL, "without TLS, off this host too"},
     {"dialect", TOOL_CHOICE, &dialect, NULL, "speak to the devices in another dialect",
      .choices = "feature|region"},
     {"trace", TOOL_TEXT, &trace_path, "FILE", "write what the migration does, as lines of JSON"},
@@ -350,11 +356,25 @@ static int set_parameters(struct qmp_client *client, struct vfmig_error *reterr)
     return qmp_execute(client, "x-set-dialect", args, NULL, reterr);
 }
 
+static void add_security(struct json_object *args)
+{
+    const struct {
+        const char *name, *value;
+    } texts[] = {{"x-tls-creds", tls_creds}, {"x-tls-psk", tls_psk}, {"x-tls-hostname", tls_hostname}};
+
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+        if (texts[i].value)
+            json_object_object_add(args, texts[i].name, json_object_new_string(texts[i].value));
+    if (plaintext)
+        json_object_object_add(args, "x-plaintext", json_object_new_boolean(true));
+}
+
 static int start(struct qmp_client *client, const char *uri, struct vfmig_error *reterr)
 {
     struct json_object *args = json_object_new_object();
 
     json_object_object_add(args, "uri", json_object_new_string(uri));
+    add_security(args);
     if (deadline)
         json_object_object_add(args, "x-deadline", json_object_new_uint64(deadline));
     if (local)
@@ -402,6 +422,7 @@ static int try_out(struct qmp_client *client, const char *uri, struct vfmig_erro
     struct json_object *args = json_object_new_object(), *answer;
 
     json_object_object_add(args, "uri", json_object_new_string(uri));
+    add_security(args);
     if (local)
         json_object_object_add(args, "x-local", json_object_new_boolean(true));
     int ret = qmp_execute(client, "x-vfmig-check", args, &answer, reterr);
@@ -430,6 +451,8 @@ int cmd_migrate(int argc, char **argv)
         return tool_fail(&usage, TOOL_USAGE, "'%s' is neither tcp:HOST:PORT nor unix:PATH", uri);
     if (local && strncmp(uri, "unix:", 5))
         return tool_fail(&usage, TOOL_USAGE, "--local passes memory on over unix:PATH only");
+    if (!!tls_creds + !!tls_psk + plaintext > 1)
+        return tool_fail(&usage, TOOL_USAGE, "only one of --tls-creds, --tls-psk and --plaintext");
     if (on_deadline && !deadline)
         return tool_fail(&usage, TOOL_USAGE, "--on-deadline says nothing without --deadline");
     int ret = qmp_connect(qmp_path, &client, &err);

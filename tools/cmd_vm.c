@@ -17,12 +17,13 @@ static const char *accel = "auto";
 static const char *p2p = "auto";
 static const char *tracker = "auto";
 static const char *name = "guest";
+static const char *tls_creds, *tls_psk;
 static const char *qmp_path, *incoming, *journal, *trace;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
 static uint64_t viommu_timeout_ms;
 static const char *iommu_answers = "late";
-static bool paused, discard_released, prefault, as_clone;
+static bool plaintext, paused, discard_released, prefault, as_clone;
 
 static const struct tool_option options[] = {
     {"name", TOOL_TEXT, &name, "NAME", "name of the guest, in messages"},
@@ -43,6 +44,10 @@ static const struct tool_option options[] = {
     {"qmp", TOOL_TEXT, &qmp_path, "PATH", "control socket that speaks QMP"},
     {"incoming", TOOL_TEXT, &incoming, "URI",
      "wait for a guest at tcp:HOST:PORT or unix:PATH; restore the one in file:PATH; or defer"},
+    {"tls-creds", TOOL_TEXT, &tls_creds, "DIR",
+     "TLS with certificates, for migrations over TCP: ca.pem, cert.pem, key.pem, or as QEMU names them"},
+    {"tls-psk", TOOL_TEXT, &tls_psk, "FILE", "TLS with a key that both sides know: a line NAME:HEX"},
+    {"plaintext", TOOL_FLAG, &plaintext, NULL, "migrations over TCP without TLS, off this host too"},
     {"clone", TOOL_FLAG, &as_clone, NULL, "with --incoming file:PATH: restore it whoever else does, or did"},
     {"journal", TOOL_TEXT, &journal, "DIR", "directory of the handover journal"},
     {"discard-released", TOOL_FLAG, &discard_released, NULL,
@@ -175,6 +180,8 @@ int cmd_vm(int argc, char **argv)
         code = tool_fail(&usage, TOOL_USAGE,
                          incoming ? "--discard-released makes no sense with --incoming"
                                   : "--discard-released makes no sense without --journal");
+    if (code < 0 && !!tls_creds + !!tls_psk + plaintext > 1)
+        code = tool_fail(&usage, TOOL_USAGE, "only one of --tls-creds, --tls-psk and --plaintext");
     if (code < 0 && as_clone && (!incoming || strncmp(incoming, "file:", 5)))
         code = tool_fail(&usage, TOOL_USAGE, "--clone goes with --incoming file:PATH");
     if (code < 0 && as_clone)
@@ -191,6 +198,7 @@ int cmd_vm(int argc, char **argv)
             .incoming = incoming,
             .clone = as_clone,
             .journal_dir = journal,
+            .security = {.tls_creds = tls_creds, .tls_psk = tls_psk, .plaintext = plaintext},
             .trace_path = trace,
             .viommu_timeout_ns = viommu_timeout_ms * 1000000,
             .channels = (uint32_t)channels,

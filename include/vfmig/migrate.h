@@ -174,6 +174,17 @@ enum vfmig_on_deadline {
     VFMIG_ON_DEADLINE_FORCE,    /* switch over whatever the downtime */
 };
 
+/* How the channels of a migration over TCP are protected. unix:PATH is guarded by its file. Without TLS
+ * an address off this host is refused, unless plaintext is asked for. */
+struct vfmig_security {
+    const char *tls_creds;    /* TLS 1.3 with certificates of both sides: a directory with ca.pem, cert.pem
+                                 and key.pem, or as QEMU's x509 credentials have them */
+    const char *tls_psk;      /* instead: with a key that both sides know; a file of one line NAME:HEX */
+    const char *tls_hostname; /* source: whom the destination's certificate must name, unless it is the
+                                 host of the address */
+    bool plaintext;
+};
+
 /* Zero means the default given. */
 struct vfmig_migrate_options {
     uint64_t downtime_limit_ns; /* of the downtime that must be reckoned with; 300 ms */
@@ -193,6 +204,7 @@ struct vfmig_migrate_options {
     const char *journal_dir;    /* directory of the journal; required */
     const char *control_path;   /* put on record for `vfmig status`: the VMM's control socket */
     uint8_t migration_id[VFMIG_MIGRATION_ID_BYTES]; /* all zero: a random one */
+    struct vfmig_security security; /* its files are read when the attempt is made */
     bool local; /* source: the destination, on this host at unix:PATH, is given the descriptors of guest
                    memory, and nothing of it is copied. From RUNNING on, which `released` tells, it must
                    not be touched here any more */

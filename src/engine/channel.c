@@ -17,6 +17,7 @@
 #include "base/sabotage.h"
 #include "engine/channel_private.h"
 #include "engine/pack.h"
+#include "io/tls.h"
 
 #define MAX_PARTS 4
 
@@ -90,6 +91,8 @@ void vfmig_channel_free(struct vfmig_channel *channel)
 {
     if (!channel)
         return;
+    vfmig_channel_tls_end(channel);
+    vfmig_tls_free(channel->tls);
     close(channel->fd);
     vfmig_fds_close(&channel->fds);
     pthread_mutex_destroy(&channel->turn_lock);
@@ -159,6 +162,7 @@ void vfmig_channel_shutdown(struct vfmig_channel *channel)
 
 void vfmig_channel_end_sending(struct vfmig_channel *channel)
 {
+    vfmig_channel_tls_end(channel);
     shutdown(channel->fd, SHUT_WR);
 }
 
@@ -174,6 +178,8 @@ static int send_error(struct vfmig_channel *channel, int code, struct vfmig_erro
     if (code == -EPIPE || code == -ECONNRESET)
         return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
                                "the peer closed channel %u", channel->index);
+    if (channel->tls && code == -EPROTO)
+        return vfmig_channel_tls_error(channel, /* inside= */ true, reterr);
     if (channel->file)
         return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0, "cannot write the file: %s",
                                strerror(-code));
@@ -188,6 +194,8 @@ static ssize_t send_some(struct vfmig_channel *channel, struct iovec *iov, size_
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
     struct vfmig_channel_control control;
 
+    if (channel->tls)
+        return vfmig_tls_send(channel->tls, iov, count);
     if (fds)
         vfmig_channel_put_fds(&msg, &control, fds);
     if (!channel->file)

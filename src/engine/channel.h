@@ -18,6 +18,7 @@
 #include "vfmig/memory.h"
 
 struct vfmig_channel;
+struct vfmig_tls_creds;
 
 /* A received record; payload points into the channel's buffer until the next receive. */
 struct vfmig_record {
@@ -45,6 +46,11 @@ void vfmig_channel_free(struct vfmig_channel *channel);
 
 uint32_t vfmig_channel_index(const struct vfmig_channel *channel);
 int vfmig_channel_fd(const struct vfmig_channel *channel); /* for poll; stays the channel's */
+
+/* Everything from here on under TLS (io/tls.h); the handshake is done when it returns 0. */
+int vfmig_channel_start_tls(struct vfmig_channel *channel, const struct vfmig_tls_creds *creds,
+                            const char *peer_name, uint64_t deadline_ns, struct vfmig_error *reterr);
+const char *vfmig_channel_cipher(const struct vfmig_channel *channel); /* NULL: plain */
 
 /* A send or receive in which no byte moves for this long fails; 0 is for ever. */
 int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
@@ -128,23 +134,30 @@ int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
 uint32_t vfmig_channel_waiting(struct vfmig_channel *channel);
 void vfmig_channel_stats(const struct vfmig_channel *channel, struct vfmig_channel_stats *ret_stats);
 
-/* The HELLO exchange, which binds several connections to one migration. next_fd returns one more
- * connected socket at a time: the source connects it, the destination accepts it; it may block, a
- * negative errno ends the attempt. The source asks for the next one only when the one before was
- * answered, so that the order of connections cannot be confused.
+/* How connections come about. next_fd returns one more connected socket at a time: the source connects
+ * it, the destination accepts it; it may block, a negative errno ends the attempt. */
+typedef int (*vfmig_next_fd)(void *user, struct vfmig_error *reterr);
+struct vfmig_dial {
+    vfmig_next_fd next_fd;
+    void *user;
+    uint64_t stall_ns;
+    const struct vfmig_tls_creds *tls; /* NULL: plain */
+    const char *peer_name;             /* of the source: whose certificate the destination must have */
+};
+
+/* The HELLO exchange, which binds several connections to one migration. The source asks for the next one
+ * only when the one before was answered, so that the order of connections cannot be confused.
  *
  * On failure everything is closed. ret_channels has room for count channels. */
-typedef int (*vfmig_next_fd)(void *user, struct vfmig_error *reterr);
-int vfmig_channels_open(vfmig_next_fd next_fd, void *user, uint32_t count,
-                        const uint8_t migration_id[16], uint64_t stall_ns,
+int vfmig_channels_open(const struct vfmig_dial *dial, uint32_t count, const uint8_t migration_id[16],
                         struct vfmig_channel **ret_channels, struct vfmig_error *reterr);
 
 /* The destination's half. The first connection says how many follow; one that does not know the
- * token is closed and another one awaited, VFMIG_MAX_CHANNELS times in all. ret_channels has room
- * for VFMIG_MAX_CHANNELS. */
-int vfmig_channels_accept(vfmig_next_fd next_fd, void *user, uint64_t stall_ns,
-                          uint8_t ret_migration_id[16], struct vfmig_channel **ret_channels,
-                          uint32_t *ret_count, struct vfmig_error *reterr);
+ * token is refused and another one awaited, VFMIG_MAX_CHANNELS times in all. Who says nothing is not
+ * waited for as long as a source waits for its answer. ret_channels has room for VFMIG_MAX_CHANNELS. */
+int vfmig_channels_accept(const struct vfmig_dial *dial, uint8_t ret_migration_id[16],
+                          struct vfmig_channel **ret_channels, uint32_t *ret_count,
+                          struct vfmig_error *reterr);
 
 /* Round trip and clock offset by one PING on a channel that nobody else receives from and whose
  * peer runs a receiver (engine/memory_mover.h); no other record may be on its way. */

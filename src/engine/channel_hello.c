@@ -6,6 +6,10 @@
 
 #include "base/sabotage.h"
 #include "engine/channel.h"
+#include "io/sock.h"
+
+/* Of the time that a source waits for an answer: how long one connection is listened to in vain. */
+#define HELLO_SHARE 4u
 
 static int send_hello(struct vfmig_channel *channel, const struct vfmig_hello *hello,
                       struct vfmig_error *reterr)
@@ -47,18 +51,27 @@ static void close_all(struct vfmig_channel **channels, uint32_t count)
     }
 }
 
-static int next_channel(vfmig_next_fd next_fd, void *user, uint32_t index, enum vfmig_side side,
-                        uint64_t stall_ns, struct vfmig_channel **ret_channel,
+/* quiet_ns: how long the peer may say nothing for now. */
+static int next_channel(const struct vfmig_dial *dial, uint32_t index, enum vfmig_side side,
+                        uint64_t quiet_ns, struct vfmig_channel **ret_channel,
                         struct vfmig_error *reterr)
 {
-    int fd = next_fd(user, reterr);
+    int fd = dial->next_fd(dial->user, reterr);
 
     if (fd < 0)
         return fd;
     int rc = vfmig_channel_new(fd, index, side, ret_channel, reterr);
     if (rc == 0)
-        rc = vfmig_channel_set_stall(*ret_channel, stall_ns, reterr);
+        rc = vfmig_channel_set_stall(*ret_channel, quiet_ns, reterr);
     return rc;
+}
+
+static int secure(const struct vfmig_dial *dial, struct vfmig_channel *channel, uint64_t quiet_ns,
+                  struct vfmig_error *reterr)
+{
+    return dial->tls ? vfmig_channel_start_tls(channel, dial->tls, dial->peer_name,
+                                               vfmig_deadline_ns(quiet_ns), reterr)
+                     : 0;
 }
 
 /* Says HELLO and checks the answer; the first answer brings the token. */
@@ -82,8 +95,7 @@ static int greet(struct vfmig_channel *channel, struct vfmig_hello *hello,
     return 0;
 }
 
-int vfmig_channels_open(vfmig_next_fd next_fd, void *user, uint32_t count,
-                        const uint8_t migration_id[16], uint64_t stall_ns,
+int vfmig_channels_open(const struct vfmig_dial *dial, uint32_t count, const uint8_t migration_id[16],
                         struct vfmig_channel **ret_channels, struct vfmig_error *reterr)
 {
     struct vfmig_hello hello = {
@@ -101,7 +113,9 @@ int vfmig_channels_open(vfmig_next_fd next_fd, void *user, uint32_t count,
     memset(ret_channels, 0, count * sizeof(*ret_channels));
     for (uint32_t i = 0; rc == 0 && i < count; i++) {
         hello.channel = i;
-        rc = next_channel(next_fd, user, i, VFMIG_SIDE_SOURCE, stall_ns, &ret_channels[i], reterr);
+        rc = next_channel(dial, i, VFMIG_SIDE_SOURCE, dial->stall_ns, &ret_channels[i], reterr);
+        if (rc == 0)
+            rc = secure(dial, ret_channels[i], dial->stall_ns, reterr);
         if (rc == 0)
             rc = greet(ret_channels[i], &hello, reterr);
     }
@@ -171,9 +185,22 @@ static int accept_further(struct vfmig_channel *channel, struct vfmig_hello *hel
     return send_hello(channel, hello, reterr);
 }
 
-int vfmig_channels_accept(vfmig_next_fd next_fd, void *user, uint64_t stall_ns,
-                          uint8_t ret_migration_id[16], struct vfmig_channel **ret_channels,
-                          uint32_t *ret_count, struct vfmig_error *reterr)
+/* A connection that says nothing must not cost the source its patience, which has stall_ns. */
+static int accept_one(const struct vfmig_dial *dial, struct vfmig_channel *channel, bool first,
+                      struct vfmig_hello *hello, struct vfmig_error *reterr)
+{
+    int rc = secure(dial, channel, dial->stall_ns / HELLO_SHARE, reterr);
+
+    if (rc == 0)
+        rc = first ? accept_first(channel, hello, reterr) : accept_further(channel, hello, reterr);
+    if (rc == 0)
+        rc = vfmig_channel_set_stall(channel, dial->stall_ns, reterr);
+    return rc;
+}
+
+int vfmig_channels_accept(const struct vfmig_dial *dial, uint8_t ret_migration_id[16],
+                          struct vfmig_channel **ret_channels, uint32_t *ret_count,
+                          struct vfmig_error *reterr)
 {
     struct vfmig_hello hello = {.channel_count = 1};
     uint32_t done = 0, strangers = 0;
@@ -183,12 +210,12 @@ int vfmig_channels_accept(vfmig_next_fd next_fd, void *user, uint64_t stall_ns,
     while (rc == 0 && done < hello.channel_count) {
         struct vfmig_channel *channel = NULL;
         hello.channel = done;
-        rc = next_channel(next_fd, user, done, VFMIG_SIDE_DEST, stall_ns, &channel, reterr);
+        rc = next_channel(dial, done, VFMIG_SIDE_DEST, dial->stall_ns / HELLO_SHARE, &channel, reterr);
         if (rc < 0) {
             vfmig_channel_free(channel);
             break;
         }
-        rc = done ? accept_further(channel, &hello, reterr) : accept_first(channel, &hello, reterr);
+        rc = accept_one(dial, channel, /* first= */ done == 0, &hello, reterr);
         if (rc == 0) {
             ret_channels[done++] = channel;
         } else {

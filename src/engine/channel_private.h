@@ -23,6 +23,7 @@ struct vfmig_channel {
     enum vfmig_side side;
     int stall_ms; /* 0: no limit */
     atomic_bool cancelled;
+    struct vfmig_tls *tls; /* NULL: plain */
     const struct vfmig_memory *memory;
     uint32_t stripe_count; /* channels that share the stripes; 0: not checked */
     struct vfmig_dirty_map *doubt;
@@ -76,6 +77,10 @@ void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, 
 void vfmig_channel_note_cold(struct vfmig_channel *channel, uint32_t run_count);
 
 uint64_t vfmig_channel_now_ns(void);
+
+/* channel_tls.c. error: what ended receiving or sending, of a channel that has TLS. */
+int vfmig_channel_tls_error(struct vfmig_channel *channel, bool inside, struct vfmig_error *reterr);
+void vfmig_channel_tls_end(struct vfmig_channel *channel);
 
 /* channel_fds.c: room for the descriptors of one message. */
 struct vfmig_channel_control {

@@ -15,6 +15,7 @@
 #include "base/zero.h"
 #include "engine/channel_private.h"
 #include "engine/memory_mover.h"
+#include "io/tls.h"
 
 /* Bytes of pages that are worth a wake-up: one costs as much as copying about so many. */
 #define PAGES_AT_ONCE (128u << 10)
@@ -32,6 +33,8 @@ static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool
     if (channel->file)
         return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0, "cannot read the file: %s",
                                strerror(-code));
+    if (channel->tls && (code == -EPROTO || (code == -ECONNRESET && vfmig_tls_cut(channel->tls))))
+        return vfmig_channel_tls_error(channel, inside, reterr);
     if (got == 0 || code == -ECONNRESET)
         return vfmig_error_set(reterr, -ECONNRESET,
                                inside ? VFMIG_ORIGIN_STREAM : VFMIG_ORIGIN_PEER, 0,
@@ -67,6 +70,19 @@ static void wait_low_water(struct vfmig_channel *channel)
     (void)poll(&poll_fd, 1, channel->stall_ms ? channel->stall_ms : -1);
 }
 
+/* What TLS has decrypted, or will have next. */
+static ssize_t receive_tls(struct vfmig_channel *channel, struct iovec *iov, size_t count,
+                           bool inside, struct vfmig_error *reterr)
+{
+    ssize_t got = vfmig_tls_recv(channel->tls, iov, count);
+    int code = got < 0 ? -errno : 0;
+
+    if (got <= 0)
+        return recv_error(channel, got, code, inside, reterr);
+    atomic_fetch_add_explicit(&channel->bytes_received, (uint64_t)got, memory_order_relaxed);
+    return got;
+}
+
 /* One recvmsg; the last element of iov is the read-ahead buffer, which is empty. at_least is how
  * much is worth a wake-up (fewer bytes may come), inside whether the end of the connection would
  * cut a record. Returns the bytes read. */
@@ -74,6 +90,9 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
                             size_t at_least, bool inside, struct vfmig_error *reterr)
 {
     bool patient = at_least > 1 && !channel->file;
+
+    if (channel->tls)
+        return receive_tls(channel, iov, count, inside, reterr);
 
     if (!channel->file)
         set_low_water(channel, at_least);
@@ -487,7 +506,8 @@ int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
     struct pollfd poll_fd = {.fd = channel->fd, .events = POLLIN};
     uint64_t begin_ns = vfmig_channel_now_ns();
 
-    if (channel->ahead_at < channel->ahead_end)
+    if (channel->ahead_at < channel->ahead_end ||
+        (channel->tls && vfmig_tls_pending(channel->tls)))
         return 0;
     for (;;) {
         uint64_t passed_ns = vfmig_channel_now_ns() - begin_ns;

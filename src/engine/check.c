@@ -14,6 +14,7 @@
 
 #include "engine/engine.h"
 #include "io/sock.h"
+#include "io/tls.h"
 
 /* In the identity of a source that only asks. */
 #define WISH          "info.dry-run=1\n"
@@ -23,6 +24,9 @@
 struct run {
     const char *uri;
     uint64_t stall_ns;
+    const struct vfmig_security *security;
+    struct vfmig_tls_creds *tls;
+    char tls_name[256];
     void (*found)(void *opaque, bool source, const char *text);
     void *opaque;
     uint32_t count;
@@ -167,6 +171,10 @@ static int next_fd(void *user, struct vfmig_error *reterr)
     int fd = -1;
     int ret = vfmig_sock_connect(run->uri, vfmig_deadline_ns(run->stall_ns), &fd, reterr);
 
+    if (ret == 0)
+        ret = engine_secure_peer(run->security, run->uri, fd, reterr);
+    if (ret && fd >= 0)
+        close(fd);
     return ret ? ret : fd;
 }
 
@@ -215,6 +223,11 @@ static int ask_peer(struct run *run, const struct vfmig_vm *vm,
                     const struct vfmig_migrate_options *options, struct vfmig_error *reterr)
 {
     struct vfmig_buffer text = {.limit = VFMIG_MAX_IDENTITY};
+    const struct vfmig_dial dial = {.next_fd = next_fd,
+                                    .user = run,
+                                    .stall_ns = run->stall_ns,
+                                    .tls = engine_secure_uri(run->uri) ? run->tls : NULL,
+                                    .peer_name = run->tls_name};
     struct vfmig_channel *channel;
     uint8_t id[VFMIG_MIGRATION_ID_BYTES];
     int ret = engine_identity(vm, &text, reterr);
@@ -226,7 +239,7 @@ static int ask_peer(struct run *run, const struct vfmig_vm *vm,
         ret =
             vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for the identity");
     if (ret == 0)
-        ret = vfmig_channels_open(next_fd, run, 1, id, run->stall_ns, &channel, reterr);
+        ret = vfmig_channels_open(&dial, 1, id, &channel, reterr);
     if (ret) {
         vfmig_buffer_free(&text);
         return ret;
@@ -243,7 +256,7 @@ int vfmig_source_check(const struct vfmig_vm *vm, const struct vfmig_migrate_opt
                        const char *uri, void (*found)(void *opaque, bool source, const char *text),
                        void *opaque, struct vfmig_error *reterr)
 {
-    struct run run = {.uri = uri, .found = found, .opaque = opaque};
+    struct run run = {.uri = uri, .security = &options->security, .found = found, .opaque = opaque};
     const struct engine_findings all = {.found = source_finding, .opaque = &run};
     struct vfmig_error unfit = {0};
 
@@ -255,7 +268,13 @@ int vfmig_source_check(const struct vfmig_vm *vm, const struct vfmig_migrate_opt
     (void)engine_vm_check(vm, &all, NULL);
     if (options->local && engine_local_check(vm, uri, &unfit))
         source_finding(&run, unfit.text);
-    int ret = ask_peer(&run, vm, options, reterr);
+    engine_secure_name(&options->security, uri, run.tls_name, sizeof(run.tls_name));
+    int ret = engine_secure_load(&options->security, /* server= */ false, &run.tls, reterr);
+    if (ret == 0 && engine_secure_check(&options->security, uri, /* listening= */ false, &unfit))
+        source_finding(&run, unfit.text);
+    else if (ret == 0)
+        ret = ask_peer(&run, vm, options, reterr);
+    vfmig_tls_creds_free(run.tls);
     if (ret == 0 && run.count)
         ret = vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0,
                               "the guest cannot be moved there");

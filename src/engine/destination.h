@@ -20,6 +20,7 @@ struct vfmig_destination {
     int listener;
     int wake; /* eventfd: quit was set */
     uint16_t port;
+    const struct vfmig_tls_creds *tls; /* the engine's, where TLS belongs */
     bool listening; /* threads were started */
     bool accepting; /* acceptor is one of them */
     bool ended;     /* for the waiters: completed, paused or cancelled; under status_lock */

@@ -94,6 +94,10 @@ void *destination_acceptor(void *arg)
 {
     struct vfmig_destination *destination = arg;
     struct engine *e = &destination->e;
+    const struct vfmig_dial dial = {.next_fd = next_fd,
+                                    .user = destination,
+                                    .stall_ns = e->options.stall_ns,
+                                    .tls = destination->tls};
 
     while (!atomic_load(&destination->quit)) {
         struct vfmig_error error = {0};
@@ -103,8 +107,7 @@ void *destination_acceptor(void *arg)
         if (!arrival)
             return NULL;
         destination->taken = 0;
-        ret = vfmig_channels_accept(next_fd, destination, e->options.stall_ns, arrival->id,
-                                    arrival->channels, &arrival->count, &error);
+        ret = vfmig_channels_accept(&dial, arrival->id, arrival->channels, &arrival->count, &error);
         if (ret == 0)
             ret = arrival_read(arrival, &error);
         if (ret == 0) {

@@ -9,6 +9,7 @@
 #include "base/bounds.h"
 #include "engine/pack.h"
 #include "io/sock.h"
+#include "io/tls.h"
 
 #define SECOND_NS UINT64_C(1000000000)
 
@@ -103,6 +104,8 @@ int engine_init(struct engine *e, enum vfmig_flow_role role, const struct vfmig_
     if (!ret)
         ret = copy_path(e->control_path, sizeof(e->control_path), options->control_path,
                         "the path of the control socket", reterr);
+    if (!ret)
+        ret = engine_secure_init(e, reterr);
     if (ret)
         return ret;
     e->options.downtime_limit_ns = default_to(options->downtime_limit_ns, 300 * SECOND_NS / 1000);
@@ -117,6 +120,7 @@ int engine_init(struct engine *e, enum vfmig_flow_role role, const struct vfmig_
     if (!e->events || !e->devices) {
         free(e->events);
         free(e->devices);
+        vfmig_tls_creds_free(e->tls);
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for the engine");
     }
     pthread_mutex_init(&e->event_lock, NULL);
@@ -142,6 +146,7 @@ void engine_done(struct engine *e)
 {
     engine_file_done(e);
     engine_local_forget(e);
+    vfmig_tls_creds_free(e->tls);
     vfmig_journal_close(e->journal);
     for (unsigned i = 0; i < 4; i++)
         vfmig_buffer_free(&e->inbox[i]);

@@ -145,6 +145,8 @@ struct engine {
     struct vfmig_vm vm;
     struct vfmig_migrate_options options;
     char journal_dir[256], control_path[256], uri[256];
+    struct vfmig_tls_creds *tls; /* NULL: plain */
+    char tls_name[256];          /* whom the destination's certificate must name */
 
     /* Events to the control thread. */
     pthread_mutex_t event_lock;
@@ -315,6 +317,19 @@ int engine_send_progress(struct engine *e, char kind, const void *data, size_t s
 int engine_send_report(struct engine *e, const struct engine_report *report);
 
 /* file_link.c: a file stands in for the other side */
+/* secure.c. load: *ret_creds is NULL when there are none. check: before anything is connected or awaited;
+ * peer: of a connection. uri: whether TLS belongs on it. */
+int engine_secure_load(const struct vfmig_security *security, bool server,
+                       struct vfmig_tls_creds **ret_creds, struct vfmig_error *reterr);
+int engine_secure_check(const struct vfmig_security *security, const char *uri, bool listening,
+                        struct vfmig_error *reterr);
+int engine_secure_peer(const struct vfmig_security *security, const char *uri, int fd,
+                       struct vfmig_error *reterr);
+int engine_secure_init(struct engine *e, struct vfmig_error *reterr); /* role and options are known */
+bool engine_secure_uri(const char *uri);
+void engine_secure_name(const struct vfmig_security *security, const char *uri, char *ret_name,
+                        size_t size);
+
 bool engine_uri_is_file(const char *uri, const char **ret_path);
 /* The source's stream into a file: HELLO and IDENTITY are in it then. */
 int engine_file_create(struct engine *e, struct vfmig_error *reterr);

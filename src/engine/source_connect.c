@@ -2,6 +2,7 @@
 /* From an address to a link: connections, identity and verdict, clocks; and again after a loss. */
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/source.h"
 #include "io/sock.h"
@@ -16,6 +17,27 @@ static int check_cancel(struct vfmig_source *source, struct vfmig_error *reterr)
     return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0, "the migration was cancelled");
 }
 
+/* Names may lead elsewhere than when they were looked at. */
+static int take(struct vfmig_source *source, int fd, struct vfmig_error *reterr)
+{
+    int ret = engine_secure_peer(&source->e.options.security, source->e.uri, fd, reterr);
+
+    if (ret)
+        close(fd);
+    return ret ? ret : fd;
+}
+
+static struct vfmig_dial dial_of(struct vfmig_source *source, vfmig_next_fd next)
+{
+    struct engine *e = &source->e;
+
+    return (struct vfmig_dial){.next_fd = next,
+                               .user = source,
+                               .stall_ns = e->options.stall_ns,
+                               .tls = engine_secure_uri(e->uri) ? e->tls : NULL,
+                               .peer_name = e->tls_name};
+}
+
 static int next_fd(void *user, struct vfmig_error *reterr)
 {
     struct vfmig_source *source = user;
@@ -25,7 +47,7 @@ static int next_fd(void *user, struct vfmig_error *reterr)
     if (ret == 0)
         ret = vfmig_sock_connect(source->e.uri, vfmig_deadline_ns(source->e.options.stall_ns), &fd,
                                  reterr);
-    return ret ? ret : fd;
+    return ret ? ret : take(source, fd, reterr);
 }
 
 static int next_fd_again(void *user, struct vfmig_error *reterr)
@@ -34,7 +56,7 @@ static int next_fd_again(void *user, struct vfmig_error *reterr)
     int fd = -1;
     int ret = vfmig_sock_connect(source->e.uri, vfmig_deadline_ns(AGAIN_NS), &fd, reterr);
 
-    return ret ? ret : fd;
+    return ret ? ret : take(source, fd, reterr);
 }
 
 /* Both sides say who they are; the destination judges, before any memory moves. */
@@ -109,8 +131,8 @@ int source_connect(struct vfmig_source *source, struct vfmig_error *reterr)
 
     if (engine_uri_is_file(e->uri, NULL))
         return engine_file_create(e, reterr);
-    int ret = vfmig_channels_open(next_fd, source, count, e->options.migration_id,
-                                  e->options.stall_ns, channels, reterr);
+    const struct vfmig_dial dial = dial_of(source, next_fd);
+    int ret = vfmig_channels_open(&dial, count, e->options.migration_id, channels, reterr);
     if (ret)
         return ret;
     /* From here on a cancel can cut them. */
@@ -138,9 +160,9 @@ int source_connect(struct vfmig_source *source, struct vfmig_error *reterr)
 int source_reconnect(struct vfmig_source *source, struct vfmig_error *reterr)
 {
     struct engine *e = &source->e;
+    const struct vfmig_dial dial = dial_of(source, next_fd_again);
     struct vfmig_channel *channel;
-    int ret = vfmig_channels_open(next_fd_again, source, 1, e->options.migration_id,
-                                  e->options.stall_ns, &channel, reterr);
+    int ret = vfmig_channels_open(&dial, 1, e->options.migration_id, &channel, reterr);
 
     return ret ? ret : engine_link_new(e, &channel, 1, 1, NULL, on_record, reterr);
 }

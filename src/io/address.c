@@ -99,6 +99,40 @@ static int parse(const char *address, bool listening, struct place *ret_place,
     return wrong_address(address, "unix:PATH or tcp:HOST:PORT is wanted", reterr);
 }
 
+static bool is_far(const struct sockaddr *address)
+{
+    const struct in6_addr *six = &((const struct sockaddr_in6 *)(const void *)address)->sin6_addr;
+    uint32_t four = 0;
+
+    if (address->sa_family == AF_UNIX)
+        return false;
+    if (address->sa_family == AF_INET)
+        four = ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr);
+    else if (address->sa_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(six))
+        four = (uint32_t)six->s6_addr[12] << 24;
+    else if (address->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(six))
+        return false;
+    return four >> 24 != IN_LOOPBACKNET;
+}
+
+int vfmig_sock_is_far(const char *address, bool listening, bool *ret_far, struct vfmig_error *reterr)
+{
+    struct place place;
+    int r = parse(address, listening, &place, reterr);
+
+    *ret_far = r < 0 || is_far(&place.addr.sa);
+    return r;
+}
+
+bool vfmig_sock_peer_is_far(int fd)
+{
+    union any_address addr;
+    socklen_t size = sizeof(addr);
+
+    memset(&addr, 0, sizeof(addr));
+    return getpeername(fd, &addr.sa, &size) < 0 || is_far(&addr.sa);
+}
+
 static int make_socket(const struct place *place, struct vfmig_error *reterr)
 {
     int one = 1, fd = socket(place->addr.sa.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);

@@ -32,6 +32,11 @@ int vfmig_sock_listen(const char *address, int *ret_fd, struct vfmig_error *rete
 /* The listener's own address, with the port that was picked. -ENOSPC when it does not fit. */
 int vfmig_sock_address(int fd, char *buf, size_t size, struct vfmig_error *reterr);
 
+/* Whether what is sent to this address, or received where it listens, can leave this host: TCP that is
+ * not loopback. The second looks at a connection's other end. */
+int vfmig_sock_is_far(const char *address, bool listening, bool *ret_far, struct vfmig_error *reterr);
+bool vfmig_sock_peer_is_far(int fd);
+
 /* Connected sockets are in blocking mode; TCP ones have TCP_NODELAY. */
 int vfmig_sock_connect(const char *address, uint64_t deadline_ns, int *ret_fd,
                        struct vfmig_error *reterr);

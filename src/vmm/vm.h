@@ -8,6 +8,7 @@
 
 #include "dirty/choose.h"
 #include "target/target.h"
+#include "vfmig/migrate.h"
 #include "vfmig/error.h"
 #include "vmm/machine.h"
 #include "vmm/peers.h"
@@ -36,6 +37,7 @@ struct vfmig_vmm_config {
                                 restore, "file:PATH"; or "defer": QMP will say */
     bool clone;              /* of file:PATH: it is read and not claimed */
     const char *journal_dir; /* NULL: none, and then no migration */
+    struct vfmig_security security; /* of both directions, when QMP does not say; copied */
     const char *trace_path;  /* NULL: none. The trace of every migration */
     uint64_t viommu_timeout_ns; /* for the guest's last responses to page requests; 0: 10 s */
     uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */

@@ -69,6 +69,7 @@ static struct json_object *describe(struct vfmig_vmm *vmm)
 }
 
 int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, bool local,
+                        const struct vfmig_security *security,
                         struct json_object **ret_result, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
@@ -78,7 +79,7 @@ int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, bool local,
     pthread_mutex_lock(&migration->lock);
     int ret = vmm_migration_startable(vmm, reterr);
     if (ret == 0) {
-        struct vfmig_migrate_options options = migration->options;
+        struct vfmig_migrate_options options = vmm_migration_options(vmm, security);
         options.local = local;
         vmm_migration_find(vmm, local, mismatches, on_found);
         ret = vfmig_source_check(&migration->vm, &options, uri, on_found, mismatches, &error);

@@ -385,15 +385,16 @@ static void *watch_destination(void *arg)
 }
 
 static int listen_for_guest(struct vfmig_vmm *vmm, const char *uri, bool clone,
-                            struct vfmig_error *reterr)
+                            const struct vfmig_security *security, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
+    const struct vfmig_migrate_options options = vmm_migration_options(vmm, security);
     bool file = !strncmp(uri, "file:", 5);
 
     if (clone && !file)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                "only a guest from file:PATH can be cloned");
-    int ret = vfmig_destination_new(&migration->vm, &migration->options, &migration->destination, reterr);
+    int ret = vfmig_destination_new(&migration->vm, &options, &migration->destination, reterr);
     migration->restoring = file;
     if (!ret && file)
         ret = vfmig_destination_restore(migration->destination, uri + 5, clone, reterr);
@@ -433,7 +434,7 @@ static int forget_failed(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 }
 
 int vmm_migration_incoming(struct vfmig_vmm *vmm, const char *uri, bool clone,
-                           struct vfmig_error *reterr)
+                           const struct vfmig_security *security, struct vfmig_error *reterr)
 {
     struct vmm_migration *migration = &vmm->migration;
 
@@ -446,7 +447,7 @@ int vmm_migration_incoming(struct vfmig_vmm *vmm, const char *uri, bool clone,
     pthread_mutex_lock(&migration->lock);
     int ret = forget_failed(vmm, reterr);
     if (!ret)
-        ret = listen_for_guest(vmm, uri, clone, reterr);
+        ret = listen_for_guest(vmm, uri, clone, security, reterr);
     pthread_mutex_unlock(&migration->lock);
     return ret;
 }
@@ -482,11 +483,13 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
         .trackers = migration->trackers,
     };
     vmm_migration_note_peers(vmm);
-    int ret = make_trackers(vmm, reterr);
+    int ret = vmm_migration_secure(migration, &config->security, reterr);
+    if (!ret)
+        ret = make_trackers(vmm, reterr);
     if (ret || !config->incoming || !strcmp(config->incoming, "defer"))
         return ret;
     migration->must_arrive = !strncmp(config->incoming, "file:", 5);
-    return listen_for_guest(vmm, config->incoming, config->clone, reterr);
+    return listen_for_guest(vmm, config->incoming, config->clone, &migration->options.security, reterr);
 }
 
 void vmm_migration_done(struct vfmig_vmm *vmm)
@@ -634,7 +637,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
     if (!ret)
         ret = vmm_viommu_check(vmm, reterr);
     if (!ret) {
-        struct vfmig_migrate_options options = migration->options;
+        struct vfmig_migrate_options options = vmm_migration_options(vmm, &request->security);
         options.deadline_ns = request->deadline_ns;
         options.on_deadline = request->on_deadline;
         options.trace_peer = request->trace;

@@ -42,6 +42,7 @@ struct vmm_migration {
     struct vfmig_migrate_options options; /* QMP's parameters; journal_dir is ours */
     char journal_dir[256];
     char control_path[128];
+    char security_texts[3][256]; /* what options.security points to */
     atomic_uint_fast64_t latched; /* interrupts pending in quiet devices */
 
     pthread_mutex_t lock; /* of what follows */
@@ -145,17 +146,26 @@ struct vmm_migration_request {
     enum vfmig_on_deadline on_deadline;
     bool local; /* memory is passed on and not copied */
     bool trace; /* the destination's events are wanted too */
+    struct vfmig_security security; /* nothing said: as the VMM was told */
 };
+/* vm_secure.c. Options: the VMM's with what was asked for; args: as QMP has them, which it points into. */
+struct vfmig_security vmm_qmp_security(struct json_object *args);
+struct vfmig_migrate_options vmm_migration_options(const struct vfmig_vmm *vmm,
+                                                   const struct vfmig_security *security);
+int vmm_migration_secure(struct vmm_migration *migration, const struct vfmig_security *from,
+                         struct vfmig_error *reterr);
+
 int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
                         const struct vmm_migration_request *request, struct vfmig_error *reterr);
 /* Listens for a guest, or restores one: what --incoming defer left open. */
 int vmm_migration_incoming(struct vfmig_vmm *vmm, const char *uri, bool clone,
-                           struct vfmig_error *reterr);
+                           const struct vfmig_security *security, struct vfmig_error *reterr);
 /* {"accept", "mismatches": [{"side", "text"}], ...}: a migration that is only asked about. */
 int vmm_migration_startable(struct vfmig_vmm *vmm, struct vfmig_error *reterr); /* lock is held */
 void vmm_migration_find(struct vfmig_vmm *vmm, bool local, void *opaque,
                         void (*found)(void *opaque, bool source, const char *text));
 int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, bool local,
+                        const struct vfmig_security *security,
                         struct json_object **ret_result, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
 

@@ -234,7 +234,8 @@ static int run_migrate(void *opaque, struct json_object *args, struct json_objec
         .channels = (uint32_t)get_int(args, "x-channels"),
         .deadline_ns = (uint64_t)get_int(args, "x-deadline") * 1000000000u,
         .local = get_bool(args, "x-local"),
-        .trace = get_bool(args, "x-trace")};
+        .trace = get_bool(args, "x-trace"),
+        .security = vmm_qmp_security(args)};
     int ret = check_range(args, "x-channels", 1, VFMIG_MAX_CHANNELS, reterr);
 
     if (!ret)
@@ -247,8 +248,10 @@ static int run_migrate(void *opaque, struct json_object *args, struct json_objec
 static int run_check(void *opaque, struct json_object *args, struct json_object **ret_result,
                      struct vfmig_error *reterr)
 {
+    const struct vfmig_security security = vmm_qmp_security(args);
+
     return vmm_migration_check(opaque, json_object_get_string(json_object_object_get(args, "uri")),
-                               get_bool(args, "x-local"), ret_result, reterr);
+                               get_bool(args, "x-local"), &security, ret_result, reterr);
 }
 
 static int run_trace(void *opaque, struct json_object *args, struct json_object **ret_result,
@@ -279,9 +282,9 @@ static int run_migrate_incoming(void *opaque, struct json_object *args,
                                 struct json_object **ret_result, struct vfmig_error *reterr)
 {
     const char *uri = json_object_get_string(json_object_object_get(args, "uri"));
+    const struct vfmig_security security = vmm_qmp_security(args);
 
-    return vmm_migration_incoming(
-        opaque, uri, json_object_get_boolean(json_object_object_get(args, "x-clone")), reterr);
+    return vmm_migration_incoming(opaque, uri, get_bool(args, "x-clone"), &security, reterr);
 }
 
 static int run_migrate_cancel(void *opaque, struct json_object *args,
@@ -405,6 +408,9 @@ static int run_query_migrate(void *opaque, struct json_object *args,
     return 0;
 }
 
+/* vmm_qmp_security takes them. */
+#define SECURITY "x-tls-creds:s?,x-tls-psk:s?,x-tls-hostname:s?,x-plaintext:b?"
+
 const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"query-version", NULL, run_query_version},
     {"query-status", NULL, run_query_status},
@@ -413,10 +419,11 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
     {"cont", NULL, run_cont},
     {"quit", NULL, run_quit},
     {"system_reset", NULL, run_system_reset},
-    {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-on-deadline:s?,x-local:b?,x-trace:b?", run_migrate},
+    {"migrate", "uri:s,x-channels:i?,x-deadline:n?,x-on-deadline:s?,x-local:b?,x-trace:b?," SECURITY,
+     run_migrate},
     {"x-vfmig-trace", "from:i", run_trace},
-    {"migrate-incoming", "uri:s,x-clone:b?", run_migrate_incoming},
-    {"x-vfmig-check", "uri:s,x-local:b?", run_check},
+    {"migrate-incoming", "uri:s,x-clone:b?," SECURITY, run_migrate_incoming},
+    {"x-vfmig-check", "uri:s,x-local:b?," SECURITY, run_check},
     {"migrate_cancel", NULL, run_migrate_cancel},
     {"x-set-dialect", "dialect:s", run_set_dialect},
     {"migrate-set-parameters",

@@ -133,6 +133,8 @@ def test_the_main_page_names_every_command():
     (("migrate", "--downtime-limit", "0", "--qmp", "/x", "tcp:a:1"), ("1 to 600000",)),
     (("migrate", "--on-deadline", "force", "--qmp", "/x", "tcp:a:1"), ("without --deadline",)),
     (("migrate", "--on-deadline", "wait", "--deadline", "1", "--qmp", "/x", "tcp:a:1"), ("fail", "force")),
+    (("migrate", "--tls-psk", "/x", "--plaintext", "--qmp", "/x", "tcp:a:1"), ("only one of",)),
+    (("vm", "--tls-psk", "/x", "--tls-creds", "/y"), ("only one of",)),
     (("migrate", "--throttle-max", "100", "--qmp", "/x", "tcp:a:1"), ("0 to 99",)),
     (("migrate", "--channels", "17", "--qmp", "/x", "tcp:a:1"), ("1 to 16",)),
 ])

@@ -611,8 +611,9 @@ static void *accept_all(void *argument)
 {
     struct accepting *a = argument;
 
-    a->rc = vfmig_channels_accept(next_socket, &a->sockets, 5000000000u, a->id, a->channels,
-                                  &a->count, &a->error);
+    const struct vfmig_dial dial = {next_socket, &a->sockets, 5000000000u, NULL, NULL};
+
+    a->rc = vfmig_channels_accept(&dial, a->id, a->channels, &a->count, &a->error);
     return NULL;
 }
 
@@ -621,6 +622,7 @@ static void open_channels(int stranger)
 {
     struct accepting a = {.count = 0};
     struct sockets source = {.next = 0};
+    const struct vfmig_dial dial = {next_socket, &source, 5000000000u, NULL, NULL};
     struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
     const uint8_t id[16] = {1, 2, 3};
     struct vfmig_error error = {0};
@@ -643,8 +645,7 @@ static void open_channels(int stranger)
     if (other >= 0)
         close(other);
     assert_int_equal(pthread_create(&thread, NULL, accept_all, &a), 0);
-    assert_int_equal(vfmig_channels_open(next_socket, &source, 3, id, 5000000000u, channels,
-                                         &error), 0);
+    assert_int_equal(vfmig_channels_open(&dial, 3, id, channels, &error), 0);
     pthread_join(thread, NULL);
     assert_int_equal(a.rc, 0);
     assert_int_equal(a.count, 3);
