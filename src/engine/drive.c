@@ -63,14 +63,18 @@ static void abort_works(struct engine *e)
     e->shutdown_at_ns = vfmig_now_ns() + ABORT_GRACE_NS;
 }
 
-/* One that never answered is dealt with when it does, by the thread that waits for it. */
+/* One that never answered is dealt with when it does, by the thread that waits for it: it runs again
+ * only where the guest does. */
 static void device_lost(struct engine *e, uint32_t device, bool answered)
 {
+    bool here = e->role == VFMIG_FLOW_SOURCE && e->handover.state != VFMIG_HO_SRC_RELEASED;
+
     pthread_mutex_lock(&e->status_lock);
     e->progress.devices_lost++;
     pthread_mutex_unlock(&e->status_lock);
     if (!answered)
-        engine_device_job(&e->devices[device], DEVICE_RECOVER, 0);
+        engine_device_job(&e->devices[device], DEVICE_RECOVER,
+                          here ? (uint32_t)VFMIG_STATE_RUNNING : VFMIG_WANT_RESET);
     engine_trace(e, DEVICE_LOST, VFMIG_U(device), VFMIG_S(e->devices[device].id));
 }
 

@@ -67,15 +67,18 @@ static int set_state(struct device_worker *dev, enum vfmig_state state, struct v
                            vfmig_state_name(state), vfmig_state_name(real));
 }
 
-/* A device that was given up has answered after all. The guest has been running without it. */
-static void recover(struct device_worker *dev)
+/* A device that was given up has answered after all. The guest has been running without it, here; or
+ * it is not here any more, and what the device still has to do is never done here. */
+static void recover(struct device_worker *dev, uint32_t want)
 {
     struct engine *e = dev->engine;
     int ret = 0;
 
-    if (e->role == VFMIG_FLOW_SOURCE && real_state(dev) != VFMIG_STATE_RUNNING)
+    if (want == VFMIG_STATE_RUNNING && real_state(dev) != VFMIG_STATE_RUNNING)
         ret = set_state(dev, VFMIG_STATE_RUNNING, NULL);
-    if (e->role != VFMIG_FLOW_SOURCE || ret)
+    if (want != VFMIG_STATE_RUNNING)
+        ret = dev->target->ops->reset(dev->target, NULL);
+    else if (ret)
         ret = reset_device(dev, NULL);
     engine_trace(e, DEVICE_BACK, VFMIG_U(dev->index), VFMIG_S(dev->id), VFMIG_I(ret));
     if (ret)
@@ -174,7 +177,7 @@ static void *device_main(void *arg)
         if (job.command == DEVICE_GO)
             change_state(dev, job.arg);
         else if (job.command == DEVICE_RECOVER)
-            recover(dev);
+            recover(dev, job.arg);
         else
             move_data(dev, job.arg);
     }
