@@ -296,6 +296,15 @@ static void tell_times(struct engine *e)
     (void)engine_send_report(e, &report);
 }
 
+/* An attempt is being received that the handover knows nothing of yet: it has no state, or that of the
+ * attempt before, which is on record as REFUSED. */
+static bool unoffered(const struct engine *e)
+{
+    return e->handover.state == VFMIG_HO_DST_LISTEN ||
+           (e->handover.state == VFMIG_HO_DST_REFUSED && e->flow_active &&
+            vfmig_flow_current(&e->flow) != VFMIG_STEP_DROP);
+}
+
 static void failed(struct engine *e)
 {
     switch (vfmig_flow_current(&e->flow)) {
@@ -310,7 +319,7 @@ static void failed(struct engine *e)
         break;
     default:
         /* What is not offered yet cannot be refused: it will be when the offer comes. */
-        if (e->handover.state == VFMIG_HO_DST_LISTEN)
+        if (unoffered(e))
             break;
         engine_handover(e, VFMIG_HO_EVENT_LOAD_FAILED);
     }
@@ -422,8 +431,10 @@ static void link_lost(struct engine *e, const struct engine_event *event)
     if (e->flow_active && e->flow.row < VFMIG_ROW_COUNT && e->flow.row < VFMIG_ROW_R3_ENTER)
         engine_note(e, &error);
     engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
+    if (e->flow_active)
+        destination_cut_data(e);
     /* The offer never came: the handover knows of nothing that it could refuse. */
-    if (e->flow_active && e->handover.state == VFMIG_HO_DST_LISTEN)
+    if (e->flow_active && unoffered(e))
         engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
     if (e->closing)
         close_attempt(e);
@@ -441,7 +452,7 @@ static void cancel(struct engine *e)
     engine_note(e, &error);
     if (e->handover_active)
         engine_handover(e, VFMIG_HO_EVENT_ABORT);
-    if (e->flow_active && e->handover.state == VFMIG_HO_DST_LISTEN)
+    if (e->flow_active && unoffered(e))
         engine_flow_kind(e, VFMIG_FLOW_EVENT_UNWIND);
     e->cancelled = true;
 }
@@ -454,7 +465,7 @@ static bool loads(const struct engine *e)
 
 static void message(struct engine *e, const struct engine_event *event)
 {
-    bool offered = e->handover.state != VFMIG_HO_DST_LISTEN;
+    bool offered = !unoffered(e);
 
     /* The grant is often faster than the guest that must not run without it; the source repeats it. */
     if (event->msg.kind == VFMIG_HO_MSG_GRANT && e->flow_active && vfmig_sabotage("run-before-grant"))

@@ -57,6 +57,8 @@ int destination_translate(struct engine *e, struct device_worker *dev, struct vf
 
 /* destination_works.c */
 int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr);
+/* The link is gone: devices wait for no more data. */
+void destination_cut_data(struct engine *e);
 int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
                         struct vfmig_error *reterr);
 int destination_on_record(void *user, const struct vfmig_record *record, struct vfmig_error *reterr);

@@ -358,7 +358,7 @@ static struct segment *next_segment(struct device_worker *dev)
     struct segment *segment;
 
     pthread_mutex_lock(&dev->lock);
-    while (!dev->head && !atomic_load(&dev->engine->abort))
+    while (!dev->head && !dev->cut && !atomic_load(&dev->engine->abort))
         pthread_cond_wait(&dev->wake, &dev->lock);
     segment = atomic_load(&dev->engine->abort) ? NULL : dev->head;
     if (segment) {
@@ -378,6 +378,18 @@ static int load_segment(struct vfmig_target *t, const struct segment *segment,
                : t->ops->load(t, segment->data, segment->size, reterr);
 }
 
+/* SEAL is on channel 0, and may be faster than the last data on another one that broke then. */
+void destination_cut_data(struct engine *e)
+{
+    for (uint32_t i = 0; i < e->vm.device_count; i++) {
+        struct device_worker *dev = &e->devices[i];
+        pthread_mutex_lock(&dev->lock);
+        dev->cut = true;
+        pthread_cond_broadcast(&dev->wake);
+        pthread_mutex_unlock(&dev->lock);
+    }
+}
+
 /* Loads what arrives, in the order in which it was saved (C16, C66), until the end. */
 int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
                         struct vfmig_error *reterr)
@@ -386,6 +398,9 @@ int destination_do_data(struct engine *e, struct device_worker *dev, bool final,
         struct segment *segment = next_segment(dev);
         int ret = 0;
 
+        if (!segment && !atomic_load(&e->abort))
+            return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_DEVEND,
+                                   "the stream ended before all of its data was there");
         if (!segment)
             return given_up(reterr);
         bool end = segment->end;

@@ -120,6 +120,7 @@ struct device_worker {
     struct vfmig_samples changes; /* what its state changes took; both sides, under lock */
     /* Destination: what has arrived; under lock. */
     struct segment *head, **tail;
+    bool cut; /* the link is gone: what has not come by then never comes */
     uint64_t received_segments, received_bytes;
     uint64_t loaded_bytes, loaded_ns, loaded_told;
     struct vfmig_buffer partial; /* receiver's thread only, as: */
