@@ -3,7 +3,7 @@
 set -eu
 
 packages="gcc libc6-dev make pkg-config meson ninja-build libjson-c-dev libzstd-dev libssl-dev libcmocka-dev
-          g++ mandoc spin python3 python3-pytest python3-hypothesis"
+          g++ mandoc spin binutils systemtap-sdt-dev python3 python3-pytest python3-hypothesis"
 missing=""
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"

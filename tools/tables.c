@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Prints docs/states.md from the tables and from the device machine itself, or with --trace the
- * table of docs/trace.md; with --check or --trace-check FILE says whether FILE is, or has, what
- * would be printed. */
+ * table of docs/trace.md, and other documents; with --check, --trace-check ... FILE says whether
+ * FILE is, or has, what would be printed. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +10,7 @@
 #include "check/check.h"
 #include "core/dev.h"
 #include "engine/trace.h"
+#include "tables_more.h"
 
 static const struct {
     uint32_t features;
@@ -203,32 +204,48 @@ static int check(const char *path, const char *text, size_t size)
     return same ? 0 : 1;
 }
 
+/* "--NAME" prints it, "--NAME-check FILE" compares. */
+static const struct {
+    const char *name;
+    void (*print)(FILE *out);
+    bool part; /* of a document, between marks */
+} documents[] = {
+    {"", print_all, false},
+    {"trace", print_trace, true},
+    {"rules", check_print_rules, false},
+    {"probes", tables_print_probes, false},
+};
+
+#define DOCUMENTS (sizeof(documents) / sizeof(documents[0]))
+
 int main(int argc, char **argv)
 {
-    bool trace = argc > 1 && !strncmp(argv[1], "--trace", 7);
-    bool rules = argc > 1 && !strncmp(argv[1], "--rules", 7);
-    bool checks = argc == 3 && (!strcmp(argv[1], "--check") || !strcmp(argv[1], "--trace-check") ||
-                                !strcmp(argv[1], "--rules-check"));
-    char *text = NULL;
-    size_t size = 0;
-    FILE *out = open_memstream(&text, &size);
+    char flag[32], check_flag[32], *text = NULL;
+    size_t size = 0, which = 0;
+    bool checks = false, prints = false;
 
-    if (!out || (!checks && argc != 1 &&
-                 (argc != 2 || (strcmp(argv[1], "--trace") && strcmp(argv[1], "--rules"))))) {
-        fprintf(stderr, "usage: vfmig-tables [--trace | --rules] | --check FILE | "
-                        "--trace-check FILE | --rules-check FILE\n");
+    for (; which < DOCUMENTS; which++) {
+        const char *name = documents[which].name;
+        snprintf(flag, sizeof(flag), "--%s", name);
+        snprintf(check_flag, sizeof(check_flag), "--%s%scheck", name, *name ? "-" : "");
+        checks = argc == 3 && !strcmp(argv[1], check_flag);
+        prints = *name ? argc == 2 && !strcmp(argv[1], flag) : argc == 1;
+        if (checks || prints)
+            break;
+    }
+    FILE *out = open_memstream(&text, &size);
+    if (!out || which == DOCUMENTS) {
+        fputs("usage: vfmig-tables [", stderr);
+        for (size_t i = 1; i < DOCUMENTS; i++)
+            fprintf(stderr, "%s--%s", i > 1 ? " | " : "", documents[i].name);
+        fputs("], or with --check, --trace-check ... FILE\n", stderr);
         return 2;
     }
-    if (trace)
-        print_trace(out);
-    else if (rules)
-        check_print_rules(out);
-    else
-        print_all(out);
+    documents[which].print(out);
     fclose(out);
-    int result = !checks ? fputs(text, stdout) < 0
-                 : trace ? check_part(argv[2], text)
-                         : check(argv[2], text, size);
+    int result = prints                  ? fputs(text, stdout) < 0
+                 : documents[which].part ? check_part(argv[2], text)
+                                         : check(argv[2], text, size);
     free(text);
     return result;
 }

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "engine/engine.h"
+#include "engine/probes.h"
 #include "io/sock.h"
 
 /* In the identity of a source that wants the destination's lines. */
@@ -26,6 +27,7 @@ void engine_trace_event(struct engine *e, enum vfmig_trace_event event,
 {
     char line[VFMIG_TRACE_LINE];
 
+    vfmig_probe(event, e->role == VFMIG_FLOW_SOURCE, values);
     if (!e->vm.ops->trace && e->role == VFMIG_FLOW_SOURCE)
         return;
     /* The time is taken under the lock: lines of a side are in the order of their times. */
