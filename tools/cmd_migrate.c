@@ -228,7 +228,7 @@ static int conclude(struct json_object *status)
         return tool_fail(&usage, TOOL_UNRESOLVED, "%s; see vfmig status", why);
     if (!strcmp(state, "cancelled"))
         return tool_fail(&usage, TOOL_CANCELLED, "cancelled; the guest runs on at the source");
-    return tool_fail(&usage, TOOL_FAILED, "%s", *why ? why : "the migration failed");
+    return follow_fail(&usage, TOOL_FAILED, status, *why ? why : "the migration failed");
 }
 
 static bool is_over(const char *state)

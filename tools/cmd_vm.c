@@ -18,7 +18,7 @@ static const char *p2p = "auto";
 static const char *tracker = "auto";
 static const char *name = "guest";
 static const char *tls_creds, *tls_psk;
-static const char *qmp_path, *incoming, *journal, *trace;
+static const char *qmp_path, *incoming, *journal, *trace, *flight;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
 static uint64_t viommu_timeout_ms;
@@ -53,6 +53,9 @@ static const struct tool_option options[] = {
     {"discard-released", TOOL_FLAG, &discard_released, NULL,
      "start a fresh guest although the journal says that it moved away"},
     {"trace", TOOL_TEXT, &trace, "FILE", "write what each migration does, as lines of JSON"},
+    {"flight-recorder", TOOL_TEXT, &flight, "FILE",
+     "where the last lines of a trace go when a migration fails; otherwise into the journal's "
+     "directory, as flight-recorder.jsonl"},
     {"channels", TOOL_NUMBER, &channels, "N", "connections of a migration", .min = 1, .max = 16},
     {"working-set", TOOL_SIZE, &working_set, "SIZE",
      "memory that the guest dirties; 0: half of all", .min = 0, .max = UINT64_C(1) << 40},
@@ -200,6 +203,7 @@ int cmd_vm(int argc, char **argv)
             .journal_dir = journal,
             .security = {.tls_creds = tls_creds, .tls_psk = tls_psk, .plaintext = plaintext},
             .trace_path = trace,
+            .flight_path = flight,
             .viommu_timeout_ns = viommu_timeout_ms * 1000000,
             .channels = (uint32_t)channels,
             .prefault = prefault,

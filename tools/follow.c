@@ -64,6 +64,14 @@ int follow_add_compression(const char *text, struct json_object *args, struct vf
     return 0;
 }
 
+int follow_fail(const struct tool_usage *usage, enum tool_exit code, struct json_object *status,
+                const char *why)
+{
+    const char *path = follow_text(follow_get(status, "x-vfmig"), "flight-recorder");
+
+    return tool_fail(usage, code, "%s%s%s", why, *path ? "; what led to it: vfmig timeline " : "", path);
+}
+
 /* The exit code of what has ended. */
 static int judge(const struct tool_usage *usage, struct json_object *status)
 {
@@ -76,7 +84,7 @@ static int judge(const struct tool_usage *usage, struct json_object *status)
         return tool_fail(usage, TOOL_UNRESOLVED, "%s; see vfmig status", why);
     if (!strcmp(state, "cancelled"))
         return tool_fail(usage, TOOL_CANCELLED, "cancelled; the guest is where it was");
-    return tool_fail(usage, TOOL_FAILED, "%s", *why ? why : "it failed without a reason");
+    return follow_fail(usage, TOOL_FAILED, status, *why ? why : "it failed without a reason");
 }
 
 int follow_to_end(const struct tool_usage *usage, struct qmp_client *client, bool quiet,

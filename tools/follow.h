@@ -23,6 +23,10 @@ int follow_not_begun(const struct tool_usage *usage, const struct vfmig_error *e
 /* "zstd" or "zstd:LEVEL" of --compress, NULL for none, into the arguments of migrate-set-parameters. */
 int follow_add_compression(const char *text, struct json_object *args, struct vfmig_error *reterr);
 
+/* Why it failed, and where the VMM's flight recorder has written what led to it, if it has; returns code. */
+int follow_fail(const struct tool_usage *usage, enum tool_exit code, struct json_object *status,
+                const char *why);
+
 /* Members by name, whatever is missing is NULL, 0 or "". */
 struct json_object *follow_get(struct json_object *object, const char *name);
 double follow_number(struct json_object *object, const char *name);

@@ -26,6 +26,10 @@
 #define VFMIG_MAX_TRACE_KEPT     (4u << 20)   /* bytes of a trace that waits to be fetched */
 #define VFMIG_MAX_TRACE_SENT     (1u << 20) /* bytes of a trace that a source takes from its peer */
 #define VFMIG_MAX_TRACE_ANSWER   (128u << 10) /* of them in one answer, before they are escaped */
+#define VFMIG_MAX_FLIGHT_HEAD    (512u << 10) /* bytes of a flight recorder: who migrates, */
+#define VFMIG_MAX_FLIGHT_KEPT    (1u << 20)   /* what they did, */
+#define VFMIG_MAX_FLIGHT_MORE    (2u << 20)   /* and what they say when it is written already */
+#define VFMIG_FLIGHT_SPARE       (4u << 20)   /* bytes of the disk that it leaves to the journal */
 #define VFMIG_MAX_QMP_DEPTH      16           /* nesting of one QMP request */
 
 #define VFMIG_MAX_HANDLES        64u          /* IMS and PASID handles of a device, and of its map */

@@ -77,6 +77,8 @@ void engine_enter_step(struct engine *e, enum vfmig_step step)
 
 void engine_state(struct engine *e, enum vfmig_migrate_state state)
 {
+    /* Before others see it: who does finds the line, and what the VMM made of it. */
+    engine_trace(e, STATE, VFMIG_S(vfmig_migrate_state_name(state)));
     pthread_mutex_lock(&e->status_lock);
     if (state == VFMIG_MIGRATE_ACTIVE)
         e->progress.started_ns = vfmig_now_ns();
@@ -85,7 +87,6 @@ void engine_state(struct engine *e, enum vfmig_migrate_state state)
     e->progress.state = state;
     pthread_cond_broadcast(&e->status_changed);
     pthread_mutex_unlock(&e->status_lock);
-    engine_trace(e, STATE, VFMIG_S(vfmig_migrate_state_name(state)));
 }
 
 static uint64_t all_bytes_sent(struct engine *e, uint64_t *ret_pages, uint64_t *ret_zero)

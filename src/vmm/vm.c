@@ -354,6 +354,8 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
     pthread_mutex_init(&vmm->lock, NULL);
     vmm->run_state = config->incoming ? VMM_INMIGRATE : VMM_PRELAUNCH;
     int ret = vmm_trace_init(&vmm->trace, config->trace_path, reterr);
+    if (!ret)
+        ret = vmm_flight_init(&vmm->flight, config->flight_path, config->journal_dir, reterr);
     vmm->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (!ret && vmm->quit_fd < 0)
         ret = vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
@@ -414,6 +416,7 @@ void vfmig_vmm_free(struct vfmig_vmm *vmm)
     unmap_memory(vmm);
     if (vmm->quit_fd >= 0)
         close(vmm->quit_fd);
+    vmm_flight_done(&vmm->flight);
     vmm_trace_done(&vmm->trace);
     pthread_mutex_destroy(&vmm->lock);
     free(vmm);

@@ -259,6 +259,7 @@ static void on_trace(void *opaque, const char *line)
     struct vfmig_vmm *vmm = opaque;
 
     vmm_trace_line(&vmm->trace, line);
+    vmm_flight_line(&vmm->flight, line);
 }
 
 static const struct vfmig_vm_ops vm_ops = {
@@ -654,6 +655,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
             migration->destination = NULL;
         }
         vmm_trace_keep(&vmm->trace, request->trace);
+        vmm_flight_leave(&vmm->flight);
         ret = vfmig_source_new(&migration->vm, &options, &migration->source, reterr);
         if (!ret)
             ret = vfmig_source_start(migration->source, uri, reterr);

@@ -13,6 +13,7 @@
 #include "vmm/peers.h"
 #include "vmm/qmp.h"
 #include "vmm/vm.h"
+#include "vmm/vm_flight.h"
 #include "vmm/vm_trace.h"
 
 /* As QEMU's RunState, so that clients of QMP know them. */
@@ -86,6 +87,7 @@ struct vfmig_vmm {
     bool run_wanted; /* the guest was running when a migration stopped it */
 
     struct vmm_trace trace;
+    struct vmm_flight flight;
     struct vmm_migration migration;
 };
 

@@ -240,6 +240,8 @@ static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_p
                            json_object_new_boolean(p->state == VFMIG_MIGRATE_UNDECIDED));
     add_id(ours, p->migration_id);
     add_u64(ours, "epoch", p->epoch);
+    if (vmm_flight_told(&vmm->flight))
+        add_text(ours, "flight-recorder", vmm->flight.path);
     json_object_object_add(ours, "devices", devices_json(vmm, p));
     add_u64(ours, "devices-lost", p->devices_lost);
     add_u64(ours, "devices-reset", p->devices_reset);
