@@ -83,6 +83,7 @@ docs: $(BUILD)/check/build.ninja
 	$(BUILD)/check/tools/vfmig-tables > docs/states.md
 	python3 scripts/doc_table.py docs/trace.md $(BUILD)/check/tools/vfmig-tables --trace
 	$(BUILD)/check/tools/vfmig-tables --probes > docs/probes.md
+	$(BUILD)/check/tools/vfmig-tables --metrics > docs/metrics.md
 	ninja -C $(BUILD)/check tests/core/handover_test
 	python3 scripts/doc_table.py docs/handover.md $(BUILD)/check/tests/core/handover_test --table
 	$(BUILD)/check/tools/vfmig-tables --rules > docs/rules.md

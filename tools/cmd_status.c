@@ -7,14 +7,17 @@
 #include "commands.h"
 #include "handover_show.h"
 #include "options.h"
+#include "qmp_client.h"
 
-static const char *peer_path;
-static bool json;
+static const char *peer_path, *qmp_path;
+static bool json, metrics;
 
 static const struct tool_option options[] = {
     {"peer-journal", TOOL_TEXT, &peer_path, "PATH",
      "journals of the other side: a directory or a file, perhaps a copy"},
     {"json", TOOL_FLAG, &json, NULL, "print a JSON array"},
+    {"metrics", TOOL_FLAG, &metrics, NULL, "print a running VMM's metrics for Prometheus, without DIR"},
+    {"qmp", TOOL_TEXT, &qmp_path, "PATH", "with --metrics: the VMM's control socket"},
     {NULL},
 };
 
@@ -24,7 +27,7 @@ static const struct tool_usage usage = {
     .about = "Says for every migration in journal directory DIR who has the guest, whether its\n"
              "memory still exists, and what there is to do.",
     .options = options,
-    .operand_min = 1,
+    .operand_min = 0,
     .operand_max = 1,
     .after = "exit status: 0 everything was read, 1 a journal could not be read, 2 wrong command\n"
              "  line, 5 something is left to do",
@@ -40,6 +43,28 @@ static void print_json(const struct vfmig_resolve_view *views, size_t count)
     json_object_put(array);
 }
 
+static int print_metrics(void)
+{
+    struct json_object *answer = NULL, *text = NULL;
+    struct qmp_client *client = NULL;
+    struct vfmig_error error = {0};
+    int ret = qmp_connect(qmp_path, &client, &error);
+
+    if (!ret) {
+        ret = qmp_execute(client, "x-vfmig-metrics", NULL, &answer, &error);
+        qmp_close(client);
+    }
+    if (ret)
+        return tool_fail(&usage, TOOL_FAILED, "%s", error.text);
+    bool there = json_object_object_get_ex(answer, "text", &text);
+    if (there)
+        fputs(json_object_get_string(text), stdout);
+    json_object_put(answer);
+    if (!there || fflush(stdout) || ferror(stdout))
+        return tool_fail(&usage, TOOL_FAILED, "the metrics cannot be %s", there ? "written" : "had");
+    return TOOL_OK;
+}
+
 int cmd_status(int argc, char **argv)
 {
     struct vfmig_resolve_view *views = NULL;
@@ -50,6 +75,10 @@ int cmd_status(int argc, char **argv)
 
     if (code >= 0)
         return code;
+    if (metrics != (qmp_path != NULL) || metrics == (operands.count == 1))
+        return tool_fail(&usage, TOOL_USAGE, "a DIR is wanted, or --metrics with --qmp PATH");
+    if (metrics)
+        return print_metrics();
     if (vfmig_resolve_status(operands.items[0], peer_path, &views, &count, &error) < 0)
         return tool_fail(&usage, TOOL_FAILED, "%s", error.text);
     code = TOOL_OK;

@@ -18,7 +18,7 @@ static const char *p2p = "auto";
 static const char *tracker = "auto";
 static const char *name = "guest";
 static const char *tls_creds, *tls_psk;
-static const char *qmp_path, *incoming, *journal, *trace, *flight;
+static const char *qmp_path, *incoming, *journal, *trace, *flight, *metrics;
 static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
 static uint64_t viommu_timeout_ms;
@@ -56,6 +56,9 @@ static const struct tool_option options[] = {
     {"flight-recorder", TOOL_TEXT, &flight, "FILE",
      "where the last lines of a trace go when a migration fails; otherwise into the journal's "
      "directory, as flight-recorder.jsonl"},
+    {"metrics", TOOL_TEXT, &metrics, "WHERE",
+     "metrics for Prometheus: file:PATH, written when a migration ends; unix:PATH or "
+     "tcp:HOST:PORT of this host, by HTTP"},
     {"channels", TOOL_NUMBER, &channels, "N", "connections of a migration", .min = 1, .max = 16},
     {"working-set", TOOL_SIZE, &working_set, "SIZE",
      "memory that the guest dirties; 0: half of all", .min = 0, .max = UINT64_C(1) << 40},
@@ -204,6 +207,7 @@ int cmd_vm(int argc, char **argv)
             .security = {.tls_creds = tls_creds, .tls_psk = tls_psk, .plaintext = plaintext},
             .trace_path = trace,
             .flight_path = flight,
+            .metrics = metrics,
             .viommu_timeout_ns = viommu_timeout_ms * 1000000,
             .channels = (uint32_t)channels,
             .prefault = prefault,

@@ -214,6 +214,7 @@ static const struct {
     {"trace", print_trace, true},
     {"rules", check_print_rules, false},
     {"probes", tables_print_probes, false},
+    {"metrics", tables_print_metrics, false},
 };
 
 #define DOCUMENTS (sizeof(documents) / sizeof(documents[0]))

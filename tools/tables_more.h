@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 
+void tables_print_metrics(FILE *out);
 void tables_print_probes(FILE *out);
 
 #endif

@@ -30,6 +30,7 @@
 #define VFMIG_MAX_FLIGHT_KEPT    (1u << 20)   /* what they did, */
 #define VFMIG_MAX_FLIGHT_MORE    (2u << 20)   /* and what they say when it is written already */
 #define VFMIG_FLIGHT_SPARE       (4u << 20)   /* bytes of the disk that it leaves to the journal */
+#define VFMIG_MAX_HTTP_REQUEST   4096u        /* bytes of a request for metrics */
 #define VFMIG_MAX_QMP_DEPTH      16           /* nesting of one QMP request */
 
 #define VFMIG_MAX_HANDLES        64u          /* IMS and PASID handles of a device, and of its map */

@@ -356,6 +356,7 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
     int ret = vmm_trace_init(&vmm->trace, config->trace_path, reterr);
     if (!ret)
         ret = vmm_flight_init(&vmm->flight, config->flight_path, config->journal_dir, reterr);
+    vmm_metrics_init(&vmm->metrics);
     vmm->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (!ret && vmm->quit_fd < 0)
         ret = vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
@@ -386,6 +387,8 @@ int vfmig_vmm_create(const struct vfmig_vmm_config *config, struct vfmig_vmm **r
     if (!ret && config->qmp_path)
         ret = vfmig_qmp_start(config->qmp_path, vmm_qmp_commands, vmm, &qmp, reterr);
     vmm->qmp = qmp;
+    if (!ret)
+        ret = vmm_publisher_start(&vmm->publisher, config->metrics, vmm_metrics_text, vmm, reterr);
     if (!ret && !config->incoming && !config->paused)
         ret = vmm_cont(vmm, reterr);
     if (ret) {
@@ -402,6 +405,7 @@ void vfmig_vmm_free(struct vfmig_vmm *vmm)
         return;
     vmm_emit(vmm, "SHUTDOWN", NULL);
     vmm_migration_done(vmm);
+    vmm_publisher_stop(&vmm->publisher);
     vfmig_qmp_stop(vmm->qmp);
     vmm_migration_forget(vmm);
     vfmig_machine_free(vmm->machine);
@@ -416,6 +420,7 @@ void vfmig_vmm_free(struct vfmig_vmm *vmm)
     unmap_memory(vmm);
     if (vmm->quit_fd >= 0)
         close(vmm->quit_fd);
+    vmm_metrics_done(&vmm->metrics);
     vmm_flight_done(&vmm->flight);
     vmm_trace_done(&vmm->trace);
     pthread_mutex_destroy(&vmm->lock);

@@ -39,6 +39,7 @@ struct vfmig_vmm_config {
     const char *journal_dir; /* NULL: none, and then no migration */
     struct vfmig_security security; /* of both directions, when QMP does not say; copied */
     const char *trace_path;  /* NULL: none. The trace of every migration */
+    const char *metrics;     /* where they go: file:PATH, unix:PATH, tcp:HOST:PORT; NULL: nowhere */
     const char *flight_path; /* of the flight recorder; NULL: in the journal's directory, if there is one */
     uint64_t viommu_timeout_ns; /* for the guest's last responses to page requests; 0: 10 s */
     uint32_t channels;       /* of an outgoing migration, when `migrate` does not say */

@@ -260,6 +260,8 @@ static void on_trace(void *opaque, const char *line)
 
     vmm_trace_line(&vmm->trace, line);
     vmm_flight_line(&vmm->flight, line);
+    if (vmm_metrics_line(&vmm->metrics, line))
+        vmm_publisher_wake(&vmm->publisher);
 }
 
 static const struct vfmig_vm_ops vm_ops = {
@@ -356,6 +358,7 @@ static void emit_status(struct vfmig_vmm *vmm, enum vfmig_migrate_state state)
 
     json_object_object_add(data, "status", json_object_new_string(vmm_migration_word(state)));
     vmm_emit(vmm, "MIGRATION", data);
+    vmm_publisher_wake(&vmm->publisher);
 }
 
 static void *watch_destination(void *arg)
@@ -366,6 +369,7 @@ static void *watch_destination(void *arg)
 
     struct vfmig_progress progress;
     vfmig_destination_status(vmm->migration.destination, &progress);
+    vmm_metrics_note(&vmm->metrics, &progress);
     if (ret && ret != -ECANCELED) {
         /* The guest is ours, only its start failed: `cont` may try again. A file that could not be
          * restored leaves nothing here. */
@@ -537,6 +541,7 @@ static void *watch_source(void *arg)
 
     vfmig_source_wait(vmm->migration.source, UINT64_MAX, NULL);
     vfmig_source_status(vmm->migration.source, &progress);
+    vmm_metrics_note(&vmm->metrics, &progress);
     pthread_mutex_lock(&vmm->lock);
     if (progress.state == VFMIG_MIGRATE_SAVED && vmm->run_state == VMM_FINISH_MIGRATE)
         vmm->migration.saved = true;
@@ -548,12 +553,16 @@ static void *watch_source(void *arg)
 }
 
 /* Called with the lock held: forgets the last outgoing migration, which has ended. */
-static void forget_source(struct vmm_migration *migration)
+static void forget_source(struct vmm_migration *migration, struct vmm_metrics *metrics)
 {
+    struct vfmig_progress progress;
+
     if (!migration->source)
         return;
     pthread_join(migration->watcher, NULL);
     migration->watching = false;
+    vfmig_source_status(migration->source, &progress); /* one that was open and is settled */
+    vmm_metrics_note(metrics, &progress);
     vfmig_source_free(migration->source);
     migration->source = NULL;
 }
@@ -645,7 +654,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
         options.local = migration->local = request->local;
         if (request->channels)
             options.channels = request->channels;
-        forget_source(migration);
+        forget_source(migration, &vmm->metrics);
         migration->latched = 0; /* those of an attempt before were delivered when it was unwound */
         if (migration->destination) {
             /* The guest arrived by it; a source that asks later reads the journal. */
@@ -656,6 +665,7 @@ int vmm_migration_start(struct vfmig_vmm *vmm, const char *uri,
         }
         vmm_trace_keep(&vmm->trace, request->trace);
         vmm_flight_leave(&vmm->flight);
+        vmm_metrics_leave(&vmm->metrics);
         ret = vfmig_source_new(&migration->vm, &options, &migration->source, reterr);
         if (!ret)
             ret = vfmig_source_start(migration->source, uri, reterr);

@@ -14,6 +14,7 @@
 #include "vmm/qmp.h"
 #include "vmm/vm.h"
 #include "vmm/vm_flight.h"
+#include "vmm/vm_metrics.h"
 #include "vmm/vm_trace.h"
 
 /* As QEMU's RunState, so that clients of QMP know them. */
@@ -88,6 +89,8 @@ struct vfmig_vmm {
 
     struct vmm_trace trace;
     struct vmm_flight flight;
+    struct vmm_metrics metrics;
+    struct vmm_publisher publisher;
     struct vmm_migration migration;
 };
 
@@ -194,6 +197,9 @@ int vmm_set_dialect(struct vfmig_vmm *vmm, enum vfmig_dialect dialect, struct vf
 
 /* query-migrate's answer; an empty object when there was no migration. */
 struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_progress *progress);
+
+/* The VMM's metrics, as Prometheus reads them. */
+int vmm_metrics_text(void *opaque, struct vfmig_buffer *out);
 
 /* QEMU's MigrationStatus that comes nearest. */
 const char *vmm_migration_word(enum vfmig_migrate_state state);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/bounds.h"
+#include "base/buffer.h"
 #include "engine/pack.h"
 
 static void add_u64(struct json_object *object, const char *name, uint64_t value)
@@ -408,6 +409,22 @@ static int run_query_migrate(void *opaque, struct json_object *args,
     return 0;
 }
 
+static int run_metrics(void *opaque, struct json_object *args, struct json_object **ret_result,
+                       struct vfmig_error *reterr)
+{
+    struct vfmig_buffer text = {0};
+
+    if (vmm_metrics_text(opaque, &text)) {
+        vfmig_buffer_free(&text);
+        return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for the metrics");
+    }
+    *ret_result = json_object_new_object();
+    json_object_object_add(*ret_result, "text",
+                           json_object_new_string_len((const char *)text.data, (int)text.size));
+    vfmig_buffer_free(&text);
+    return 0;
+}
+
 /* vmm_qmp_security takes them. */
 #define SECURITY "x-tls-creds:s?,x-tls-psk:s?,x-tls-hostname:s?,x-plaintext:b?"
 
@@ -432,6 +449,7 @@ const struct vfmig_qmp_command vmm_qmp_commands[] = {
      run_set_parameters},
     {"query-migrate-parameters", NULL, run_query_parameters},
     {"query-migrate", NULL, run_query_migrate},
+    {"x-vfmig-metrics", NULL, run_metrics},
     {"x-vfmig-resolve",
      "id:s,role:s,decision:s,source-is-fenced:b?,peer-record:i?,peer-epoch:i?,peer-memory:b?",
      run_resolve},

@@ -310,3 +310,13 @@ struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_
     json_object_object_add(result, "x-vfmig", ours_json(vmm, progress));
     return result;
 }
+
+int vmm_metrics_text(void *opaque, struct vfmig_buffer *out)
+{
+    struct vfmig_vmm *vmm = opaque;
+    struct vfmig_progress progress;
+
+    vmm_migration_status(vmm, &progress);
+    vmm_metrics_note(&vmm->metrics, &progress);
+    return vmm_metrics_print(&vmm->metrics, out);
+}
