@@ -2,10 +2,13 @@
 #include "base/sabotage.h"
 
 #ifdef VFMIG_SABOTAGE
+#include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 bool vfmig_sabotage(const char *name)
 {
@@ -29,13 +32,43 @@ bool vfmig_sabotage_on(const char *verb, const char *what)
     return vfmig_sabotage(name);
 }
 
-void vfmig_sabotage_kill(const char *when, const char *what)
+static void note_point(const char *point)
 {
-    char verb[64];
+    const char *path = getenv("VFMIG_POINTS");
+    char line[80];
+    int fd = path ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : -1;
 
-    snprintf(verb, sizeof(verb), "kill-%s", when);
-    if (vfmig_sabotage_on(verb, what))
+    if (fd < 0)
+        return;
+    int length = snprintf(line, sizeof(line), "%s\n", point);
+    ssize_t written = write(fd, line, (size_t)length);
+    (void)written; /* whoever reads the file misses it */
+    close(fd);
+}
+
+/* There is one such entry at most: it says where, and the how manieth time. */
+static bool is_time_to_stop(const char *point)
+{
+    static atomic_uint passed;
+    const char *list = getenv("VFMIG_SABOTAGE");
+    const char *entry = list ? strstr(list, "stop-") : NULL;
+    size_t length = strlen(point);
+
+    if (!entry || strncmp(entry + 5, point, length) != 0 || entry[5 + length] != '#')
+        return false;
+    return atomic_fetch_add(&passed, 1) + 1 == strtoul(entry + 5 + length + 1, NULL, 10);
+}
+
+void vfmig_sabotage_point(const char *when, const char *what)
+{
+    char point[64];
+
+    snprintf(point, sizeof(point), "%s-%s", when, what);
+    note_point(point);
+    if (vfmig_sabotage_on("kill", point))
         raise(SIGKILL);
+    if (is_time_to_stop(point))
+        kill(getpid(), SIGSTOP);
 }
 #else
 typedef int vfmig_sabotage_is_not_built; /* ISO C wants a declaration in every unit */

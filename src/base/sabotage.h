@@ -11,8 +11,10 @@
 bool vfmig_sabotage(const char *name);
 /* True when it lists "VERB-WHAT". */
 bool vfmig_sabotage_on(const char *verb, const char *what);
-/* Dies on the spot, as in a power cut, when it lists "kill-WHEN-WHAT". */
-void vfmig_sabotage_kill(const char *when, const char *what);
+/* A point that a migration passes. Dies on the spot, as in a power cut, when the list has
+ * "kill-WHEN-WHAT"; stands still until somebody sends SIGCONT when it has "stop-WHEN-WHAT#N" and this
+ * is the Nth time. Each is noted in the file that VFMIG_POINTS names, by which the others are chosen. */
+void vfmig_sabotage_point(const char *when, const char *what);
 #else
 static inline bool vfmig_sabotage(const char *name)
 {
@@ -27,7 +29,7 @@ static inline bool vfmig_sabotage_on(const char *verb, const char *what)
     return false;
 }
 
-static inline void vfmig_sabotage_kill(const char *when, const char *what)
+static inline void vfmig_sabotage_point(const char *when, const char *what)
 {
     (void)when;
     (void)what;

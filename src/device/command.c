@@ -457,7 +457,7 @@ static bool answers_bad(const struct vfmig_user_msg *msg)
     return msg->size == 16 && vfmig_sabotage("unknown-command-answered");
 }
 
-int command_handle(struct client *c, struct vfmig_user_msg *msg)
+static int handle(struct client *c, struct vfmig_user_msg *msg)
 {
     struct vfmig_device *dev = c->dev;
     int r = vfmig_user_check_command(msg, false, c->max_data, NULL);
@@ -520,4 +520,24 @@ int command_handle(struct client *c, struct vfmig_user_msg *msg)
         break;
     }
     return vfmig_sabotage("unknown-command-answered") ? reply_empty(c, msg) : -EOPNOTSUPP;
+}
+
+/* Not in what the guest does all the time. */
+static void migration_point(const struct vfmig_user_msg *msg, const char *when)
+{
+    switch (msg->header.command) {
+    case VFMIG_USER_FEATURE:
+    case VFMIG_USER_MIG_DATA_READ:
+    case VFMIG_USER_MIG_DATA_WRITE:
+    case VFMIG_USER_RESET:
+        vfmig_sabotage_point(when, vfmig_user_command_name(msg->header.command));
+    }
+}
+
+int command_handle(struct client *c, struct vfmig_user_msg *msg)
+{
+    migration_point(msg, "on-receipt");
+    int r = handle(c, msg);
+    migration_point(msg, "before-reply");
+    return r;
 }

@@ -301,7 +301,9 @@ static int send_record(struct vfmig_channel *channel, enum vfmig_record_tag tag,
     if (!channel->send_failed.code) {
         vfmig_record_head_encode(head, tag, channel->index, channel->send_sequence++, length, crc);
         iov[0] = (struct iovec){head, sizeof(head)};
+        vfmig_sabotage_point("before-send", vfmig_record_info(tag)->name);
         send_all(channel, iov, iov_count, fds, &channel->send_failed);
+        vfmig_sabotage_point("after-send", vfmig_record_info(tag)->name);
     }
     int rc = channel->send_failed.code;
     if (rc < 0 && reterr)

@@ -453,6 +453,7 @@ static int receive_record(struct vfmig_channel *channel, struct vfmig_record *re
     if (known < 0)
         return known;
     channel->recv_sequence++;
+    vfmig_sabotage_point("on-receipt", head.name);
     if (known && head.tag == VFMIG_RECORD_MEMORY)
         return receive_memory(channel, &head, reterr);
     if (known && head.tag == VFMIG_RECORD_ZERO)

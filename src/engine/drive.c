@@ -41,6 +41,7 @@ static void stamp_row(struct engine *e, uint32_t row)
 
 static void enter_row(struct engine *e, uint32_t row)
 {
+    vfmig_sabotage_point("enter", vfmig_row_name(row));
     stamp_row(e, row);
     engine_enter_step(e, vfmig_row_step(row));
     engine_trace(e, ROW, VFMIG_S(vfmig_row_name(row)),
@@ -226,9 +227,9 @@ static void send_message(struct engine *e, const struct vfmig_ho_msg *msg)
         return;
     if (msg->kind == VFMIG_HO_MSG_REFUSED && e->failure.code)
         (void)engine_send_progress(e, PROGRESS_REASON, e->failure.text, strlen(e->failure.text));
-    vfmig_sabotage_kill("before-send", vfmig_ho_msg_name(msg->kind));
+    vfmig_sabotage_point("before-send", vfmig_ho_msg_name(msg->kind));
     ret = engine_send_msg(e, msg, &error);
-    vfmig_sabotage_kill("after-send", vfmig_ho_msg_name(msg->kind));
+    vfmig_sabotage_point("after-send", vfmig_ho_msg_name(msg->kind));
 
     if (msg->kind == VFMIG_HO_MSG_GRANT)
         engine_stamp(e, &e->stamps.grant_sent);
@@ -270,7 +271,7 @@ int engine_handover(struct engine *e, enum vfmig_ho_event_kind kind)
 
 int engine_handover_msg(struct engine *e, const struct vfmig_ho_msg *msg)
 {
-    vfmig_sabotage_kill("on-receipt", vfmig_ho_msg_name(msg->kind));
+    vfmig_sabotage_point("on-receipt", vfmig_ho_msg_name(msg->kind));
     engine_trace(e, RECEIVE, VFMIG_S(vfmig_ho_msg_name(msg->kind)),
                  VFMIG_S(vfmig_ho_record_name(msg->record)));
     return handover_step(e, &(struct vfmig_ho_event){.kind = VFMIG_HO_EVENT_MESSAGE, .msg = *msg});

@@ -90,11 +90,11 @@ int vfmig_journal_append(struct vfmig_journal *journal, uint32_t epoch, enum vfm
     fill_entry(text, &entry);
     entry.epoch = epoch;
     entry.record = (uint8_t)record;
-    vfmig_sabotage_kill("before", vfmig_ho_record_name(record));
+    vfmig_sabotage_point("before", vfmig_ho_record_name(record));
     int r = vfmig_journal_log_append(&journal->log, &entry, reterr);
     if (r < 0)
         return r;
-    vfmig_sabotage_kill("after", vfmig_ho_record_name(record));
+    vfmig_sabotage_point("after", vfmig_ho_record_name(record));
     if (ret_sync_ns)
         *ret_sync_ns = clock_ns(CLOCK_MONOTONIC) - start_ns;
     return 0;

@@ -122,7 +122,7 @@ static int append(struct vfmig_save_file *file, enum vfmig_save_kind kind, uint3
     (void)gethostname(entry.host, sizeof(entry.host) - 1);
     memcpy(entry.journal, file->journal, sizeof(entry.journal));
     vfmig_save_entry_encode(&entry, file->log.count, raw);
-    vfmig_sabotage_kill("before", vfmig_save_kind_name(kind));
+    vfmig_sabotage_point("before", vfmig_save_kind_name(kind));
     int ret = vfmig_sabotage_on("fail", vfmig_save_kind_name(kind)) ? -EIO : 0;
     if (ret == 0)
         ret = write_all(file->fd, raw, sizeof(raw),
@@ -132,7 +132,7 @@ static int append(struct vfmig_save_file *file, enum vfmig_save_kind kind, uint3
     if (ret)
         return kernel_error(reterr, ret, "put a record into", file->path);
     file->log.count++;
-    vfmig_sabotage_kill("after", vfmig_save_kind_name(kind));
+    vfmig_sabotage_point("after", vfmig_save_kind_name(kind));
     return 0;
 }
 
@@ -259,7 +259,7 @@ int vfmig_save_complete(struct vfmig_save_file *file, const atomic_bool *give_up
     off_t length = lseek(file->fd, 0, SEEK_CUR);
     int ret = length < 0 ? -errno : 0;
 
-    vfmig_sabotage_kill("before", "sync");
+    vfmig_sabotage_point("before", "sync");
     if (ret == 0 && fsync(file->fd) < 0)
         ret = -errno;
     if (ret)

@@ -18,9 +18,9 @@ CAP_DIRTY_LOG_RING = (192, 223)
 PATIENCE = 60  # seconds until something that must happen has not happened
 
 
-def wait_until(condition, what):
+def wait_until(condition, what, patience=PATIENCE):
     """Polls; the time limit is only there to end a test that has failed."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while time.monotonic() < end:
         result = condition()
         if result:
@@ -45,9 +45,9 @@ def ring_entries():
         os.close(fd)
 
 
-def is_listening(path):
-    """Without connecting: a device would take that for its client."""
-    with open("/proc/net/unix") as table:
+def is_listening(path, pid="self"):
+    """Without connecting: a device would take that for its client. pid: of a process in the same network."""
+    with open(f"/proc/{pid}/net/unix") as table:
         # Num RefCount Protocol Flags Type St Inode Path; flag 0x10000: accepts connections
         rows = (line.split() for line in table)
         return any(row[-1] == str(path) and row[3] == "00010000" for row in rows)
@@ -110,6 +110,7 @@ class World:
         self.clients = []
         self.traces = [] if judge else None
         self.orders_break, self.verdict = False, ""
+        self.env, self.prefix = {}, {}  # by name of process: variables, and what it is started by
         self.killed = set()  # names of processes that are killed, by a sabotage or a test
 
     def __enter__(self):
@@ -158,15 +159,17 @@ class World:
 
     def start(self, name, *args, ready, sabotage=None):
         log = self.folder / f"{name}.log"
-        env = dict(os.environ, VFMIG_SABOTAGE=sabotage) if sabotage else None
+        env = dict(os.environ, **self.env.get(name, {}))
+        if sabotage:
+            env["VFMIG_SABOTAGE"] = sabotage
         with open(log, "w") as out:
-            process = subprocess.Popen([VFMIG, *map(str, args)], stdout=out, stderr=out,
-                                       stdin=subprocess.DEVNULL, env=env)
+            process = subprocess.Popen([*self.prefix.get(name, ()), VFMIG, *map(str, args)], stdout=out,
+                                       stderr=out, stdin=subprocess.DEVNULL, env=env)
         self.processes.append((process, log))
 
         def is_ready():
             assert process.poll() is None, f"{name} ended: {log.read_text()}"
-            return is_listening(ready)
+            return is_listening(ready, process.pid)
         wait_until(is_ready, name)
         return process
 
