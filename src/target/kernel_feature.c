@@ -132,7 +132,7 @@ static int adopt(struct kernel *k, uint32_t state, int fd, struct vfmig_error *r
 static int change_state(struct kernel *k, uint32_t state, struct vfmig_error *reterr)
 {
     struct kernel_state data = {.state = state, .data_fd = -1};
-    enum vfmig_state now;
+    enum vfmig_state now = VFMIG_STATE_ERROR;
     int r = kernel_feature(k, KERNEL_FEATURE_SET | KERNEL_F_DEVICE_STATE, &data, sizeof(data));
 
     if (r == 0) {
