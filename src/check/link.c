@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* One command at a time over vfio-user, with a deadline, whatever the other end does. */
 #include <errno.h>
-#include <linux/sockios.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "check/link.h"
@@ -299,17 +296,6 @@ static int late(struct check_link *link, uint16_t command)
 }
 
 /* A stream socket has no messages: how bytes are cut is nobody's business. */
-/* Until the device has taken what was sent, or has no more time: what is sent next is a piece of
- * its own then. */
-static void let_it_read(const struct check_link *link, uint64_t deadline_ns)
-{
-    const struct timespec moment = {0, 50000};
-    int left = 1;
-
-    while (ioctl(link->fd[MAIN], SIOCOUTQ, &left) == 0 && left > 0 && vfmig_now_ns() < deadline_ns)
-        nanosleep(&moment, NULL);
-}
-
 static int send_pieces(struct check_link *link, const struct vfmig_user_header *header,
                        const uint8_t *payload, uint32_t size, uint64_t deadline_ns)
 {
@@ -323,7 +309,7 @@ static int send_pieces(struct check_link *link, const struct vfmig_user_header *
         struct iovec iov = {(void *)(uintptr_t)byte, 1};
         r = vfmig_sock_send(link->fd[MAIN], &iov, 1, NULL, deadline_ns, NULL, &err);
         if (r == 0 && i + 1 < total)
-            let_it_read(link, deadline_ns);
+            vfmig_sock_let_read(link->fd[MAIN], deadline_ns); /* the next is a piece of its own */
     }
     if (r < 0)
         check_port_trouble(link->port, CHECK_DIED, "a message in pieces could not be sent: %s",

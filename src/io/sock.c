@@ -2,9 +2,11 @@
 #include "io/sock.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -317,4 +319,13 @@ int vfmig_sock_recv_all(int fd, void *buf, size_t size, uint64_t deadline_ns,
         got += (size_t)n;
     }
     return 0;
+}
+
+void vfmig_sock_let_read(int fd, uint64_t deadline_ns)
+{
+    const struct timespec moment = {0, 50000};
+    int left = 1;
+
+    while (ioctl(fd, SIOCOUTQ, &left) == 0 && left > 0 && vfmig_now_ns() < deadline_ns)
+        nanosleep(&moment, NULL);
 }

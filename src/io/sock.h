@@ -86,6 +86,9 @@ ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fd
 ssize_t vfmig_sock_recv_large(int fd, struct iovec *iov, int iov_count, struct vfmig_alarm *alarm,
                               uint64_t deadline_ns, struct vfmig_error *reterr);
 
+/* Waits until the other end has received what was sent, or until the deadline. Unix sockets. */
+void vfmig_sock_let_read(int fd, uint64_t deadline_ns);
+
 /* Exactly size bytes; an earlier end is -ECONNRESET, origin PEER. */
 int vfmig_sock_recv_all(int fd, void *buf, size_t size, uint64_t deadline_ns,
                         struct vfmig_error *reterr);
