@@ -3,7 +3,7 @@
 """Mechanical mutation: one cell of a table, one condition or one statement is changed at a time, in a copy of
 the tree; what depends on it is compiled anew, and a few fast test programs say whether they notice.
 
-  mutate.py DIR [--set core|device] [--count N] [--seed S] [--seconds T] [--jobs J] [FILE...]
+  mutate.py DIR [--set core|device|checker] [--count N] [--seed S] [--seconds T] [--jobs J] [FILE...]
   mutate.py DIR --report [--set ...]      the shares and the survivors of all parts so far
   mutate.py DIR --kill-with 'CMD' ...     CMD in the copy instead of the set's own programs; not zero: killed
 
@@ -25,7 +25,7 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDERS = ("base", "core", "wire", "stream", "io", "device", "target", "dirty", "engine", "devices")
+FOLDERS = ("base", "core", "wire", "stream", "io", "device", "target", "dirty", "engine", "devices", "check")
 FLAGS = ["-O0", "-g0", "-std=gnu11", "-w", "-D_GNU_SOURCE", "-fno-common", "-DVFMIG_HAVE_ZSTD", "-pthread",
          '-DVFMIG_VERSION="0"', f'-DDOCS="{ROOT}/docs"', "-Iinclude", "-Isrc", "-I."]
 LIBRARIES = ["-pthread", "-ljson-c", "-lzstd", "-lcmocka"]
@@ -59,6 +59,11 @@ SETS = {
         "files": ["src/core/dev.c", "src/core/state.c", "tables/next_hop.def", "tables/states.def",
                   "src/device/log.c"],
         "killers": DEVICE + [explorer("faultless"), ("device_log_model_test", ["tests/device/log_model_test.c"], [])]},
+    # What the conformance checker sees of the device alone, from outside.
+    "checker": {
+        "files": ["src/core/dev.c", "src/core/state.c", "tables/next_hop.def", "tables/states.def",
+                  "src/device/log.c"],
+        "killers": [program("check", "mutants", "--good")]},
 }
 # Which killers can see a file at all: the others are not asked.
 ONLY = {
