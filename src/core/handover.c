@@ -96,7 +96,7 @@ static bool guard_holds(const struct vfmig_handover *h, const struct vfmig_ho_ms
     case NO_MEM_PEER_MEM:
         return !h->memory && msg->memory;
     case COMPLETE:
-        return h->sealed && h->loaded;
+        return (h->sealed || vfmig_sabotage("ready-without-seal")) && h->loaded;
     case SEALED:
         return h->sealed;
     case PREPARED:
@@ -133,7 +133,7 @@ static void fill_message(const struct vfmig_handover *h, uint8_t kind, struct vf
     ret_msg->epoch = h->epoch;
     ret_msg->kind = kind;
     ret_msg->record = h->record;
-    ret_msg->memory = h->memory;
+    ret_msg->memory = h->memory || vfmig_sabotage("memory-claimed");
     ret_msg->reserved = 0;
 }
 
@@ -233,7 +233,7 @@ static int adopt_attempt(struct vfmig_handover *h, const struct vfmig_ho_msg *ms
                 h->state == VFMIG_HO_DST_REFUSED;
     bool opens = msg->kind != VFMIG_HO_MSG_RELEASED && msg->kind != VFMIG_HO_MSG_OUTCOME;
 
-    if (!fresh && memcmp(h->id, msg->id, sizeof(h->id)))
+    if (!fresh && memcmp(h->id, msg->id, sizeof(h->id)) && !vfmig_sabotage("id-ignored"))
         return -ESTALE;
     if (!fresh && (msg->epoch == h->epoch || vfmig_sabotage("epoch-ignored")))
         return 0;
@@ -282,8 +282,9 @@ static int message_received(struct vfmig_handover *h, const struct vfmig_ho_msg 
     if (r < 0)
         return r;
     if (h->role == VFMIG_HO_SOURCE) {
-        bool epoch = h->epoch == msg->epoch || vfmig_sabotage("epoch-ignored");
-        if (memcmp(h->id, msg->id, sizeof(h->id)) || !epoch)
+        if (memcmp(h->id, msg->id, sizeof(h->id)) && !vfmig_sabotage("id-ignored"))
+            return -ESTALE;
+        if (h->epoch != msg->epoch && !vfmig_sabotage("epoch-ignored"))
             return -ESTALE;
     } else {
         r = adopt_attempt(h, msg, acts);
@@ -369,6 +370,11 @@ static int local_event(struct vfmig_handover *h, uint8_t kind, struct vfmig_ho_a
     const struct row *row = find_row(h, &nothing, kind);
     if (row)
         apply(h, row, acts);
+    if (h->state == VFMIG_HO_SRC_GRANTED && kind == VFMIG_HO_EVENT_LINK_LOST && h->memory &&
+        vfmig_sabotage("resume-after-grant")) {
+        h->state = VFMIG_HO_SRC_RESUMED;
+        acts->flags |= RESUME;
+    }
     return row || comes_any_time(h, kind) ? 0 : -EINVAL;
 }
 

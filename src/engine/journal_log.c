@@ -51,7 +51,8 @@ static enum slot decode(const uint8_t *data, uint32_t number, struct vfmig_journ
         return SLOT_EMPTY;
     memcpy(&raw, data, sizeof(raw));
     if (le32toh(raw.magic) != VFMIG_JOURNAL_MAGIC ||
-        le32toh(raw.crc) != vfmig_crc32c(0, &raw, offsetof(struct vfmig_journal_raw, crc)))
+        (le32toh(raw.crc) != vfmig_crc32c(0, &raw, offsetof(struct vfmig_journal_raw, crc)) &&
+         !vfmig_sabotage("journal-no-crc")))
         return SLOT_BAD;
     if (le16toh(raw.version) != VFMIG_JOURNAL_VERSION)
         return SLOT_NEWER;
@@ -229,6 +230,7 @@ int vfmig_journal_log_append(struct vfmig_journal_log *log, struct vfmig_journal
         r = write_all(&log->store, raw, sizeof(raw), end_of(log));
     if (r == 0 && !vfmig_sabotage("journal-no-sync"))
         r = log->store.sync(log->store.opaque, /* all= */ false);
+    log->count += r < 0 && vfmig_sabotage("journal-not-overwritten");
     if (r < 0)
         return store_error(reterr, r, "write journal", log->path);
     log->count++;
