@@ -1,11 +1,13 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench bench-long matrix fuzz model explore interop docs lint install clean mutate check-mutants
+.PHONY: all deps demo check bench bench-long matrix fuzz model explore sim interop docs lint install clean mutate check-mutants
 
 BUILD ?= build
 SABOTAGE ?=
 T ?= wire state dma control
 SECONDS ?= 600
+FROM ?= 1
+SEEDS ?= 100000
 DEMO_BUILD := $(BUILD)/$(if $(SABOTAGE),sabotage,release)
 
 all: $(BUILD)/release/build.ninja
@@ -71,6 +73,13 @@ MUTANTS ?= 300
 SEED ?= 1
 mutate: | deps
 	python3 scripts/mutate.py $(BUILD)/mutate --count $(MUTANTS) --seed $(SEED) --floor 80
+
+# Whole migrations by seed, with faults at every step: FROM=1 SEEDS=100000. SABOTAGE as for demo;
+# make sim TABLE=1 SEEDS=40000: by which seed each deliberate fault is caught.
+sim: $(if $(TABLE),$(BUILD)/sabotage/build.ninja,$(DEMO_BUILD)/build.ninja)
+	ninja -C $(if $(TABLE),$(BUILD)/sabotage,$(DEMO_BUILD)) tests/sim/vfmig-sim
+	VFMIG_SABOTAGE=$(SABOTAGE) $(if $(TABLE),$(BUILD)/sabotage,$(DEMO_BUILD))/tests/sim/vfmig-sim \
+	  $(if $(TABLE),--sabotage-table) --from $(FROM) --count $(SEEDS)
 
 # A Linux guest in stock QEMU, both from Debian, with our devices; SABOTAGE as for demo.
 interop: $(DEMO_BUILD)/build.ninja

@@ -190,17 +190,17 @@ static void ask(unsigned side, unsigned device, const struct vfmig_dev_action *a
     d->wait = WAIT_CALL;
     d->call = (uint8_t)action->call;
     if (d->hangs) {
-        fault_struck(FAULT_HANG);
+        fault_struck(FAULT_HANG, side);
         return; /* until it is healed */
     }
     if (d->slow) {
         d->slow = 0;
         takes += some(60 * MS, 250 * MS);
-        fault_struck(FAULT_SLOW);
+        fault_struck(FAULT_SLOW, side);
     }
     bool fails = d->fails_error;
     if (fails)
-        fault_struck(FAULT_ERROR);
+        fault_struck(FAULT_ERROR, side);
     d->fails_error = 0;
     event_in(takes, EVENT_CALL, side, device, fails, action->token);
 }

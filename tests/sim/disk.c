@@ -7,6 +7,11 @@
 #include <errno.h>
 #include <string.h>
 
+static unsigned side_of(const struct disk *d)
+{
+    return d == &sim.side[DST].disk;
+}
+
 static int64_t disk_read(void *opaque, void *data, size_t size, uint64_t offset)
 {
     struct disk *d = opaque;
@@ -17,7 +22,7 @@ static int64_t disk_read(void *opaque, void *data, size_t size, uint64_t offset)
         size = d->size - (size_t)offset;
     if (d->torn_io && size > 1) {
         size = 1 + (size_t)chance_below(&sim.chance, size - 1);
-        fault_struck(FAULT_SHORT_IO);
+        fault_struck(FAULT_SHORT_IO, side_of(d));
     }
     memcpy(data, d->cache + offset, size);
     return (int64_t)size;
@@ -35,7 +40,7 @@ static int64_t disk_write(void *opaque, const void *data, size_t size, uint64_t 
     struct disk *d = opaque;
 
     if (d->full) {
-        fault_struck(FAULT_FULL);
+        fault_struck(FAULT_FULL, side_of(d));
         return -ENOSPC;
     }
     if (offset >= DISK_BYTES)
@@ -44,7 +49,7 @@ static int64_t disk_write(void *opaque, const void *data, size_t size, uint64_t 
         size = DISK_BYTES - (size_t)offset;
     if (d->torn_io && size > 1) {
         size = 1 + (size_t)chance_below(&sim.chance, size - 1);
-        fault_struck(FAULT_SHORT_IO);
+        fault_struck(FAULT_SHORT_IO, side_of(d));
     }
     memcpy(d->cache + offset, data, size);
     if (d->size < offset + size)
@@ -77,13 +82,13 @@ static void settle(struct disk *d)
 static int disk_sync(void *opaque, bool all)
 {
     struct disk *d = opaque;
-    unsigned side = d == &sim.side[DST].disk;
+    unsigned side = side_of(d);
 
     (void)all;
     sim.side[side].busy_until = sim.now + some(MS / 4, MS);
     fault_point(side); /* written, not synced */
     if (d->sync_fails) {
-        fault_struck(FAULT_SYNC);
+        fault_struck(FAULT_SYNC, side_of(d));
         d->sync_fails--;
         settle(d);
         return -EIO;

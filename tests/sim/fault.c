@@ -46,22 +46,54 @@ static bool on_the_way_back(unsigned step)
     return step == STEP_UNWIND || step == STEP_DROP;
 }
 
+static bool disk_fails(unsigned kind)
+{
+    return kind == FAULT_FULL || kind == FAULT_SYNC;
+}
+
+/* What cannot come of it: a source without its guest is asked for no pages. */
+bool fault_possible(unsigned kind, unsigned step)
+{
+    return step != STEP_S6 || (kind != FAULT_ANSWER_LATE && kind != FAULT_ANSWER_MISSING &&
+                               kind != FAULT_ANSWER_ORDER);
+}
+
 void faults_plan(unsigned keep)
 {
     struct chance *c = &sim.plan;
     unsigned count = 3 + (unsigned)chance_below(c, 3);
-    bool back = false;
+    unsigned last = 0, resync = 0;
+    bool back = false, again = chance_below(c, 2);
 
     for (unsigned i = 0; i < count; i++) {
         struct fault *f = &sim.faults[i];
         do {
             f->kind = (uint8_t)chance_below(c, FAULT_COUNT);
         } while (i < 2 && kinds[f->kind].deadly); /* the first two leave the attempt alive */
-        f->step = (uint8_t)chance_below(c, STEP_COUNT);
-        f->wait = (uint8_t)chance_below(c, chance_below(c, 2) ? 4 : 24);
+        do {
+            f->step = (uint8_t)chance_below(c, STEP_COUNT);
+        } while (i < 3 && on_the_way_back(f->step)); /* three are met in any case */
+        f->wait = (uint8_t)chance_below(c, chance_below(c, 2) ? 3 : 12);
         f->arg = (uint8_t)chance_below(c, 256);
+        f->attempt = again && i >= 3 ? (uint8_t)chance_below(c, 3) : 0;
+        if (f->step == STEP_S6 || f->step == STEP_R4)
+            f->wait %= 3; /* there is little to be done any more */
         back |= on_the_way_back(f->step);
+        last |=
+            disk_fails(f->kind) && (f->step == STEP_S6 || f->step == STEP_R4) ? 1u << f->step : 0;
+        resync |= f->kind == FAULT_SYNC ? 1u << steps[f->step].side : 0;
     }
+    /* After its last record a side writes again when it comes back; and a sync that failed shows in
+     * a crash. */
+    if (last || (resync && chance_below(c, 2)))
+        sim.faults[count++] =
+            (struct fault){.kind = FAULT_CRASH,
+                           .step = (uint8_t)(last & (1u << STEP_S6) ? STEP_S6
+                                             : last                 ? STEP_R4
+                                             : resync & (1u << SRC) ? STEP_HANDOVER
+                                                                    : STEP_R3),
+                           .wait = (uint8_t)chance_below(c, last ? 2 : 6),
+                           .attempt = again && !last ? 2 : 0};
     /* The last one makes it turn back. */
     static const uint8_t turning[] = {FAULT_CANCEL, FAULT_STAYS, FAULT_ERROR, FAULT_HANG,
                                       FAULT_MEMORY, FAULT_RESET, FAULT_FLIP};
@@ -75,7 +107,11 @@ void faults_plan(unsigned keep)
     sim.fault_count = count;
     for (unsigned i = 0; i < count; i++)
         sim.faults[i].off = !(keep & (1u << i));
-    sim.migrate_again = chance_below(c, 2);
+    sim.migrate_again = again;
+    for (unsigned i = 0; i < count; i++)
+        say("plan %u: %s in %s, after %u actions, from attempt %u on", i,
+            kinds[sim.faults[i].kind].text, steps[sim.faults[i].step].name, sim.faults[i].wait,
+            sim.faults[i].attempt);
 }
 
 /* --- where it begins --- */
@@ -113,7 +149,7 @@ static void foreign_message(unsigned side, enum vfmig_ho_msg_kind kind, unsigned
 }
 
 /* Somebody else's migration talks to both sides at once, with all that can move one. */
-static void second_migration(void)
+static void second_migration(unsigned side)
 {
     static const uint8_t to_destination[] = {VFMIG_HO_MSG_OFFER, VFMIG_HO_MSG_SEAL,
                                              VFMIG_HO_MSG_GRANT, VFMIG_HO_MSG_ABORT};
@@ -123,7 +159,7 @@ static void second_migration(void)
         foreign_message(DST, to_destination[i], 1);
     for (unsigned i = 0; i < sizeof(to_source); i++)
         foreign_message(SRC, to_source[i], 1);
-    fault_struck(FAULT_SECOND);
+    fault_struck(FAULT_SECOND, side);
 }
 
 static void begin(struct fault *f, unsigned side)
@@ -137,7 +173,7 @@ static void begin(struct fault *f, unsigned side)
         f->began_at < STEP_COUNT ? steps[f->began_at].name : "no step");
     switch ((enum fault_kind)f->kind) {
     case FAULT_PARTITION:
-        fault_struck(FAULT_PARTITION);
+        fault_struck(FAULT_PARTITION, side);
         link_partition(some(20 * MS, 400 * MS));
         break;
     case FAULT_SHORT_IO:
@@ -186,10 +222,10 @@ static void begin(struct fault *f, unsigned side)
         event_in(0, EVENT_CANCEL, side, 0, 0, 0);
         break;
     case FAULT_SECOND:
-        second_migration();
+        second_migration(side);
         break;
     case FAULT_CRASH:
-        fault_struck(FAULT_CRASH);
+        fault_struck(FAULT_CRASH, side);
         side_crashes(side);
         break;
     default:
@@ -221,14 +257,15 @@ void fault_point(unsigned side)
 
     for (unsigned i = 0; i < sim.fault_count; i++) {
         struct fault *f = &sim.faults[i];
-        if (f->begun || f->off || steps[f->step].side != side)
+        if (f->begun || f->off || steps[f->step].side != side || sim.attempts < f->attempt)
             continue;
         if (!asked)
             now = step_now(side);
         asked = true;
-        if (f->step != now)
+        if (now == STEP_COUNT || now < f->step)
             continue;
-        if (f->wait) {
+        /* A step that is over is not waited for. */
+        if (f->wait && now == f->step) {
             f->wait--;
             continue;
         }
@@ -238,11 +275,28 @@ void fault_point(unsigned side)
     }
 }
 
-void fault_struck(enum fault_kind kind)
+/* All is calm before there were three: what is left begins now. */
+bool faults_rest(void)
+{
+    unsigned begun = 0, more = 0;
+
+    for (unsigned i = 0; i < sim.fault_count; i++)
+        begun += sim.faults[i].begun;
+    for (unsigned i = 0; i < sim.fault_count && begun + more < 3; i++) {
+        struct fault *f = &sim.faults[i];
+        if (f->begun || f->off || f->kind == FAULT_CRASH)
+            continue;
+        begin(f, fault_side(f));
+        more++;
+    }
+    return more;
+}
+
+void fault_struck(enum fault_kind kind, unsigned side)
 {
     for (unsigned i = 0; i < sim.fault_count; i++) {
         struct fault *f = &sim.faults[i];
-        if (f->kind != kind || !f->begun || f->struck)
+        if (f->kind != kind || fault_side(f) != side || !f->begun || f->struck)
             continue;
         f->struck = 1;
         sim.struck++;

@@ -30,7 +30,8 @@ static void write_page(unsigned side, unsigned page, uint64_t writer, uint64_t s
     memset(p, filling(writer, sequence), VFMIG_PAGE_SIZE);
     memcpy(p, &tag, sizeof(tag));
     memcpy(p + VFMIG_PAGE_SIZE - sizeof(tag), &tag, sizeof(tag));
-    sim.side[side].written[page / 64] |= UINT64_C(1) << (page % 64);
+    if (sim.side[side].tracking)
+        sim.side[side].written[page / 64] |= UINT64_C(1) << (page % 64);
     sim.tag[page][0] = writer;
     sim.tag[page][1] = sequence;
 }
@@ -146,8 +147,9 @@ void vcpus_start(unsigned side)
     if (s->vcpus)
         return;
     s->vcpus = true;
+    s->vcpu_runs++;
     for (unsigned i = 0; i < VCPUS; i++)
-        event_in(some(MS / 4, MS), EVENT_VCPU, side, i, 0, 0);
+        event_in(some(MS / 4, MS), EVENT_VCPU, side, i, 0, s->vcpu_runs);
 }
 
 static void take_interrupts(unsigned side, unsigned d)
@@ -161,12 +163,12 @@ static void take_interrupts(unsigned side, unsigned d)
               s->vm.issued[d]);
 }
 
-void vcpu_runs(unsigned side, unsigned vcpu)
+void vcpu_runs(unsigned side, unsigned vcpu, uint32_t since)
 {
     struct side *s = &sim.side[side];
     struct vcpu_state *v = &s->vm.vcpu[vcpu];
 
-    if (!s->vcpus)
+    if (!s->vcpus || since != s->vcpu_runs)
         return;
     if (!acts(side, "a vCPU"))
         return;
@@ -187,7 +189,7 @@ void vcpu_runs(unsigned side, unsigned vcpu)
         device_doorbell(side, d, s->vm.issued[d]);
     }
     sim.vm = s->vm;
-    event_in(some(MS, 3 * MS), EVENT_VCPU, side, vcpu, 0, 0);
+    event_in(some(MS, 3 * MS), EVENT_VCPU, side, vcpu, 0, since);
 }
 
 void dma_writes(unsigned side, unsigned device, uint32_t command, unsigned page)
@@ -219,7 +221,7 @@ static void answer_at(unsigned side, const struct request *r)
 
     if (s->answers_late) {
         s->answers_late--;
-        fault_struck(FAULT_ANSWER_LATE);
+        fault_struck(FAULT_ANSWER_LATE, side);
         delay += some(40 * MS, 250 * MS);
     }
     event_in(delay, EVENT_ANSWER, side, 0, 0, r->number);
@@ -240,11 +242,11 @@ void page_request(unsigned side, unsigned device, unsigned op)
                               .open = 1};
         if (s->answers_missing) {
             s->answers_missing--;
-            fault_struck(FAULT_ANSWER_MISSING);
+            fault_struck(FAULT_ANSWER_MISSING, side);
             r->held = 2;
         } else if (s->answers_reordered) {
             s->answers_reordered--;
-            fault_struck(FAULT_ANSWER_ORDER);
+            fault_struck(FAULT_ANSWER_ORDER, side);
             r->held = 1;
         } else {
             answer_at(side, r);

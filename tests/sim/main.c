@@ -16,6 +16,7 @@ struct tally {
 };
 
 static struct tally tally;
+enum { CONTROL = 64, ENOUGH = 50000 };
 
 void say(const char *format, ...)
 {
@@ -54,16 +55,24 @@ static void count(void)
     tally.three += begun >= 3;
 }
 
-static void report(double seconds)
+/* Returns how many cells of the table are empty that need not be. */
+static unsigned report(double seconds)
 {
+    unsigned empty = 0;
+
     printf("%-28s", "fault (struck, by step)");
     for (unsigned step = 0; step < STEP_COUNT; step++)
         printf(" %8s", step_name(step));
     putchar('\n');
     for (unsigned kind = 0; kind < FAULT_COUNT; kind++) {
         printf("%-28s", fault_name(kind));
-        for (unsigned step = 0; step < STEP_COUNT; step++)
-            printf(" %8llu", (unsigned long long)tally.struck[kind][step]);
+        for (unsigned step = 0; step < STEP_COUNT; step++) {
+            empty += fault_possible(kind, step) && !tally.struck[kind][step];
+            if (fault_possible(kind, step))
+                printf(" %8llu", (unsigned long long)tally.struck[kind][step]);
+            else
+                printf(" %8s", "-");
+        }
         putchar('\n');
     }
     for (unsigned i = 0; i < VFMIG_HO_OUTCOME_COUNT; i++)
@@ -80,6 +89,18 @@ static void report(double seconds)
            100.0 * (double)tally.precopied / (double)tally.runs,
            (double)tally.attempts / (double)tally.runs, (double)tally.events / (double)tally.runs);
     printf("%.1f s, %.0f seeds an hour\n", seconds, 3600.0 * (double)tally.runs / seconds);
+    if (empty)
+        printf("%u cells of the table are empty\n", empty);
+    return empty;
+}
+
+/* A run of its own without any fault, now and then: the guest arrives. */
+static bool control_run(uint64_t seed)
+{
+    sim_run(seed, 0);
+    if (!sim.broken && sim.outcome != VFMIG_HO_OUTCOME_RUNS_AT_DESTINATION)
+        broke("one", "nothing went wrong, and the guest is not at the destination");
+    return !sim.broken;
 }
 
 /* Faults are left out while it still fails the same way. */
@@ -110,12 +131,58 @@ static void failed(uint64_t seed, unsigned keep)
     printf("\nplay it again: vfmig-sim --seed %llu --keep 0x%x\n", (unsigned long long)seed, keep);
 }
 
+/* --- deliberate faults --- */
+
+#ifdef VFMIG_SABOTAGE
+static const struct {
+    const char *name, *text;
+} sabotages[] = {
+#define SABOTAGE(name, text) {name, text},
+#include "sabotage.def"
+};
+
+/* By which seed each is caught, and as what. Returns how many are not. */
+static int sabotage_table(uint64_t from, uint64_t number)
+{
+    int missed = 0;
+
+    if (!control_run(from))
+        missed++; /* then nothing that follows means anything */
+    printf("| deliberate fault | what it does | caught by seed number | as |\n|---|---|---|---|\n");
+    for (size_t i = 0; i < sizeof(sabotages) / sizeof(sabotages[0]); i++) {
+        uint64_t n = 0;
+        setenv("VFMIG_SABOTAGE", sabotages[i].name, 1);
+        bool arrives = control_run(from);
+        while (arrives && n < number && !sim.broken)
+            sim_run(from + n++, ~0u);
+        missed += !sim.broken;
+        if (sim.broken)
+            printf("| `%s` | %s | %llu | %s: %s |\n", sabotages[i].name, sabotages[i].text,
+                   (unsigned long long)n, sim.broken, sim.detail);
+        else
+            printf("| `%s` | %s | not by %llu | |\n", sabotages[i].name, sabotages[i].text,
+                   (unsigned long long)n);
+        fflush(stdout);
+    }
+    return missed;
+}
+#else
+static int sabotage_table(uint64_t from, uint64_t number)
+{
+    (void)from;
+    (void)number;
+    fprintf(stderr, "this build has no deliberate faults: meson -Dsabotage=true\n");
+    return 1;
+}
+#endif
+
 static int usage(const char *name)
 {
     fprintf(stderr,
             "usage: %s [--from SEED] [--count N] [--until-broken]\n"
-            "       %s --seed SEED [--keep BITS]   play one, event by event\n",
-            name, name);
+            "       %s --seed SEED [--keep BITS]   play one, event by event\n"
+            "       %s --sabotage-table [--from SEED] [--count N]\n",
+            name, name, name);
     return 2;
 }
 
@@ -123,7 +190,7 @@ int main(int argc, char **argv)
 {
     uint64_t from = 1, number = 1000, seed = 0;
     unsigned keep = ~0u;
-    bool one = false, until_broken = false;
+    bool one = false, until_broken = false, table = false;
     struct timespec begin, end;
 
     for (int i = 1; i < argc; i++) {
@@ -136,11 +203,15 @@ int main(int argc, char **argv)
             seed = strtoull(argv[++i], NULL, 0), one = true;
         else if (!strcmp(argv[i], "--keep") && more)
             keep = (unsigned)strtoul(argv[++i], NULL, 0);
+        else if (!strcmp(argv[i], "--sabotage-table"))
+            table = true;
         else if (!strcmp(argv[i], "--until-broken"))
             until_broken = true;
         else
             return usage(argv[0]);
     }
+    if (table)
+        return sabotage_table(from, number) != 0;
     if (one) {
         sim.verbose = true;
         sim_run(seed, keep);
@@ -150,7 +221,13 @@ int main(int argc, char **argv)
     }
     clock_gettime(CLOCK_MONOTONIC, &begin);
     for (uint64_t i = 0; i < number; i++) {
-        sim_run(from + i, keep);
+        bool arrives = i % CONTROL || control_run(from + i);
+        if (!arrives && !until_broken) {
+            failed(from + i, 0);
+            return 1;
+        }
+        if (arrives)
+            sim_run(from + i, keep);
         if (!sim.broken) {
             count();
             continue;
@@ -168,6 +245,7 @@ int main(int argc, char **argv)
         printf("not caught by %llu seeds\n", (unsigned long long)number);
         return 1;
     }
-    report((double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9);
-    return 0;
+    double seconds =
+        (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9;
+    return report(seconds) && number >= ENOUGH;
 }

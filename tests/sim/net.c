@@ -103,7 +103,7 @@ static bool meets(unsigned side, enum fault_kind kind)
     if (!(sim.next_send[kind] & (1u << side)))
         return false;
     sim.next_send[kind] &= (uint8_t) ~(1u << side);
-    fault_struck(kind);
+    fault_struck(kind, side);
     return true;
 }
 

@@ -28,7 +28,7 @@ bool send_message(unsigned side, const struct vfmig_ho_msg *msg)
         sim.copies[sim.copy_count] = (struct copy){.msg = *msg, .side = (uint8_t)!side};
         event_in(some(MS, one_in(2) ? 20 * MS : 400 * MS), EVENT_COPY, !side, sim.copy_count++, 0,
                  0);
-        fault_struck(FAULT_DUPLICATE);
+        fault_struck(FAULT_DUPLICATE, side);
     }
     return send_record(side, 0, VFMIG_RECORD_HANDOVER, out, sizeof(out), sizeof(out));
 }
@@ -135,7 +135,7 @@ static int push(struct side *s, unsigned device, const uint8_t *data, size_t siz
         return 0; /* nobody loads it any more */
     if (s->out_of_memory) {
         s->out_of_memory--;
-        fault_struck(FAULT_MEMORY);
+        fault_struck(FAULT_MEMORY, DST);
         return -ENOMEM;
     }
     if (d->in_count == SEGMENTS_MAX || size > SEGMENT_BYTES)

@@ -38,7 +38,7 @@ static void attempt_fresh(unsigned side)
         struct device *d = &s->dev[i];
         device_drop(side, i);
         d->segments = d->bytes = 0;
-        d->ended = 0;
+        d->ended = d->reset_done = 0;
     }
     memset(s->inbox_full, 0, sizeof(s->inbox_full));
     memset(s->doubt, 0, sizeof(s->doubt));
@@ -73,6 +73,11 @@ int journal_open(unsigned side, bool memory)
     if (ret == 0)
         ret = vfmig_journal_log_opened(&s->log, &entry, &error);
     s->journal_open = ret == 0;
+    const struct vfmig_journal_entry *last = &s->log.last;
+    if (ret == 0 && last->record &&
+        (last->epoch > EPOCHS_MAX || !(s->disk.asked[last->epoch] & (1u << last->record))))
+        broke("journal", "%s reads %s of attempt %u, which was never written", side_names[side],
+              vfmig_ho_record_name(last->record), last->epoch);
     say("%s opens its journal: %d, %s", side_names[side], ret,
         vfmig_ho_record_name(s->log.last.record));
     return ret;
@@ -114,6 +119,9 @@ static void each_device(unsigned side, const struct vfmig_flow_action *action)
             job_add(side, i, JOB_DATA, action->arg);
         } else {
             say("%s gives device %u up", side_names[side], i);
+            if (!action->arg && !s->dev[i].reset_done)
+                broke("ladder", "%s gives device %u up, and has not tried to reset it",
+                      side_names[side], i);
             if (side == sim.owner)
                 sim.excused[i] = 1; /* and says so */
             if (action->arg)        /* it never answered: it is dealt with when it does */
@@ -158,6 +166,14 @@ static void source_told(const struct vfmig_flow_action *action)
                       verdict == VFMIG_CONVERGE_GO ? VFMIG_FLOW_EVENT_GO : VFMIG_FLOW_EVENT_AGAIN);
         break;
     }
+    case VFMIG_FLOW_ACT_CHECK: /* there is more than was thought, now and then */
+        if (s->round <= 5 && one_in(4)) {
+            s->round = s->stop_round; /* a trial was one, too */
+            flow_kind(SRC, VFMIG_FLOW_EVENT_AGAIN);
+        } else {
+            flow_kind(SRC, VFMIG_FLOW_EVENT_GO);
+        }
+        break;
     case VFMIG_FLOW_ACT_SENT:
         handover_kind(SRC, VFMIG_HO_EVENT_STOPPED);
         break;
@@ -278,9 +294,33 @@ static int write_record(unsigned side, uint32_t record)
     struct vfmig_error error = {0};
 
     fault_point(side);
+    if (entry.epoch <= EPOCHS_MAX)
+        s->disk.asked[entry.epoch] |= 1u << record;
     int ret = s->journal_open ? vfmig_journal_log_append(&s->log, &entry, &error) : -EBADF;
     say("%s writes %s: %d", side_names[side], vfmig_ho_record_name(record), ret);
     return ret;
+}
+
+/* Rule 2 of docs/handover.md: what a message or an action stands for is on record before. */
+static void check_record(unsigned side, const struct vfmig_ho_actions *actions)
+{
+    const struct side *s = &sim.side[side];
+    uint8_t kind = actions->send.kind, record = s->log.last.record;
+    bool missing = (kind == VFMIG_HO_MSG_GRANT && record != VFMIG_HO_RECORD_GRANT_SENT) ||
+                   (kind == VFMIG_HO_MSG_READY && record != VFMIG_HO_RECORD_READY) ||
+                   (kind == VFMIG_HO_MSG_RUNNING && record != VFMIG_HO_RECORD_RUNNING) ||
+                   (kind == VFMIG_HO_MSG_RELEASED && record != VFMIG_HO_RECORD_RELEASED) ||
+                   (actions->flags & VFMIG_HO_ACT_RUN && record != VFMIG_HO_RECORD_RUNNING);
+
+    if (side == DST && kind == VFMIG_HO_MSG_READY && sim.sealed != s->h.epoch)
+        broke("journal",
+              "the destination is ready, and the source has not said that it has stopped");
+    if (kind && actions->send.memory && s->returned && !s->received)
+        broke("journal", "%s came back without the memory, and says that it has it",
+              side_names[side]);
+    if (missing)
+        broke("journal", "%s %s, and has %s on record", side_names[side],
+              kind ? vfmig_ho_msg_name(kind) : "RUN", vfmig_ho_record_name(record));
 }
 
 static void handover_step(unsigned side, const struct vfmig_ho_event *event)
@@ -303,6 +343,7 @@ static void handover_step(unsigned side, const struct vfmig_ho_event *event)
     }
     if (ret)
         return;
+    check_record(side, &actions);
     if (actions.flags & VFMIG_HO_ACT_REPORT)
         say("%s reports %s", side_names[side], vfmig_ho_outcome_name(actions.outcome));
     if (actions.flags)
@@ -325,7 +366,15 @@ void handover_msg(unsigned side, const struct vfmig_ho_msg *msg)
 {
     fault_point(side);
     say("%s receives %s", side_names[side], vfmig_ho_msg_name(msg->kind));
+    const struct vfmig_handover *h = &sim.side[side].h, before = *h;
+    bool foreign = h->epoch && (memcmp(msg->id, h->id, sizeof(h->id)) ||
+                                (side == SRC ? msg->epoch != h->epoch : msg->epoch < h->epoch));
+    if (side == DST && !foreign && msg->kind == VFMIG_HO_MSG_SEAL)
+        sim.sealed = msg->epoch;
     handover_step(side, &(struct vfmig_ho_event){.kind = VFMIG_HO_EVENT_MESSAGE, .msg = *msg});
+    if (foreign && memcmp(h, &before, sizeof(before)))
+        broke("stale", "%s of another attempt moves the %s", vfmig_ho_msg_name(msg->kind),
+              side_names[side]);
 }
 
 static void on_handover(unsigned side, const struct vfmig_ho_actions *actions)
@@ -386,7 +435,7 @@ void side_cancel(unsigned side)
 {
     struct side *s = &sim.side[side];
 
-    fault_struck(FAULT_CANCEL);
+    fault_struck(FAULT_CANCEL, side);
     if (side == DST && s->h.state == VFMIG_HO_DST_RUNNING && s->h.memory)
         return;
     if (s->handover_active)
@@ -501,7 +550,7 @@ void destination_asked(void)
         s->generation = old;
         return;
     }
-    s->linked = true;
+    s->linked = s->received = true;
     handover_kind(DST, VFMIG_HO_EVENT_START);
     s->flow_active = true;
     flow_kind(DST, VFMIG_FLOW_EVENT_START);

@@ -42,6 +42,7 @@ enum {
     SEGMENT_BYTES = 512,
     RECORD_PAGES = 8, /* in one MEMORY record */
     RX_BYTES = 2 * 65536,
+    EPOCHS_MAX = 3,
 };
 
 #define MS UINT64_C(1000000)
@@ -93,6 +94,7 @@ struct fault {
     uint8_t step;     /* enum step_of */
     uint8_t wait;     /* actions of that side to let pass first */
     uint8_t arg;      /* device, direction ...: what the kind makes of it */
+    uint8_t attempt;  /* not before this one */
     uint8_t off;      /* left out: --keep */
     uint8_t begun;    /* it has been set on */
     uint8_t began_at; /* enum step_of, where it really began */
@@ -212,6 +214,7 @@ struct disk {
     uint32_t size, durable_size;
     uint32_t dirty_from[16], dirty_size[16], dirty_count; /* writes since the last sync */
     bool exists;
+    uint32_t asked[EPOCHS_MAX + 1]; /* records that were to be written, by attempt */
     uint8_t full, sync_fails, torn_io;
 };
 
@@ -238,12 +241,14 @@ struct side {
     struct vfmig_flow flow;
     struct vfmig_handover h;
     bool handover_active, flow_active, linked, run_early, abort, closing, cancelled;
-    bool began; /* the source has been accepted; the destination has accepted */
+    bool received; /* destination: a guest was sent to this process */
+    bool began;    /* the source has been accepted; the destination has accepted */
     struct vfmig_journal_log log;
     bool journal_open;
     uint32_t epoch;
     uint32_t generation; /* of the link that it uses */
-    uint64_t retry_at, reconnect_at, answer_at, deadline_at, standstill_at, close_at, connect_until;
+    uint64_t retry_at, reconnect_at, answer_at, deadline_at, standstill_at, close_at, connect_until,
+        unwinding_since;
     uint8_t answer_state;
     struct device dev[DEVICES];
     uint32_t works; /* under way */
@@ -261,6 +266,7 @@ struct side {
     uint64_t final_round;
     /* The VM. */
     bool vcpus;
+    uint32_t vcpu_runs; /* how often they were started */
     struct vm_state vm;
     struct request requests[REQUESTS_MAX];
     uint32_t request_number;
@@ -298,6 +304,7 @@ struct sim {
     uint64_t tag[PAGES][2];
     unsigned owner;
     bool moved;
+    uint32_t sealed; /* attempt of which the destination has had the SEAL */
     uint8_t crashed; /* bit per side */
     bool precopied, fenced, finishing;
     struct fault faults[FAULTS_MAX];
@@ -332,8 +339,9 @@ void faults_plan(unsigned keep);
 /* An action of a side is about to be carried out: what waits for it begins, and the process may
  * die. */
 void fault_point(unsigned side);
-void fault_struck(enum fault_kind kind);
+void fault_struck(enum fault_kind kind, unsigned side);
 void faults_heal(void);
+bool faults_rest(void);
 enum step_of step_now(unsigned side);
 const char *fault_name(unsigned kind);
 const char *step_name(unsigned step);
@@ -362,7 +370,7 @@ bool send_message(unsigned side, const struct vfmig_ho_msg *msg);
 
 /* guest.c */
 void guest_boot(void);
-void vcpu_runs(unsigned side, unsigned vcpu);
+void vcpu_runs(unsigned side, unsigned vcpu, uint32_t since);
 void vcpus_start(unsigned side);
 void dma_writes(unsigned side, unsigned device, uint32_t command, unsigned page);
 void interrupt(unsigned side, unsigned device, uint32_t serial);

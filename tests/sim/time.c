@@ -108,6 +108,21 @@ static void check_connect(void)
     link_reset();
 }
 
+/* What hangs does not hold up the way back: three rows of devices, each of which is asked three
+ * times. */
+static void check_way_back(void)
+{
+    struct side *s = &sim.side[SRC];
+
+    if (!s->flow_active || s->flow.halted || vfmig_flow_current(&s->flow) != VFMIG_STEP_UNWIND)
+        s->unwinding_since = 0;
+    else if (!s->unwinding_since)
+        s->unwinding_since = sim.now;
+    else if (sim.now > s->unwinding_since + 1500 * MS)
+        broke("dead-end", "the source has been on its way back for 1.5 s, in %s",
+              vfmig_row_name(s->flow.row));
+}
+
 static void check_deadline(void)
 {
     struct side *s = &sim.side[SRC];
@@ -157,6 +172,7 @@ void side_polls(unsigned side)
     fault_point(side);
     if (side == SRC) {
         check_connect();
+        check_way_back();
         check_deadline();
         check_answer();
         check_standstill();

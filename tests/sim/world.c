@@ -45,12 +45,11 @@ static bool earlier(const struct event *a, const struct event *b)
 
 static void push(struct event event)
 {
-    uint32_t i = sim.heap_count++;
-
-    if (sim.heap_count >= EVENTS_MAX) {
-        fprintf(stderr, "seed %llu: too many events\n", (unsigned long long)sim.seed);
-        abort();
+    if (sim.heap_count == EVENTS_MAX) {
+        broke("dead-end", "too many events are under way");
+        return;
     }
+    uint32_t i = sim.heap_count++;
     event.order = sim.order++;
     for (; i && earlier(&event, &sim.heap[(i - 1) / 2]); i = (i - 1) / 2)
         sim.heap[i] = sim.heap[(i - 1) / 2];
@@ -113,7 +112,7 @@ static void dispatch(const struct event *e)
 {
     switch ((enum event_kind)e->kind) {
     case EVENT_VCPU:
-        vcpu_runs(e->side, e->a);
+        vcpu_runs(e->side, e->a, (uint32_t)e->arg);
         break;
     case EVENT_DMA:
         device_dma_ends(e->side, e->a, e->b, (uint32_t)e->arg);
@@ -197,9 +196,19 @@ static bool settled(void)
             if (s->dev[d].job_count || s->dev[d].working)
                 return false;
     }
+    if (!sim.attempts)
+        return false;
     /* One more attempt is to be made once this one is over. */
     return !sim.migrate_again || sim.side[SRC].h.state != VFMIG_HO_SRC_RESUMED ||
            !sim.side[SRC].h.memory || sim.now >= sim.heal_at;
+}
+
+/* A guest that the destination has and cannot start: named, and it goes on asking. */
+static bool stands(void)
+{
+    const struct vfmig_handover *h = &sim.side[DST].h;
+
+    return sim.side[DST].alive && h->memory && h->outcome == VFMIG_HO_OUTCOME_PAUSED_AT_DESTINATION;
 }
 
 static void start(uint64_t seed, unsigned keep)
@@ -259,12 +268,14 @@ void sim_run(uint64_t seed, unsigned keep)
         if (!calm_since)
             calm_since = sim.now;
         /* What the guest has asked of its devices gets its time to be done. */
-        if (!healed && sim.now > calm_since + 20 * MS)
+        if (!healed && sim.now > calm_since + 20 * MS && !faults_rest())
             sim.heal_at = sim.now;
         sim.finishing = healed && sim.now > calm_since + 10 * MS;
         if (healed && sim.now > calm_since + 300 * MS)
             break;
     }
+    if (!sim.broken && sim.now >= sim.end_at && !stands())
+        broke("dead-end", "nothing goes wrong any more, and it does not come to an end");
     if (!sim.broken)
         check_end();
 }
