@@ -1,6 +1,6 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench bench-long matrix fuzz model explore sim interop docs lint install clean mutate check-mutants
+.PHONY: all deps demo check bench bench-long matrix fuzz model explore sim interop docs lint install clean mutate check-mutants coverage
 
 BUILD ?= build
 SABOTAGE ?=
@@ -80,6 +80,9 @@ sim: $(if $(TABLE),$(BUILD)/sabotage/build.ninja,$(DEMO_BUILD)/build.ninja)
 	ninja -C $(if $(TABLE),$(BUILD)/sabotage,$(DEMO_BUILD)) tests/sim/vfmig-sim
 	VFMIG_SABOTAGE=$(SABOTAGE) $(if $(TABLE),$(BUILD)/sabotage,$(DEMO_BUILD))/tests/sim/vfmig-sim \
 	  $(if $(TABLE),--sabotage-table) --from $(FROM) --count $(SEEDS)
+# Which lines and branches of the core, the engine and the stream the tests take; installs gcovr.
+coverage: | deps
+	scripts/coverage.sh $(BUILD)/coverage
 
 # A Linux guest in stock QEMU, both from Debian, with our devices; SABOTAGE as for demo.
 interop: $(DEMO_BUILD)/build.ninja
