@@ -6,7 +6,10 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
+#include <sys/time.h>
 
 #include "mover_rig.h"
 
@@ -241,6 +244,41 @@ static void a_refused_source_says_why(void **state)
     }
 }
 
+static uint64_t limit_of(int fd)
+{
+    struct timeval limit = {0};
+    socklen_t size = sizeof(limit);
+
+    assert_int_equal(getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &size), 0);
+    return (uint64_t)limit.tv_sec * 1000000000u + (uint64_t)limit.tv_usec * 1000u;
+}
+
+/* A source waits STALL_NS for its answer. Who says nothing before it must not take all of that. */
+static void a_silent_connection_is_not_listened_to_for_long(void **state)
+{
+    struct vfmig_channel *ours[2];
+    uint8_t token[16], again[16];
+    struct vfmig_error said = {0};
+    static struct door door;
+    int fds[3];
+
+    door_open(&door, 3, fds);
+    int inside = fcntl(door.inside.fds[1], F_DUPFD_CLOEXEC, 0); /* the same socket */
+    assert_int_equal(say_hello(fds[0], 0, 2, id, NULL, token, &ours[0], &said), VFMIG_RECORD_HELLO);
+    while (limit_of(inside) == 0)
+        sched_yield(); /* the second one is not taken yet */
+    assert_int_equal(limit_of(inside), STALL_NS / 4);
+    close(fds[1]); /* in place of waiting until it is given up */
+    close(inside);
+    inside = fcntl(door.inside.fds[2], F_DUPFD_CLOEXEC, 0);
+    assert_int_equal(say_hello(fds[2], 1, 2, id, token, again, &ours[1], &said), VFMIG_RECORD_HELLO);
+    door_close(&door);
+    assert_int_equal(door.rc, 0);
+    close(inside);
+    vfmig_channel_free(ours[0]);
+    vfmig_channel_free(ours[1]);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -249,6 +287,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(every_migration_has_a_token_of_its_own),
         cmocka_unit_test(strangers_are_counted),
         cmocka_unit_test(a_refused_source_says_why),
+        cmocka_unit_test(a_silent_connection_is_not_listened_to_for_long),
     };
 
     if (argc > 1)
