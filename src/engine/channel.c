@@ -139,6 +139,11 @@ void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_
     channel->memory = memory;
 }
 
+void vfmig_channel_set_confined(struct vfmig_channel *channel)
+{
+    channel->confined = true;
+}
+
 void vfmig_channel_set_stripes(struct vfmig_channel *channel, uint32_t count)
 {
     channel->stripe_count = count;

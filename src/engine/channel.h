@@ -47,6 +47,9 @@ void vfmig_channel_free(struct vfmig_channel *channel);
 uint32_t vfmig_channel_index(const struct vfmig_channel *channel);
 int vfmig_channel_fd(const struct vfmig_channel *channel); /* for poll; stays the channel's */
 
+/* A receiver's thread for this channel gives up what it does not need (confine.h). Before it is made. */
+void vfmig_channel_set_confined(struct vfmig_channel *channel);
+
 /* Everything from here on under TLS (io/tls.h); the handshake is done when it returns 0. */
 int vfmig_channel_start_tls(struct vfmig_channel *channel, const struct vfmig_tls_creds *creds,
                             const char *peer_name, uint64_t deadline_ns, struct vfmig_error *reterr);

@@ -24,6 +24,7 @@ struct vfmig_channel {
     int stall_ms; /* 0: no limit */
     atomic_bool cancelled;
     struct vfmig_tls *tls; /* NULL: plain */
+    bool confined; /* its receiving thread will be, and so will everything that it calls */
     const struct vfmig_memory *memory;
     uint32_t stripe_count; /* channels that share the stripes; 0: not checked */
     struct vfmig_dirty_map *doubt;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/confine.h"
 #include "io/sock.h"
 
 /* Until somebody knocks: 0; -ECANCELED when the destination is given up, -ETIMEDOUT. */
@@ -99,6 +100,8 @@ void *destination_acceptor(void *arg)
                                     .stall_ns = e->options.stall_ns,
                                     .tls = destination->tls};
 
+    if (e->options.confine)
+        vfmig_confine();
     while (!atomic_load(&destination->quit)) {
         struct vfmig_error error = {0};
         struct arrival *arrival = calloc(1, sizeof(*arrival));

@@ -58,8 +58,11 @@ int engine_link_new(struct engine *e, struct vfmig_channel **channels, uint32_t 
     struct engine_link *held = calloc(1, sizeof(*held));
     int ret;
 
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
         let_wait(channels[i]);
+        if (e->options.confine)
+            vfmig_channel_set_confined(channels[i]);
+    }
     pthread_mutex_lock(&e->link_lock);
     memcpy(e->channels, channels, count * sizeof(*channels));
     e->channel_count = count;

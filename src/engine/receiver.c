@@ -9,6 +9,7 @@
 
 #include "base/bitmap.h"
 #include "engine/channel_private.h"
+#include "engine/confine.h"
 #include "engine/memory_mover.h"
 
 /* How long the end of a failed migration waits for the peer to take the reason. */
@@ -138,6 +139,8 @@ static void *lane_main(void *argument)
     struct vfmig_error error = {0};
     int rc = 0;
 
+    if (lane->channel->confined)
+        vfmig_confine();
     while (rc == 0 && record.tag != VFMIG_RECORD_BYE) {
         bool received = false;
         rc = vfmig_channel_recv(lane->channel, &record, &error);

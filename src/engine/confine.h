@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Threads that read what a stranger may have sent give up what they do not need for it. Only the calling
+ * thread is concerned, and for good. */
+#ifndef VFMIG_ENGINE_CONFINE_H
+#define VFMIG_ENGINE_CONFINE_H
+
+#include "vfmig/error.h"
+
+/* From now on no file can be opened by name (-EACCES) and no TCP address bound or reached, whatever the
+ * rights of the process; by Landlock. -ENOTSUP where the kernel has none. */
+int vfmig_confine_files(struct vfmig_error *reterr);
+
+/* From now on system calls that receiving has no use for are refused (-EPERM): files, processes, new
+ * sockets, new code. What is open stays open. By seccomp, on x86-64; -ENOTSUP elsewhere. */
+int vfmig_confine_calls(struct vfmig_error *reterr);
+
+/* Both, as far as this host has them. */
+void vfmig_confine(void);
+
+#endif
