@@ -1,6 +1,6 @@
 # Thin front to meson. Two commands matter to a newcomer: make demo, make check.
 .DEFAULT_GOAL := all
-.PHONY: all deps demo check bench bench-long matrix fuzz model explore sim interop docs lint install clean mutate check-mutants coverage
+.PHONY: all deps demo check bench bench-long matrix fuzz model explore sim interop docs lint install clean mutate check-mutants coverage torture
 
 BUILD ?= build
 SABOTAGE ?=
@@ -66,6 +66,13 @@ model: | deps
 explore: $(DEMO_BUILD)/build.ninja
 	ninja -C $(DEMO_BUILD) tests/explore/explore
 	VFMIG_SABOTAGE=$(SABOTAGE) $(DEMO_BUILD)/tests/explore/explore $(if $(BREAKS),--breaks $(BREAKS)) $(SCOPE)
+
+# Real processes are stopped at each point that they pass and killed there, cut off, frozen: docs/reliability.md.
+# SEED, COUNT (of the cases that are not kills); a quarter of an hour.
+COUNT ?= 400
+torture: $(BUILD)/sabotage/build.ninja
+	ninja -C $(BUILD)/sabotage tools/vfmig tests/engine/order_judge
+	python3 scripts/torture.py $(BUILD)/sabotage --seed $(SEED) --count $(COUNT)
 
 # One change at a time to the machines, the handover and the stream: which tests notice. MUTANTS of them,
 # chosen by SEED; what was tried is kept in $(BUILD)/mutate and not tried again.

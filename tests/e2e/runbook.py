@@ -8,8 +8,10 @@ import subprocess
 from world import VFMIG, QmpError, wait_until
 
 ROUNDS = 6  # of looking and doing; each of them changes something, or it is given up
-# Nothing runs, and the runbook names what is left to do.
+# Nothing runs any more; the runbook says where it may be started afresh.
 ENDS_WITHOUT_GUEST = ("died-at-source", "died-at-destination")
+STANDS = "paused-at-destination"  # by grant, and a device there cannot be started
+OF_A_DEVICE = (5, 6, 7, 8, 10, 11, 12)  # of enum guest_error_code; the device's number is in the first detail
 
 
 class Broken(AssertionError):
@@ -84,6 +86,15 @@ def settled(source, target):
     return name if name in ENDS_WITHOUT_GUEST and not lives(source if name == "died-at-source" else target) else None
 
 
+def stands(source, target):
+    """With RUNNING on record already vfmig status takes its journal's word for it; QMP knows that it does not run."""
+    if not lives(target) or running(source, target):
+        return False
+    seen = view(target, source)
+    return bool(seen) and (seen["outcome"] == STANDS or
+                           seen["record"] == "RUNNING" and target("query-migrate")["status"] == "failed")
+
+
 def settle(source, target):
     """Returns the outcome, and what the operator had to say."""
     done = []
@@ -91,11 +102,15 @@ def settle(source, target):
         name = settled(source, target)
         if name:
             return name, done
+        if done and stands(source, target) or stands(source, target) and view(target, source)["record"] == "RUNNING":
+            return STANDS, done
         for side, own, peer in (("destination", target, source), ("source", source, target)):
             seen = view(own, peer)
             if not seen or seen["settled"] and seen["outcome"] != "paused-at-destination":
                 continue
             args = decision(side, seen["outcome"], lives(peer))
+            if "--discard" in args and lives(own):
+                tool("resolve", own, "--peer-journal", peer.journal)  # it has to know before it can give up
             result = tool("resolve", own, *args, "--peer-journal", peer.journal)
             done.append(f"{side} {seen['outcome']}: resolve {' '.join(args)} -> {result.returncode}")
         try:
@@ -124,5 +139,6 @@ def assert_lives(vm, dead=()):
     except QmpError as err:
         raise Broken(f"the guest cannot be asked: {err}") from None
     now = vm("x-guest")
-    if now["errors"]:
+    # What a device does not answer any more is an error to the guest; it counts where the first one came from.
+    if now["errors"] and not (now["first-error"] in OF_A_DEVICE and now["first-detail"][0] >> 32 in dead):
         raise Broken(f"the guest has found {now}")

@@ -104,6 +104,8 @@ class World:
     Every VMM writes a trace, and the order clauses are judged over all of them in the end. judge False:
     no traces; a test that breaks an order on purpose looks at `verdict` itself, and sets `orders_break`."""
 
+    say = staticmethod(print)
+
     def __init__(self, judge=True):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="vfmig-", dir="/tmp"))
         self.processes = []
@@ -133,7 +135,7 @@ class World:
         self.verdict = self.judge_traces()
         shutil.rmtree(self.folder)
         for _, name, text in ends:
-            print(f"--- {name}\n{text}" if text else "", end="")
+            self.say(f"--- {name}\n{text}" if text else "", end="")
         for code, name, text in ends:
             assert "Sanitizer" not in text and "runtime error" not in text
             if exc[0] is None:
@@ -147,7 +149,7 @@ class World:
         if not traces:
             return ""
         result = subprocess.run([ORDER_JUDGE, *traces], capture_output=True, text=True, timeout=PATIENCE)
-        print(result.stdout + result.stderr, end="")
+        self.say(result.stdout + result.stderr, end="")
         return "" if result.returncode == 0 else f"order_judge ended with {result.returncode}: {result.stderr}"
 
     def kill(self, name):
