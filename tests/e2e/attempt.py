@@ -67,8 +67,9 @@ class Run:
                 paths.setdefault(side, []).append(world.device(name, *args))
         self.vms = {}
         for side, name in SIDES.items():
-            # What goes from device to device fails with either of them: not where one dies.
-            alone = case.who.startswith("dev-") or case.action in ("kill-device", "kill-peer-device")
+            # What goes from device to device fails with either of them, or with a VMM in between that stands
+            # still for longer than a device waits: not there.
+            alone = case.who.startswith("dev-") or case.action in ("kill-device", "kill-peer-device", "freeze")
             args = ("--p2p", "off") if alone else ()
             args += ("--working-set", "4M", "--dirty-rate", "10M") if side == "source" else ()
             self.vms[side] = world.vm(name, *args, devices=paths[side], journal=self.journal(side),
@@ -140,6 +141,7 @@ class Run:
         elif case.action == "stall":
             self.link.stall()
         elif case.action == "freeze":
+            dead = [case.who]  # a device that comes back may have been given up, and be reset
             time.sleep(FROZEN_SECONDS)  # this is what is done, nothing is judged by it
         elif case.action == "full":
             for disk in self.disks:
