@@ -75,8 +75,10 @@ int cmd_status(int argc, char **argv)
 
     if (code >= 0)
         return code;
-    if (metrics != (qmp_path != NULL) || metrics == (operands.count == 1))
-        return tool_fail(&usage, TOOL_USAGE, "a DIR is wanted, or --metrics with --qmp PATH");
+    if (metrics != (qmp_path != NULL))
+        return tool_fail(&usage, TOOL_USAGE, "--metrics and --qmp PATH go together");
+    if (metrics == (operands.count == 1))
+        return tool_fail(&usage, TOOL_USAGE, metrics ? "--metrics goes without DIR" : "DIR is missing");
     if (metrics)
         return print_metrics();
     if (vfmig_resolve_status(operands.items[0], peer_path, &views, &count, &error) < 0)
