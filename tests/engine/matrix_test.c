@@ -208,7 +208,10 @@ static void check_back(void)
         helpless = not_running(source, &given);
         vfmig_source_status(rig.source, &progress);
         /* Even one that is beyond help may be tried once more when its hanging reset has ended. */
-        if ((given && progress.devices_lost == helpless &&
+        bool logs = false; /* they go off when the guest runs */
+        for (uint32_t t = 0; t < source->vm.tracker_count; t++)
+            logs |= atomic_load(&source->trackers[t].on);
+        if ((given && progress.devices_lost == helpless && !logs &&
              progress.devices_reset == atomic_load(&resets)) || i == PATIENCE)
             break;
     }
