@@ -588,9 +588,6 @@ int vfmig_source_start(struct vfmig_source *source, const char *uri, struct vfmi
     ret = e->options.local ? engine_local_check(&e->vm, uri, reterr) : 0;
     if (ret)
         return ret;
-    ret = engine_secure_check(&e->options.security, uri, /* listening= */ false, reterr);
-    if (ret)
-        return ret;
     strcpy(e->uri, uri);
     engine_secure_name(&e->options.security, uri, e->tls_name, sizeof(e->tls_name));
     engine_trace_begin(e, e->options.migration_id, e->epoch);

@@ -132,7 +132,11 @@ int source_connect(struct vfmig_source *source, struct vfmig_error *reterr)
     if (engine_uri_is_file(e->uri, NULL))
         return engine_file_create(e, reterr);
     const struct vfmig_dial dial = dial_of(source, next_fd);
-    int ret = vfmig_channels_open(&dial, count, e->options.migration_id, channels, reterr);
+    /* Here, because a name may take its time to be looked up. */
+    int ret = engine_secure_check(&e->options.security, e->uri, /* listening= */ false, reterr);
+    if (ret)
+        return ret;
+    ret = vfmig_channels_open(&dial, count, e->options.migration_id, channels, reterr);
     if (ret)
         return ret;
     /* From here on a cancel can cut them. */
