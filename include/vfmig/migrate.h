@@ -209,8 +209,8 @@ struct vfmig_migrate_options {
                    memory, and nothing of it is copied. From RUNNING on, which `released` tells, it must
                    not be touched here any more */
     bool confine; /* threads that receive give up all system calls that they have no use for, and, where the
-                     kernel has Landlock, all files (docs/security.md). The callback trace is called there, and
-                     must not need more than to write to what is open */
+                     kernel has Landlock, all files (docs/security.md). Callbacks of the
+                     VMM are called there, and must not need more than to write to what is open */
     bool trace_peer; /* source: the callback trace is given the destination's lines, too, when the
                         attempt is over; those that can be had */
 };

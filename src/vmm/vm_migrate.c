@@ -464,7 +464,6 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
 
     pthread_mutex_init(&migration->lock, NULL);
     migration->options.channels = config->channels;
-    migration->options.confine = true;
     migration->options.viommu_timeout_ns = config->viommu_timeout_ns;
     if (config->qmp_path) {
         if (strlen(config->qmp_path) >= sizeof(migration->control_path))
