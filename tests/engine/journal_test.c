@@ -344,6 +344,84 @@ static void paths_and_ids_are_checked(void **state)
                      -ENOTDIR);
 }
 
+/* A disk whose sync fails once: what was written then is in its cache only, and no later sync takes it
+ * along. */
+struct flaky {
+    uint8_t cache[16 * VFMIG_JOURNAL_RECORD_BYTES * 2], disk[16 * VFMIG_JOURNAL_RECORD_BYTES * 2];
+    bool dirty[32];
+    bool fails;
+};
+
+static int64_t flaky_read(void *opaque, void *data, size_t size, uint64_t offset)
+{
+    const struct flaky *f = opaque;
+
+    if (offset + size > sizeof(f->cache))
+        return 0;
+    memcpy(data, f->cache + offset, size);
+    return (int64_t)size;
+}
+
+static int64_t flaky_write(void *opaque, const void *data, size_t size, uint64_t offset)
+{
+    struct flaky *f = opaque;
+
+    if (offset + size > sizeof(f->cache))
+        return -ENOSPC;
+    memcpy(f->cache + offset, data, size);
+    for (uint64_t i = offset; i < offset + size; i += VFMIG_JOURNAL_RECORD_BYTES)
+        f->dirty[i / VFMIG_JOURNAL_RECORD_BYTES] = true;
+    return (int64_t)size;
+}
+
+static int flaky_sync(void *opaque, bool all)
+{
+    struct flaky *f = opaque;
+    bool fails = f->fails;
+
+    (void)all;
+    f->fails = false;
+    for (size_t i = 0; i < 32; i++) {
+        if (f->dirty[i] && !fails)
+            memcpy(f->disk + i * VFMIG_JOURNAL_RECORD_BYTES, f->cache + i * VFMIG_JOURNAL_RECORD_BYTES,
+                   VFMIG_JOURNAL_RECORD_BYTES);
+        f->dirty[i] = false;
+    }
+    return fails ? -EIO : 0;
+}
+
+static void open_log(struct flaky *f, struct vfmig_journal_log *ret_log)
+{
+    struct vfmig_journal_entry opened = {.memory = 1};
+
+    *ret_log = (struct vfmig_journal_log){.store = {flaky_read, flaky_write, flaky_sync, f},
+                                          .role = VFMIG_HO_SOURCE};
+    memcpy(ret_log->id, id, sizeof(ret_log->id));
+    assert_int_equal(vfmig_journal_log_take_up(ret_log, NULL), 0);
+    assert_int_equal(vfmig_journal_log_opened(ret_log, &opened, NULL), 0);
+}
+
+static void what_a_failed_sync_left_in_the_cache_is_written_again(void **state)
+{
+    struct flaky *f = calloc(1, sizeof(*f));
+    struct vfmig_journal_entry entry = {.epoch = 1, .record = VFMIG_HO_RECORD_OFFERED};
+    struct vfmig_journal_summary found;
+    struct vfmig_journal_log log;
+
+    assert_non_null(f);
+    open_log(f, &log);
+    f->fails = true;
+    assert_int_equal(vfmig_journal_log_append(&log, &entry, NULL), -EIO);
+    open_log(f, &log); /* it is read from the cache, and counts */
+    assert_int_equal(log.last.record, VFMIG_HO_RECORD_OFFERED);
+    memcpy(f->cache, f->disk, sizeof(f->cache)); /* a crash */
+    assert_int_equal(vfmig_journal_scan(&log.store, "flaky", &found, NULL), 0);
+    assert_int_equal(found.damage, 0);
+    assert_int_equal(found.last.record, VFMIG_HO_RECORD_OFFERED);
+    assert_int_equal(found.count, 3);
+    free(f);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_place, remove_place)
 
 int main(void)
@@ -358,6 +436,7 @@ int main(void)
         TEST(a_full_disk_is_an_error_and_does_not_stop_an_unwinding),
         TEST(a_directory_lists_its_journals),
         TEST(paths_and_ids_are_checked),
+        TEST(what_a_failed_sync_left_in_the_cache_is_written_again),
     };
     return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
 }
