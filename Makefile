@@ -35,7 +35,8 @@ demo: $(DEMO_BUILD)/build.ninja
 
 check: $(BUILD)/check/build.ninja
 	ninja -C $(BUILD)/check
-	meson test -C $(BUILD)/check --print-errorlogs --timeout-multiplier 3
+	meson test -C $(BUILD)/check --print-errorlogs --timeout-multiplier 3 \
+	  --num-processes $$(( ($$(nproc) * 3 + 1) / 2 ))
 
 # The checker against devices with one deliberate bug each, and good ones: a minute or two.
 check-mutants: $(BUILD)/check/build.ninja

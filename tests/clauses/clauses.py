@@ -110,7 +110,7 @@ def prove(build):
             return case, "skipped"
         return case, None if result.returncode else "not noticed"
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(2 * os.cpu_count()) as pool:
         results = list(pool.map(run, cases))
     bad = 0
     for (test, sabotage), trouble in results:
