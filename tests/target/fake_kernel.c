@@ -333,7 +333,7 @@ static ssize_t any_access(struct fake_kernel *f, int fd, uint8_t *read_to,
         return -EINVAL;
     if (read_to)
         memcpy(read_to, bytes + at, size);
-    else
+    else if (write_from)
         memcpy(bytes + at, write_from, size);
     return (ssize_t)size;
 }
