@@ -465,7 +465,7 @@ static bool loads(const struct engine *e)
 
 static void message(struct engine *e, const struct engine_event *event)
 {
-    bool offered = !unoffered(e);
+    bool loading = e->handover.state == VFMIG_HO_DST_LOADING;
 
     /* The grant is often faster than the guest that must not run without it; the source repeats it. */
     if (event->msg.kind == VFMIG_HO_MSG_GRANT && e->flow_active && vfmig_sabotage("run-before-grant"))
@@ -473,7 +473,7 @@ static void message(struct engine *e, const struct engine_event *event)
     if (event->msg.kind == VFMIG_HO_MSG_GRANT && !e->stamps.grant_received)
         e->stamps.grant_received = event->at_ns;
     engine_handover_msg(e, &event->msg);
-    if (!offered && !loads(e))
+    if (!loading && e->handover.state == VFMIG_HO_DST_LOADING && !loads(e))
         engine_handover(e, VFMIG_HO_EVENT_LOAD_FAILED);
 }
 

@@ -559,12 +559,12 @@ void destination_asked(void)
 void destination_message(const struct vfmig_ho_msg *msg)
 {
     struct side *s = &sim.side[DST];
-    bool offered = !unoffered(s);
+    bool loading = s->h.state == VFMIG_HO_DST_LOADING;
 
     handover_msg(DST, msg);
     bool loads =
         s->flow_active && !s->flow.halted && vfmig_flow_current(&s->flow) != VFMIG_STEP_DROP;
-    if (!offered && !loads)
+    if (!loading && s->h.state == VFMIG_HO_DST_LOADING && !loads)
         handover_kind(DST, VFMIG_HO_EVENT_LOAD_FAILED);
 }
 
