@@ -384,7 +384,9 @@ enum vfmig_converge_verdict engine_decide(struct engine *e)
     engine_measure_input(e, true, &careful);
     vfmig_converge_predict(&expected, &prediction);
     prediction.bandwidth = expected.bandwidth;
-    prediction.bound_ns = vfmig_converge_bound(&careful) + e->measure.extra_ns;
+    prediction.bound_ns = vfmig_converge_bound(&careful);
+    if (__builtin_add_overflow(prediction.bound_ns, e->measure.extra_ns, &prediction.bound_ns))
+        prediction.bound_ns = UINT64_MAX; /* nothing is known of the link */
     e->measure.extra_ns /= 2; /* what was in the way may have gone */
     enum vfmig_converge_verdict verdict = vfmig_converge_decide(&converge, &careful, vfmig_now_ns());
     if (verdict == VFMIG_CONVERGE_AGAIN && careful.rounds >= VFMIG_CONVERGE_MIN_ROUNDS)

@@ -74,7 +74,10 @@ static void take_back(struct engine *e, uint64_t found_ns, uint64_t known_ns)
 {
     struct engine_measure *m = &e->measure;
 
+    /* Of one bad figure no more than a limit, halved with each round, stands in the way. */
     m->extra_ns = found_ns > known_ns ? found_ns - known_ns : 0;
+    if (m->extra_ns > e->options.downtime_limit_ns)
+        m->extra_ns = e->options.downtime_limit_ns;
     e->round = e->stop_round; /* a trial was one, too */
     vfmig_mover_set_bandwidth(e->mover, e->options.max_bandwidth);
     pthread_mutex_lock(&e->status_lock);
