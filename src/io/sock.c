@@ -286,8 +286,8 @@ static void limit_receive(int fd, struct vfmig_alarm *alarm, uint64_t deadline_n
         return;
     struct timeval limit = {.tv_sec = (time_t)(left / SECOND_NS),
                             .tv_usec = (suseconds_t)(left % SECOND_NS / 1000)};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    alarm->receive_ns = left;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) == 0)
+        alarm->receive_ns = left; /* else it is tried again by the next receive */
 }
 
 ssize_t vfmig_sock_recv_large(int fd, struct iovec *iov, int iov_count, struct vfmig_alarm *alarm,

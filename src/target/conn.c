@@ -272,8 +272,9 @@ static int closed(struct vfmig_error *reterr)
     return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0, "the peer closed the connection");
 }
 
-/* Receives the rest of it; so many bytes behind those of msg are in their place. On -ETIMEDOUT what came is put back, so that the framer sees the whole
- * message: the connection stays usable. lock held, released while it waits. */
+/* Receives the rest of it; in_place bytes behind those of msg are where they belong. On -ETIMEDOUT what
+ * came is put back, so that the framer sees the whole message: the connection stays usable. lock held,
+ * released while it waits. */
 static int receive_large(struct vfmig_conn *conn, struct waiter *w,
                          const struct vfmig_user_msg *msg, uint32_t have, uint32_t in_place,
                          uint64_t deadline_ns, struct vfmig_error *reterr)
