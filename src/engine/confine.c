@@ -5,6 +5,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -48,10 +49,10 @@ int vfmig_confine_files(struct vfmig_error *reterr)
                                      .net = version >= 4 ? 3 : 0};
     size_t size = version >= 4 ? sizeof(rules) : sizeof(rules.files);
     int fd = (int)syscall(LANDLOCK_CREATE_RULESET, &rules, size, 0);
-    if (fd < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    if (fd < 0)
         return refused("Landlock", reterr);
-    long rc = syscall(LANDLOCK_RESTRICT_SELF, fd, 0);
-    int ret = rc ? refused("Landlock", reterr) : 0;
+    bool on = !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !syscall(LANDLOCK_RESTRICT_SELF, fd, 0);
+    int ret = on ? 0 : refused("Landlock", reterr);
     close(fd);
     return ret;
 }
