@@ -278,7 +278,7 @@ static void limit_receive(int fd, struct vfmig_alarm *alarm, uint64_t deadline_n
     uint64_t now = vfmig_now_ns(), left = 0;
 
     if (deadline_ns != VFMIG_NEVER) {
-        left = deadline_ns > now ? deadline_ns - now : 1000; /* 0 would mean for ever */
+        left = deadline_ns > now + 1000 ? deadline_ns - now : 1000; /* 0 us would mean for ever */
         if (left > RECEIVE_STEP_NS)
             left += RECEIVE_STEP_NS - 1 - (left - 1) % RECEIVE_STEP_NS;
     }
