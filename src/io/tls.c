@@ -98,20 +98,23 @@ static void make_method(void)
 
 /* --- errors --- */
 
-/* The sentence of what OpenSSL noted in this thread, which is forgotten. */
+/* The sentence of what OpenSSL noted in this thread, which is forgotten. The first one stays: OpenSSL tells
+ * a cause once, and whoever comes later finds none. Under the lock. */
 static void note_why(struct vfmig_tls *tls)
 {
     unsigned long code = ERR_peek_last_error();
     const char *text = code ? ERR_reason_error_string(code) : NULL;
     long verdict = SSL_get_verify_result(tls->ssl);
 
+    ERR_clear_error();
+    if (tls->why[0])
+        return;
     if (verdict != X509_V_OK && ERR_GET_REASON(code) == SSL_R_CERTIFICATE_VERIFY_FAILED)
         snprintf(tls->why, sizeof(tls->why), "the peer's certificate: %s",
                  X509_verify_cert_error_string(verdict));
     else
         snprintf(tls->why, sizeof(tls->why), "%s",
                  text ? text : tls->cut ? "the peer closed the connection" : "unknown error");
-    ERR_clear_error();
 }
 
 /* --- sending --- */
@@ -299,14 +302,21 @@ ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count)
     }
 }
 
-bool vfmig_tls_cut(const struct vfmig_tls *tls)
+/* The other direction's thread may be the one that finds out. */
+bool vfmig_tls_cut(struct vfmig_tls *tls)
 {
-    return tls->cut;
+    pthread_mutex_lock(&tls->lock);
+    bool cut = tls->cut;
+    pthread_mutex_unlock(&tls->lock);
+    return cut;
 }
 
-const char *vfmig_tls_why(const struct vfmig_tls *tls)
+const char *vfmig_tls_why(struct vfmig_tls *tls)
 {
-    return tls->why;
+    pthread_mutex_lock(&tls->lock);
+    const char *why = tls->why[0] ? tls->why : "unknown error"; /* what is there stays as it is */
+    pthread_mutex_unlock(&tls->lock);
+    return why;
 }
 
 bool vfmig_tls_pending(struct vfmig_tls *tls)

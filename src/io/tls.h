@@ -40,8 +40,8 @@ ssize_t vfmig_tls_send(struct vfmig_tls *tls, const struct iovec *iov, size_t co
  * the peer ended the connection, in TLS's way. -1 and errno; ECONNRESET with vfmig_tls_cut: it was cut, by
  * whomever; EPROTO: see why. */
 ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count);
-bool vfmig_tls_cut(const struct vfmig_tls *tls);
-const char *vfmig_tls_why(const struct vfmig_tls *tls);
+bool vfmig_tls_cut(struct vfmig_tls *tls);
+const char *vfmig_tls_why(struct vfmig_tls *tls);
 
 /* Something was received already that the socket will not wake anybody for. */
 bool vfmig_tls_pending(struct vfmig_tls *tls);

@@ -392,8 +392,12 @@ static void an_altered_byte_is_an_error(void **state)
     assert_int_equal(send(relay[0], wire, (size_t)size, 0), size);
     assert_int_equal(receive(&pair.server, &byte, 1), -1);
     assert_int_equal(errno, EPROTO);
-    if (!strstr(vfmig_tls_why(pair.server.tls), "bad record mac"))
-        fail_msg("'%s'", vfmig_tls_why(pair.server.tls));
+    for (int again = 0; again < 2; again++) { /* OpenSSL tells the cause once */
+        if (!strstr(vfmig_tls_why(pair.server.tls), "bad record mac"))
+            fail_msg("'%s'", vfmig_tls_why(pair.server.tls));
+        assert_int_equal(receive(&pair.server, &byte, 1), -1);
+        assert_int_equal(errno, EPROTO);
+    }
     pair_done(&pair);
 }
 
