@@ -342,6 +342,8 @@ static bool set_name(SSL *ssl, const char *name)
 
     if (vfmig_sabotage("tls-any-name"))
         return true;
+    if (!name || !*name) /* to OpenSSL that is: whoever it is */
+        return false;
     if (inet_pton(AF_INET, name, &room) == 1 || inet_pton(AF_INET6, name, &room) == 1)
         return X509_VERIFY_PARAM_set1_ip_asc(param, name) == 1;
     X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
@@ -365,7 +367,10 @@ static bool prepare(struct vfmig_tls *tls, const struct vfmig_tls_creds *creds, 
         SSL_set_accept_state(tls->ssl);
     else
         SSL_set_connect_state(tls->ssl);
-    return creds->server || creds->psk || set_name(tls->ssl, peer_name);
+    if (creds->server || creds->psk || set_name(tls->ssl, peer_name))
+        return true;
+    snprintf(tls->why, sizeof(tls->why), "'%.80s' is no name for a certificate", peer_name ? peer_name : "");
+    return false;
 }
 
 static int refused(struct vfmig_tls *tls, struct vfmig_error *reterr)
@@ -410,6 +415,8 @@ int vfmig_tls_new(const struct vfmig_tls_creds *creds, int fd, const char *peer_
     tls->sending.data = malloc(OUT_ROOM);
     int rc = tls->out.data && tls->sending.data && prepare(tls, creds, peer_name)
                  ? shake_hands(tls, deadline_ns, reterr)
+             : *tls->why
+                 ? vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "TLS: %s", tls->why)
                  : vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for TLS");
     if (rc == 0 && creds->psk && !SSL_session_reused(tls->ssl)) {
         snprintf(tls->why, sizeof(tls->why), "the peer does not know the key");

@@ -200,6 +200,21 @@ static void both_sides_prove_who_they_are(void **state)
     works("one", "one", "whoever");
 }
 
+/* OpenSSL takes an empty name for no wish at all. */
+static void without_a_name_nobody_is_asked(void **state)
+{
+    struct end client = {.creds = creds_of("a", false), .name = ""};
+    int fds[2];
+
+    assert_int_equal(vfmig_sock_pair(fds, NULL), 0);
+    client.fd = fds[0];
+    shake(&client);
+    assert_int_equal(client.rc, -EINVAL);
+    assert_non_null(strstr(client.error.text, "is no name for a certificate"));
+    end_done(&client);
+    close(fds[1]);
+}
+
 /* said: by the client; judged: by the server. NULL: that side finds nothing. */
 static void refused(const char *client, const char *server, const char *name, const char *said,
                     const char *judged)
@@ -541,6 +556,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(both_sides_prove_who_they_are),
         cmocka_unit_test(a_stranger_is_refused),
         cmocka_unit_test(a_certificate_of_another_host_is_refused),
+        cmocka_unit_test(without_a_name_nobody_is_asked),
         cmocka_unit_test(another_key_is_refused),
         cmocka_unit_test(without_a_certificate_nobody_gets_in),
         cmocka_unit_test(nothing_older_than_1_3_is_spoken),
