@@ -52,6 +52,15 @@ static void join(char path[PATH_BYTES], const char *dir, const char *name)
     snprintf(path, PATH_BYTES, "%s/%s", dir, name);
 }
 
+/* In place of OpenSSL's own, which asks at the terminal and waits. */
+static int no_password(char *text, int size, int writing, void *opaque)
+{
+    struct vfmig_tls_creds *creds = opaque;
+
+    creds->locked = true;
+    return -1;
+}
+
 static int load_dir(struct vfmig_tls_creds *creds, const char *dir, struct vfmig_error *reterr)
 {
     char ca[PATH_BYTES], cert[PATH_BYTES], key[PATH_BYTES];
@@ -79,7 +88,7 @@ static int load_dir(struct vfmig_tls_creds *creds, const char *dir, struct vfmig
         return unusable(cert, reason(), reterr);
     if (SSL_CTX_use_PrivateKey_file(creds->ctx, key, SSL_FILETYPE_PEM) != 1 ||
         SSL_CTX_check_private_key(creds->ctx) != 1)
-        return unusable(key, reason(), reterr);
+        return unusable(key, creds->locked ? "a key with a password cannot be used" : reason(), reterr);
     return 0;
 }
 
@@ -185,6 +194,8 @@ static bool set_rules(struct vfmig_tls_creds *creds)
     if (vfmig_sabotage("tls-unproven"))
         proof = SSL_VERIFY_NONE;
     SSL_CTX_set_app_data(ctx, creds);
+    SSL_CTX_set_default_passwd_cb(ctx, no_password);
+    SSL_CTX_set_default_passwd_cb_userdata(ctx, creds);
     /* A key proves both sides; with it no certificate is ever asked for. */
     SSL_CTX_set_verify(ctx, creds->psk && creds->server ? SSL_VERIFY_NONE : proof, NULL);
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);

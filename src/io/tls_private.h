@@ -14,6 +14,7 @@ struct vfmig_tls_creds {
     SSL_CTX *ctx;
     bool server;
     bool psk;
+    bool locked; /* a file wanted a password */
     unsigned char key[TLS_MAX_KEY];
     size_t key_bytes;
     char name[TLS_MAX_NAME];

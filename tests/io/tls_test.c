@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -531,6 +532,21 @@ static void unusable(const char *dir, const char *psk, const char *why)
         fail_msg("'%s' instead of '%s'", error.text, why);
 }
 
+/* Nobody is asked for it at a terminal. */
+static void a_key_with_a_password_is_refused(void **state)
+{
+    const char *key_path = path("stranger/key.pem");
+    EVP_PKEY *key = EVP_EC_gen("P-256");
+    FILE *file = fopen(key_path, "w"); /* keeps its mode */
+
+    assert_non_null(file);
+    assert_int_equal(PEM_write_PrivateKey(file, key, EVP_aes_128_cbc(), (unsigned char *)(uintptr_t) "secret",
+                                          6, NULL, NULL), 1);
+    fclose(file);
+    EVP_PKEY_free(key);
+    unusable(path("stranger"), NULL, "key.pem: a key with a password");
+}
+
 static void files_that_do_not_do_are_named(void **state)
 {
     unusable(NULL, path("nowhere"), "No such file");
@@ -567,6 +583,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(receiving_waits_as_the_socket_says),
         cmocka_unit_test(both_directions_at_once),
         cmocka_unit_test(files_that_do_not_do_are_named),
+        cmocka_unit_test(a_key_with_a_password_is_refused),
     };
 
     signal(SIGPIPE, SIG_IGN); /* the peers that are not ours may write to who has left */
