@@ -57,8 +57,8 @@ static const struct tool_option options[] = {
      "where the last lines of a trace go when a migration fails; otherwise into the journal's "
      "directory, as flight-recorder.jsonl"},
     {"metrics", TOOL_TEXT, &metrics, "WHERE",
-     "metrics for Prometheus: file:PATH, written when a migration ends; unix:PATH or "
-     "tcp:HOST:PORT of this host, by HTTP"},
+     "metrics for Prometheus: file:PATH, written when a migration begins or ends; unix:PATH or "
+     "tcp:HOST:PORT on loopback, by HTTP"},
     {"channels", TOOL_NUMBER, &channels, "N", "connections of a migration", .min = 1, .max = 16},
     {"working-set", TOOL_SIZE, &working_set, "SIZE",
      "memory that the guest dirties; 0: half of all", .min = 0, .max = UINT64_C(1) << 40},

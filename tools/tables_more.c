@@ -53,7 +53,7 @@ void tables_print_metrics(FILE *out)
           "    vfmig status --metrics --qmp /tmp/a.qmp\n\n"
           "The text format of Prometheus, of one VMM. A file is written when the VMM starts, when a migration\n"
           "begins and when one ends, and replaced as a whole. The socket takes one client at a time, for two\n"
-          "seconds at most; there is no password, so an address that is not this host's own is refused. QMP's\n"
+          "seconds at most; there is no password, so an address that is not loopback is refused. QMP's\n"
           "`x-vfmig-metrics` has the same text.\n\n"
           "Gauges tell of the last or current migration, out of this VMM or into it; they stay when it has\n"
           "ended, and are 0 before the first. Counters are sums over the migrations out of this VMM that have\n"

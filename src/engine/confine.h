@@ -6,8 +6,8 @@
 
 #include "vfmig/error.h"
 
-/* From now on no file can be opened by name (-EACCES) and no TCP address bound or reached, whatever the
- * rights of the process; by Landlock. -ENOTSUP where the kernel has none. */
+/* From now on no file can be opened by name (-EACCES) and, from version 4 of Landlock on, no TCP address
+ * bound or reached, whatever the rights of the process. -ENOTSUP where the kernel has none. */
 int vfmig_confine_files(struct vfmig_error *reterr);
 
 /* From now on system calls that receiving has no use for are refused (-EPERM): files, processes, new

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where metrics go: a file that is replaced when a migration ends, or a socket that answers GET /metrics. */
+/* Where metrics go: a file that is replaced when a migration begins or ends, or a socket that answers GET /metrics. */
 #ifndef VFMIG_VMM_VM_METRICS_H
 #define VFMIG_VMM_VM_METRICS_H
 
@@ -21,12 +21,12 @@ struct vmm_publisher {
     void *opaque;
 };
 
-/* where: "file:PATH", "unix:PATH" or "tcp:HOST:PORT" of this host itself; NULL: nowhere. print appends the
+/* where: "file:PATH", "unix:PATH" or "tcp:HOST:PORT" on loopback; NULL: nowhere. print appends the
  * text; called from a thread of its own. */
 int vmm_publisher_start(struct vmm_publisher *publisher, const char *where,
                         int (*print)(void *opaque, struct vfmig_buffer *out), void *opaque,
                         struct vfmig_error *reterr);
-/* Something has ended: the file is written soon. Any thread, at once. */
+/* Something has begun or ended: the file is written soon. Any thread, at once. */
 void vmm_publisher_wake(struct vmm_publisher *publisher);
 /* Writes what is to be written, and ends. */
 void vmm_publisher_stop(struct vmm_publisher *publisher);
