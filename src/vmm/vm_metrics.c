@@ -18,7 +18,8 @@
 
 static void write_file(struct vmm_publisher *publisher, const struct vfmig_buffer *text)
 {
-    int fd = open(publisher->fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    unlink(publisher->fresh); /* whatever it leads to is not ours to write */
+    int fd = open(publisher->fresh, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     ssize_t done = fd < 0 ? -1 : write(fd, text->data, text->size);
     int why = done < 0 ? errno : done != (ssize_t)text->size ? ENOSPC : 0;
 
