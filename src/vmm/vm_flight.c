@@ -181,9 +181,13 @@ static void add_line(struct vmm_flight *flight, const char *line, size_t size)
                              {.iov_base = "\n", .iov_len = 1}};
 
     flight->written += size + 1;
-    if (flight->written > VFMIG_MAX_FLIGHT_HEAD + VFMIG_MAX_FLIGHT_KEPT + VFMIG_MAX_FLIGHT_MORE ||
-        writev(flight->fd, parts, 2) != (ssize_t)size + 1)
-        close_file(flight); /* what is there stays; a line that is cut is the last */
+    bool fits = flight->written <= VFMIG_MAX_FLIGHT_HEAD + VFMIG_MAX_FLIGHT_KEPT + VFMIG_MAX_FLIGHT_MORE;
+    ssize_t done = fits ? writev(flight->fd, parts, 2) : 0;
+    if (done == (ssize_t)size + 1)
+        return;
+    fprintf(stderr, "vfmig vm: what comes next is missing in %s: %s\n", flight->path,
+            !fits ? "it would grow too large" : done < 0 ? strerror(errno) : "no space");
+    close_file(flight); /* what is there stays; a line that is cut is the last */
 }
 
 static bool has_failed(const struct vmm_flight *flight, const char *line)
