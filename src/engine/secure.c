@@ -66,8 +66,12 @@ int engine_secure_check(const struct vfmig_security *security, const char *uri, 
 
     if (protected_or_asked(security) || engine_uri_is_file(uri, NULL))
         return 0;
-    /* An address that leads nowhere is told by whoever connects or listens. */
-    return vfmig_sock_is_far(uri, listening, &far, NULL) == 0 && far ? need_tls(uri, reterr) : 0;
+    /* A connection's other end is looked at once more (engine_secure_peer), a listener's address is not: a
+     * name that leads nowhere now may lead far away when it is asked for again. */
+    int ret = vfmig_sock_is_far(uri, listening, &far, listening ? reterr : NULL);
+    if (ret)
+        return listening ? ret : 0; /* whoever connects tells */
+    return far ? need_tls(uri, reterr) : 0;
 }
 
 int engine_secure_peer(const struct vfmig_security *security, const char *uri, int fd,
