@@ -68,21 +68,35 @@ static int64_t connect_again(struct check_kernel *k)
     return -ENOTCONN;
 }
 
+/* Ready without anything to give, or room to take, as often as that: it hangs. */
+#define IDLE_WAITS 64u
+
 static int64_t data(struct check_kernel *k, struct check_step *step, bool write)
 {
     size_t size = (size_t)step->arg[0], at = 0;
-    ssize_t n;
+    unsigned idle = 0;
 
-    if (size > CHECK_MAX_DATA || (!write && size > step->room_size))
+    if (step->arg[0] > CHECK_MAX_DATA || (!write && size > step->room_size))
         return -E2BIG;
-    do {
-        n = write ? vfmig_kernel_write_data(k->target, (const char *)step->data + at, size - at)
+    for (;;) {
+        ssize_t n =
+            write ? vfmig_kernel_write_data(k->target, (const char *)step->data + at, size - at)
                   : vfmig_kernel_read_data(k->target, step->room, size);
-        if (n == -EAGAIN && (n = vfmig_kernel_await_data(k->target, write)) == 0)
+        if (n == -EAGAIN) {
+            int r = ++idle < IDLE_WAITS ? vfmig_kernel_await_data(k->target, write) : -ETIMEDOUT;
+            if (r < 0)
+                return r;
             continue;
-        at += n > 0 ? (size_t)n : 0;
-    } while (n == 0 ? false : n == -EAGAIN || (write && n > 0 && at < size));
-    return n < 0 ? n : (int64_t)at;
+        }
+        if (n < 0)
+            return n;
+        if ((size_t)n > size - at)
+            return -EPROTO; /* more than it was given, or had room for */
+        at += (size_t)n;
+        if (!write || n == 0 || at >= size)
+            return (int64_t)at;
+        idle = 0;
+    }
 }
 
 /* The kernel has no such feature: the question is one of the session's descriptor. Where there is
@@ -117,7 +131,7 @@ static int64_t feature(struct check_kernel *k, struct check_step *step)
     if (get && id == VFMIG_USER_F_PRECOPY_INFO)
         return precopy_info(k, step);
     size = get && step->arg[1] > sent ? (uint32_t)step->arg[1] : sent;
-    if (id == KERNEL_F_LOG_START || id == KERNEL_F_LOG_REPORT || size > 32 ||
+    if (id == KERNEL_F_LOG_START || id == KERNEL_F_LOG_REPORT || size > 32 || sent > size ||
         (!get && id == KERNEL_F_DEVICE_STATE && size >= sizeof(struct kernel_state)))
         return -ENOTSUP;
     if (sent)
@@ -251,7 +265,8 @@ static int64_t run(struct check_kernel *k, struct check_step *step)
     case CHECK_STEP_IRQS:
         return irqs(k, step);
     case CHECK_STEP_DMA_SERVE: /* the device's time: its DMA asks nobody here */
-        return poll(NULL, 0, (int)step->arg[0]) < 0 ? 0 : 0;
+        (void)poll(NULL, 0, (int)step->arg[0]);
+        return 0;
     default:
         return -ENOTSUP;
     }
@@ -296,6 +311,7 @@ static void describe(struct check_kernel *k)
     const struct vfmig_target_info *info = &k->target->info;
     struct check_facts *facts = &k->base.facts;
     bool region = info->dialect == VFMIG_DIALECT_REGION;
+    uint32_t index;
     uint64_t size;
 
     snprintf(facts->name, sizeof(facts->name), "%s", k->address);
@@ -315,7 +331,11 @@ static void describe(struct check_kernel *k)
         facts->region_size[i] = info->region_size[i];
         facts->region_flags[i] = info->region_size[i] ? 3 : 0; /* read and write */
     }
-    vfmig_kernel_migration_region(k->target, &facts->mig_region, &size);
+    /* One beyond the regions that are looked at is none. */
+    if (vfmig_kernel_migration_region(k->target, &index, &size) && index < CHECK_MAX_REGIONS)
+        facts->mig_region = index;
+    else if (region)
+        facts->dialects = 0;
     memcpy(facts->irq_count, info->irq_count, sizeof(info->irq_count));
     check_port_look_at_pci(&k->base);
 }
@@ -330,8 +350,11 @@ static int open_port(const char *scheme, const char *rest, uint32_t deadline_ms,
                                "no memory for the checker");
     k->base.ops = &kernel_ops;
     k->base.deadline_ms = k->base.state_ms = deadline_ms;
-    snprintf(k->address, sizeof(k->address), "%s%s", scheme, rest);
+    int n = snprintf(k->address, sizeof(k->address), "%s%s", scheme, rest);
     int r = check_port_init(&k->base, reterr);
+    if (r == 0 && (size_t)n >= sizeof(k->address))
+        r = vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0,
+                            "'%s' is too long an address", k->address);
     if (r == 0)
         r = open_target(k, reterr);
     if (r < 0) {

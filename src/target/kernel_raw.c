@@ -118,7 +118,7 @@ int vfmig_kernel_await_data(struct vfmig_target *target, bool to_write)
         r = k->data_fd < 0 ? -EBADF
                            : k->calls->poll(k->opt.opaque, k->data_fd, to_write ? POLLOUT : POLLIN,
                                             ms < INT32_MAX ? (int)ms : INT32_MAX);
-    return r > 0 ? 0 : r == 0 ? -ETIMEDOUT : r;
+    return r > 0 || r == -EINTR ? 0 : r == 0 ? -ETIMEDOUT : r; /* the caller tries again */
 }
 
 int vfmig_kernel_precopy_info(struct vfmig_target *target, uint32_t argsz, uint64_t *ret_initial,

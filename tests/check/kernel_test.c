@@ -11,6 +11,7 @@
 
 #include "check/check.h"
 #include "check/kernel.h"
+#include "check/port.h"
 #include "fake_kernel.h"
 
 static struct fake_kernel fake;
@@ -92,9 +93,44 @@ static void broken(void **state)
     }
 }
 
+/* Data that the driver fetches first is waited for: nothing now is not the end of it. */
+static void late_data(void **state)
+{
+    struct check_port *port = NULL;
+    struct vfmig_error err;
+    uint8_t bytes[64];
+    struct check_step set = {.kind = CHECK_STEP_STATE_SET, .arg = {VFMIG_STATE_STOP_COPY}};
+    struct check_step read = {.kind = CHECK_STEP_DATA_READ,
+                              .arg = {sizeof(bytes)},
+                              .room = bytes,
+                              .room_size = sizeof(bytes)};
+
+    fake_init(&fake);
+    check_kernel_use(&fake_calls, &fake);
+    assert_int_equal(check_kernel_open("/dev/vfio/devices/vfio0", 60000, &port, &err), 0);
+    port->ops->run(port, &set);
+    assert_int_equal(set.result, 0);
+    fake.quirk.busy_reads = 1;
+    port->ops->run(port, &read);
+    assert_int_equal(fake.polls, 1);
+    assert_int_equal(read.result, sizeof(bytes));
+    fake.quirk.read_too_much = true;
+    port->ops->run(port, &read);
+    assert_int_equal(read.result, -EPROTO);
+    fake.quirk.never_ready = true;
+    port->ops->run(port, &read);
+    assert_int_equal(read.result, -ENOTCONN);
+    assert_int_equal(port->trouble, CHECK_HUNG);
+    port->ops->free(port);
+    assert_int_equal(fake_open_files(&fake), 0);
+    fake_done(&fake);
+    check_kernel_use(NULL, NULL);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(good), cmocka_unit_test(broken)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(good), cmocka_unit_test(broken),
+                                       cmocka_unit_test(late_data)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
