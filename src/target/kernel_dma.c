@@ -83,7 +83,7 @@ static int unmap_one(struct kernel *k, uint32_t i, struct vfmig_error *reterr)
     struct kernel_map map = k->maps[i];
     bool keep =
         k->logging && k->log && k->log->by_mapping && !vfmig_sabotage("kernel-unmap-forgets");
-    uint64_t pages = keep ? map.size / k->log_page : 0;
+    uint64_t pages = keep ? (map.size - 1) / k->log_page + 1 : 0; /* the last may be a part */
     uint64_t *bits = keep ? calloc(vfmig_bitmap_words(pages), sizeof(*bits)) : NULL;
 
     if (keep && !bits)
@@ -95,7 +95,7 @@ static int unmap_one(struct kernel *k, uint32_t i, struct vfmig_error *reterr)
         return r;
     }
     if (keep)
-        kernel_keep_rest(k, map.iova, pages, k->log_page, bits);
+        kernel_keep_rest(k, &map, bits);
     k->calls->munmap(k->opt.opaque, map.host, (size_t)map.size);
     k->map_count--;
     memmove(&k->maps[i], &k->maps[i + 1], (k->map_count - i) * sizeof(map));

@@ -35,7 +35,7 @@ static int type1_unmap(struct kernel *k, const struct kernel_map *map, uint64_t 
         request.head.flags = VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
         request.bitmap = (struct vfio_bitmap){
             .pgsize = k->log_page,
-            .size = vfmig_bitmap_words(map->size / k->log_page) * sizeof(*bits),
+            .size = vfmig_bitmap_words((map->size - 1) / k->log_page + 1) * sizeof(*bits),
             .data = (void *)bits,
         };
     }

@@ -128,16 +128,18 @@ static void or_bits(uint64_t *to, uint64_t first, const uint64_t *from, uint64_t
         vfmig_bitmap_set(to, first + i);
 }
 
-void kernel_keep_rest(struct kernel *k, uint64_t iova, uint64_t pages, uint64_t page_size,
-                      uint64_t *bits)
+void kernel_keep_rest(struct kernel *k, const struct kernel_map *map, uint64_t *bits)
 {
+    uint64_t pages = (map->size - 1) / k->log_page + 1;
+
     if (vfmig_bitmap_next(bits, pages, 0) == pages) {
         free(bits);
     } else if (k->rest_count == VFMIG_MAX_LOG_RESTS) {
         k->rests_lost = true;
         free(bits);
     } else {
-        k->rests[k->rest_count++] = (struct kernel_rest){iova, pages, page_size, bits};
+        k->rests[k->rest_count++] =
+            (struct kernel_rest){map->iova, map->iova + (map->size - 1), pages, k->log_page, bits};
     }
 }
 
@@ -156,6 +158,8 @@ static void take_page(struct kernel_rest *rest, uint64_t bit, uint64_t iova, uin
 {
     uint64_t from = rest->iova + bit * rest->page_size, to = from + (rest->page_size - 1);
 
+    if (to > rest->last || to < from)
+        to = rest->last;
     if (to < iova || from > last)
         return;
     if (from >= iova && to <= last)

@@ -39,7 +39,7 @@ struct kernel_map {
 
 /* Pages that were written before their mapping went away, and nobody has asked for. */
 struct kernel_rest {
-    uint64_t iova, pages, page_size;
+    uint64_t iova, last, pages, page_size; /* the last page may go beyond last */
     uint64_t *bits;
 };
 
@@ -209,9 +209,9 @@ int kernel_log_start(struct vfmig_target *t, uint64_t page_size,
 int kernel_log_stop(struct vfmig_target *t, struct vfmig_error *reterr);
 int kernel_log_report(struct vfmig_target *t, uint64_t iova, uint64_t size, uint64_t page_size,
                       uint64_t *bitmap, struct vfmig_error *reterr);
-/* maps_lock held. Keeps what an unmap found for the next report; bits is consumed. */
-void kernel_keep_rest(struct kernel *k, uint64_t iova, uint64_t pages, uint64_t page_size,
-                      uint64_t *bits);
+/* maps_lock held. Keeps what an unmap found for the next report; bits, in pages of the log, is
+ * consumed. */
+void kernel_keep_rest(struct kernel *k, const struct kernel_map *map, uint64_t *bits);
 void kernel_forget_rests(struct kernel *k);
 
 #endif

@@ -197,7 +197,8 @@ static int get_log(struct fake_kernel *f, const struct iommufd_get_log *get)
     uint64_t mapped = 0;
 
     if (get->size < sizeof(*get) || !f->has_hwpt || get->hwpt != 3 || !f->iommu_log_on ||
-        get->page_size < FAKE_PAGE || get->iova % get->page_size || get->length % get->page_size)
+        get->page_size < FAKE_PAGE || get->page_size % FAKE_PAGE || get->iova % FAKE_PAGE ||
+        get->length % FAKE_PAGE)
         return -EINVAL;
     if (get->flags & ~(uint32_t)IOMMUFD_LOG_KEEP)
         return -EOPNOTSUPP;

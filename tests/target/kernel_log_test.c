@@ -328,6 +328,12 @@ static void page_sizes(void **state)
             assert_int_equal(t->ops->log_report(t, 0, 64 * FAKE_PAGE, FAKE_PAGE, bits, &err), 0);
             assert_int_equal(bits[0], UINT64_C(0xffff) << 32);
             NEED(t, 0, 64);
+            /* A mapping that ends in the middle of a page of the log. */
+            assert_int_equal(map(t, 0, 18), 0);
+            write_page(17);
+            assert_int_equal(unmap(t, 0, 18), 0);
+            NEED(t, 0, 18, 16, 17);
+            NEED(t, 0, 64);
         }
         t->ops->close(t);
     }
