@@ -38,11 +38,15 @@ static int describe_irqs(struct kernel *k, uint32_t count, struct vfmig_error *r
 {
     for (uint32_t i = 0; i < count && i < KERNEL_IRQS; i++) {
         struct vfio_irq_info info = {.argsz = sizeof(info), .index = i};
-        int r = kernel_ioctl(k, k->device, VFIO_DEVICE_GET_IRQ_INFO, &info);
+        struct vfmig_error err = {.code = 0};
+        int r = kernel_need(k, k->device, VFIO_DEVICE_GET_IRQ_INFO, &info, "interrupts", &err);
         if (r == -EINVAL)
             continue; /* as for regions: no error interrupt */
-        if (r != 0)
-            return kernel_need(k, k->device, VFIO_DEVICE_GET_IRQ_INFO, &info, "interrupts", reterr);
+        if (r < 0) {
+            if (reterr)
+                *reterr = err;
+            return r;
+        }
         if (info.count > VFMIG_MAX_IRQS)
             return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_KERNEL, 0,
                                    "%s: interrupt index %u has %u vectors", k->base.info.name, i,
@@ -165,7 +169,7 @@ int kernel_set_irqs(struct vfmig_target *t, uint32_t index, uint32_t start, uint
         .head = {.flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, .index = index}};
     uint32_t all = index < KERNEL_IRQS ? t->info.irq_count[index] : 0;
 
-    if (start > all || count > all - start)
+    if (index >= KERNEL_IRQS || start > all || count > all - start)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                "%s has no vectors %u to %u of interrupt index %u", t->info.name,
                                start, start + count, index);

@@ -150,6 +150,7 @@ static void interrupts(void **state)
     assert_int_equal(t->ops->set_irqs(t, 2, 7, 2, two, &err), -EINVAL);
     assert_int_equal(t->ops->set_irqs(t, 2, 0xffffffff, 2, two, &err), -EINVAL);
     assert_int_equal(t->ops->set_irqs(t, 99, 0, 1, two, &err), -EINVAL);
+    assert_int_equal(t->ops->set_irqs(t, 99, 0, 0, NULL, &err), -EINVAL);
     fake.quirk.irq_result = 3; /* the host has so many vectors left */
     assert_int_equal(t->ops->set_irqs(t, 2, 0, 2, two, &err), -ENOSPC);
     fake.quirk.irq_result = -EBUSY;
