@@ -33,7 +33,10 @@ int kernel_raw_feature(struct kernel *k, uint32_t argsz, uint32_t flags, void *d
 
 int kernel_feature(struct kernel *k, uint32_t flags, void *data, uint32_t size)
 {
-    return kernel_raw_feature(k, (uint32_t)sizeof(struct kernel_feature) + size, flags, data, size);
+    int r =
+        kernel_raw_feature(k, (uint32_t)sizeof(struct kernel_feature) + size, flags, data, size);
+
+    return r > 0 ? -EPROTO : r; /* no feature has a count: it would pass for success with some */
 }
 
 static bool offers(struct kernel *k, uint32_t flags)
