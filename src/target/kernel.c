@@ -135,8 +135,9 @@ int kernel_reset(struct vfmig_target *t, struct vfmig_error *reterr)
 {
     struct kernel *k = (struct kernel *)t;
     const struct timespec pause = {.tv_nsec = RESET_PAUSE_NS};
+    struct vfmig_error err = {.code = 0};
     enum vfmig_state state;
-    int r = kernel_work_until(k, kernel_send_reset, 0, k->opt.reset_ns, reterr);
+    int asked = 0, r = kernel_work_until(k, kernel_send_reset, 0, k->opt.reset_ns, reterr);
 
     if (r < 0 || t->info.features == 0)
         return r;
@@ -145,13 +146,17 @@ int kernel_reset(struct vfmig_target *t, struct vfmig_error *reterr)
         if (r < 0 || state == VFMIG_STATE_RUNNING || vfmig_sabotage("kernel-reset-is-believed"))
             return r;
         if (look == 0)
-            (void)t->ops->set_state(t, VFMIG_STATE_RUNNING, k->opt.reset_ns, NULL);
+            asked = t->ops->set_state(t, VFMIG_STATE_RUNNING, k->opt.reset_ns, &err);
         else
             nanosleep(&pause, NULL);
     }
-    return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_DEVICE, state,
-                           "%s was reset and says that it is in %s", t->info.name,
-                           vfmig_state_name(state));
+    if (asked == 0)
+        return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_DEVICE, state,
+                               "%s was reset and says that it is in %s", t->info.name,
+                               vfmig_state_name(state));
+    if (reterr)
+        *reterr = err;
+    return asked;
 }
 
 /* ---- life ---- */

@@ -439,6 +439,12 @@ static void resets(void **state)
     must_go(t, VFMIG_STATE_STOP);
     assert_int_equal(t->ops->reset(t, &err), 0);
     assert_int_equal(fake.state, VFMIG_STATE_RUNNING);
+    /* One that refuses that, too, says why. */
+    must_go(t, VFMIG_STATE_STOP);
+    fake.quirk.fail_arc_to = VFMIG_STATE_RUNNING_NDMA; /* on its way */
+    fake.quirk.fail_arc = -ENOSPC;
+    assert_int_equal(t->ops->reset(t, &err), -ENOSPC);
+    assert_non_null(strstr(err.text, "change to RUNNING"));
     fake.quirk = (struct fake_quirks){.reset_error = -EIO};
     assert_int_equal(t->ops->reset(t, &err), -EIO);
     t->ops->close(t);
