@@ -269,12 +269,13 @@ static bool is_large_reply(struct vfmig_conn *conn, const struct waiter *w,
 
 static int closed(struct vfmig_error *reterr)
 {
-    return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0, "the peer closed the connection");
+    return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
+                           "the peer closed the connection");
 }
 
-/* Receives the rest of it; in_place bytes behind those of msg are where they belong. On -ETIMEDOUT what
- * came is put back, so that the framer sees the whole message: the connection stays usable. lock held,
- * released while it waits. */
+/* Receives the rest of it; in_place bytes behind those of msg are where they belong already. On
+ * -ETIMEDOUT what came is put back, so that the framer sees the whole message: the connection stays
+ * usable. lock held, released while it waits. */
 static int receive_large(struct vfmig_conn *conn, struct waiter *w,
                          const struct vfmig_user_msg *msg, uint32_t have, uint32_t in_place,
                          uint64_t deadline_ns, struct vfmig_error *reterr)
@@ -291,8 +292,7 @@ static int receive_large(struct vfmig_conn *conn, struct waiter *w,
     pthread_mutex_unlock(&conn->lock);
     while (r == 0 && at < size) {
         struct iovec iov = {to + at, size - at};
-        ssize_t n =
-            vfmig_sock_recv_large(conn->fd, &iov, 1, &conn->alarm, deadline_ns, reterr);
+        ssize_t n = vfmig_sock_recv_large(conn->fd, &iov, 1, &conn->alarm, deadline_ns, reterr);
         if (n == 0)
             r = closed(reterr);
         else if (n < 0)
@@ -328,10 +328,11 @@ static int fed(struct vfmig_conn *conn, size_t size, struct vfmig_fds *fds,
     return 0;
 }
 
-/* The first receive of what should be w's large reply: its head to the framer, and the rest at once to
- * where it belongs. Whatever else it turns out to be goes through the framer. */
-static int receive_head(struct vfmig_conn *conn, struct waiter *w, uint8_t *at, uint64_t deadline_ns,
-                        struct vfmig_error *reterr)
+/* The first receive of what should be w's large reply: its head to the framer, and the rest at once
+ * to where it belongs. Whatever else it turns out to be goes through the framer; the caller's buffer
+ * has had bytes of it then. */
+static int receive_head(struct vfmig_conn *conn, struct waiter *w, uint8_t *at,
+                        uint64_t deadline_ns, struct vfmig_error *reterr)
 {
     struct vfmig_call *call = w->call;
     uint32_t head = (uint32_t)sizeof(struct vfmig_user_header) + call->reply_room, have;

@@ -34,13 +34,14 @@ struct vfmig_call {
     const struct vfmig_fds *fds; /* stay the caller's */
 
     /* Payload of the reply: reply_room bytes to reply, what is more to reply_data. One that does
-     * not fit breaks the protocol. A bare header (refusals) leaves the buffers alone. */
+     * not fit breaks the protocol. Beyond the reply, and after a failure, reply_data may have bytes
+     * of another message in it; the others are left alone by a bare header (refusals). */
     void *reply;
     void *reply_data;
     uint32_t reply_room;
     uint32_t reply_data_room;
     uint32_t ret_size;           /* payload bytes that came */
-    struct vfmig_fds *ret_fds;   /* NULL: descriptors break the protocol */
+    struct vfmig_fds *ret_fds;   /* NULL: descriptors break the protocol, or are closed unseen */
 };
 
 /* Takes fd, on failure too. max_data: data bytes that the VERSION text offers. serve may be NULL:
