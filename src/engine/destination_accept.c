@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "engine/confine.h"
 #include "io/sock.h"
@@ -91,6 +92,14 @@ static void hand_in(struct vfmig_destination *destination, struct arrival *arriv
     pthread_mutex_unlock(&destination->arrival_lock);
 }
 
+/* Who waits at the door stays there: without this it would be tried again at once, and told of each time. */
+static void wait_for_room(void)
+{
+    const struct timespec moment = {.tv_nsec = 100000000};
+
+    nanosleep(&moment, NULL);
+}
+
 void *destination_acceptor(void *arg)
 {
     struct vfmig_destination *destination = arg;
@@ -107,8 +116,10 @@ void *destination_acceptor(void *arg)
         struct arrival *arrival = calloc(1, sizeof(*arrival));
         int ret;
 
-        if (!arrival)
-            return NULL;
+        if (!arrival) {
+            wait_for_room();
+            continue;
+        }
         destination->taken = 0;
         ret = vfmig_channels_accept(&dial, arrival->id, arrival->channels, &arrival->count, &error);
         if (ret == 0)
@@ -120,6 +131,8 @@ void *destination_acceptor(void *arg)
         arrival_free(arrival);
         if (!atomic_load(&destination->quit))
             engine_trace(e, CONNECTION_REFUSED, VFMIG_I(ret));
+        if (ret == -EMFILE || ret == -ENFILE || ret == -ENOMEM || ret == -ENOBUFS)
+            wait_for_room();
     }
     return NULL;
 }

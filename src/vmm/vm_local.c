@@ -109,14 +109,18 @@ void vmm_memory_keep(struct vfmig_vmm *vmm)
         }
 }
 
-/* What is read from now on is zero and what is written is lost. Of much memory it takes a second. */
+/* What is read from now on is zero and what is written is lost; where that cannot be had, nothing can be read
+ * or written. Of much memory it takes a second. */
 static void *unmap_main(void *opaque)
 {
     struct vfmig_vmm *vmm = opaque;
 
-    for (uint32_t i = 0; i < vmm->memory.block_count; i++)
-        (void)mmap(vmm->blocks[i].host, vmm->blocks[i].size, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    for (uint32_t i = 0; i < vmm->memory.block_count; i++) {
+        struct vfmig_ram_block *block = &vmm->blocks[i];
+        if (mmap(block->host, block->size, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+            (void)mprotect(block->host, block->size, PROT_NONE);
+    }
     return NULL;
 }
 
