@@ -56,22 +56,17 @@ static int describe_irqs(struct kernel *k, uint32_t count, struct vfmig_error *r
     return 0;
 }
 
-/* Identity from config space, as PCI lays it out. */
 static int describe_pci(struct kernel *k, struct vfmig_error *reterr)
 {
     struct vfmig_target_info *info = &k->base.info;
-    uint8_t config[0x30];
+    uint8_t config[VFMIG_TARGET_PCI_HEAD];
 
     if (info->region_size[VFIO_PCI_CONFIG_REGION_INDEX] < sizeof(config))
         return 0;
     int r = kernel_access(k, VFIO_PCI_CONFIG_REGION_INDEX, 0, config, NULL, sizeof(config), reterr);
     if (r < 0)
         return r;
-    memcpy(&info->pci_vendor, config, 2);
-    memcpy(&info->pci_device, config + 2, 2);
-    info->pci_revision = config[8];
-    memcpy(&info->pci_subvendor, config + 0x2c, 2);
-    memcpy(&info->pci_subdevice, config + 0x2e, 2);
+    vfmig_target_take_pci(info, config);
     return 0;
 }
 

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 
 #include "vfmig/error.h"
@@ -87,5 +88,18 @@ struct vfmig_target {
     const struct vfmig_target_ops *ops;
     struct vfmig_target_info info;
 };
+
+#define VFMIG_TARGET_PCI_HEAD 0x30u /* bytes of config space with its identity in them */
+
+/* Identity from config space, as PCI lays it out. */
+static inline void vfmig_target_take_pci(struct vfmig_target_info *info,
+                                         const uint8_t config[VFMIG_TARGET_PCI_HEAD])
+{
+    memcpy(&info->pci_vendor, config, 2);
+    memcpy(&info->pci_device, config + 2, 2);
+    info->pci_revision = config[8];
+    memcpy(&info->pci_subvendor, config + 0x2c, 2);
+    memcpy(&info->pci_subdevice, config + 0x2e, 2);
+}
 
 #endif

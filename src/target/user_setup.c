@@ -267,22 +267,17 @@ static int describe_irqs(struct user *u, uint32_t count, struct vfmig_error *ret
     return r;
 }
 
-/* Identity from config space, as PCI lays it out. */
 static int describe_pci(struct user *u, struct vfmig_error *reterr)
 {
     struct vfmig_target_info *info = &u->base.info;
-    uint8_t config[0x30];
+    uint8_t config[VFMIG_TARGET_PCI_HEAD];
 
     if (info->region_size[VFMIG_REGION_CONFIG] < sizeof(config))
         return 0;
     int r = user_region_read(&u->base, VFMIG_REGION_CONFIG, 0, config, sizeof(config), reterr);
     if (r < 0)
         return r;
-    memcpy(&info->pci_vendor, config, 2);
-    memcpy(&info->pci_device, config + 2, 2);
-    info->pci_revision = config[8];
-    memcpy(&info->pci_subvendor, config + 0x2c, 2);
-    memcpy(&info->pci_subdevice, config + 0x2e, 2);
+    vfmig_target_take_pci(info, config);
     return 0;
 }
 
