@@ -26,6 +26,17 @@ static struct vfmig_conn *conn;
 static int peer;
 static uint8_t out[HEAD + SIZE + 64], in[SIZE + 64];
 
+static uint32_t served, served_wrong;
+
+/* Commands of the peer: every byte of the payload is the message's id. */
+static int serve(void *opaque, struct vfmig_user_msg *msg, struct vfmig_error *reterr)
+{
+    served++;
+    for (uint32_t i = 0; i < msg->size; i++)
+        served_wrong += msg->payload[i] != msg->header.id;
+    return 0;
+}
+
 static int start(void **state)
 {
     int pair[2], room = 1 << 20;
@@ -33,7 +44,7 @@ static int start(void **state)
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
     peer = pair[1];
     assert_int_equal(setsockopt(peer, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room)), 0);
-    return vfmig_conn_new(pair[0], 1u << 20, NULL, NULL, &conn, NULL);
+    return vfmig_conn_new(pair[0], 1u << 20, serve, NULL, &conn, NULL);
 }
 
 static int stop(void **state)
@@ -185,6 +196,58 @@ static void behind_a_late_one(void **state)
     }
 }
 
+/* A command of the peer's comes first, in one piece with the reply or with a refusal. */
+static void behind_a_command(void **state)
+{
+    static const uint32_t sizes[] = {0, 8, 5000, SIZE};
+    struct vfmig_error error;
+
+    served = served_wrong = 0;
+    for (uint16_t id = 0; id < 8; id++) {
+        uint32_t size = sizes[id % 4], head = sizeof(struct vfmig_user_header);
+        struct vfmig_user_header h = {id, VFMIG_USER_DMA_WRITE, head + size, VFMIG_USER_TYPE_CMD, 0};
+        struct vfmig_user_header no = {id, VFMIG_USER_MIG_DATA_READ, head,
+                                       VFMIG_USER_TYPE_REPLY | VFMIG_USER_ERROR, EBUSY};
+        size_t mine = id < 4 ? make_reply(id, SIZE) : head;
+        uint8_t *both = malloc(head + size + HEAD + SIZE);
+        memcpy(both, &h, head);
+        memset(both + head, id, size);
+        memcpy(both + head + size, id < 4 ? out : (void *)&no, mine);
+        send_bytes(both, head + size + mine);
+        free(both);
+        assert_int_equal(call(LONG, &error), id < 4 ? (int)SIZE : -EBUSY);
+        if (id < 4)
+            check_data(id, SIZE);
+        assert_int_equal(served, id + 1);
+        assert_int_equal(served_wrong, 0);
+    }
+}
+
+/* A descriptor that nobody asked for does not stay open. */
+static void with_a_descriptor(void **state)
+{
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
+    struct iovec iov = {out, make_reply(0, SIZE)};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+                         .msg_controllen = sizeof(control)};
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+    struct vfmig_error error;
+    int ends[2];
+    char byte;
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(cmsg), &ends[1], sizeof(int));
+    assert_int_equal(sendmsg(peer, &msg, MSG_NOSIGNAL), iov.iov_len);
+    close(ends[1]);
+    assert_int_equal(call(LONG, &error), SIZE);
+    check_data(0, SIZE);
+    assert_int_equal(recv(ends[0], &byte, 1, MSG_DONTWAIT), 0);
+    close(ends[0]);
+}
+
 static void the_peer_goes_away_in_the_middle(void **state)
 {
     struct vfmig_error error;
@@ -223,6 +286,8 @@ int main(void)
         WITH(one_behind_another),
         WITH(given_up_in_the_middle),
         WITH(behind_a_late_one),
+        WITH(behind_a_command),
+        WITH(with_a_descriptor),
         WITH(the_peer_goes_away_in_the_middle),
         WITH(wrong_replies),
     };
