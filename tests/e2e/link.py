@@ -27,6 +27,7 @@ class Proxy:
         self.uri = "tcp:127.0.0.1:{}".format(self.listener.getsockname()[1])
         self.incoming = f"unix:{path}"
         self.peers = {}  # each socket: the other end's
+        self.pending = {}  # each socket that takes no more just now: what is to be sent to it
         self.is_cut, self.is_stalled, self.ends = False, False, False
         self.wake, self.waker = socket.socketpair()
         self.changed = threading.Event()
@@ -39,8 +40,9 @@ class Proxy:
     def _close(self, sock):
         other = self.peers.pop(sock)
         self.peers.pop(other, None)
-        reset(sock)
-        reset(other)
+        for each in (sock, other):
+            self.pending.pop(each, None)
+            reset(each)
 
     def _accept(self):
         client, _ = self.listener.accept()
@@ -58,17 +60,34 @@ class Proxy:
     def _relay(self, sock):
         try:
             data = sock.recv(CHUNK)
-            if data:
-                self.peers[sock].sendall(data)
-                return
         except OSError:
+            data = b""
+        if data:
+            self.pending[self.peers[sock]] = data
+            self._send(self.peers[sock])
+        else:
+            self._close(sock)
+
+    def _send(self, sock):
+        """What it takes. Nobody waits here: whoever stands still takes nothing, and is to be cut off then."""
+        data = self.pending.pop(sock)
+        try:
+            data = data[sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL):]
+        except BlockingIOError:
             pass
-        self._close(sock)
+        except OSError:
+            self._close(sock)
+            return
+        if data:
+            self.pending[sock] = data
 
     def _run(self):
         while not self.ends:
-            waiting = [self.wake] if self.is_stalled else [self.wake, self.listener, *self.peers]
-            ready, _, _ = select.select(waiting, [], [])
+            readers, writers = [self.wake], []
+            if not self.is_stalled:
+                readers += [self.listener, *(sock for sock, other in self.peers.items() if other not in self.pending)]
+                writers = list(self.pending)
+            ready, writable, _ = select.select(readers, writers, [])
             if self.wake in ready:
                 self.wake.recv(CHUNK)
                 if self.is_cut or self.ends:
@@ -82,6 +101,9 @@ class Proxy:
                     self._accept()
                 elif sock in self.peers:
                     self._relay(sock)
+            for sock in writable:
+                if sock in self.pending:
+                    self._send(sock)
         self.listener.close()
 
     def _change(self, **what):
@@ -119,12 +141,16 @@ class Namespaces:
         self.names = {"source": f"{name}s", "destination": f"{name}d"}
         self.uri = self.incoming = f"tcp:10.97.0.2:{self.PORT}"
         here, there = self.names.values()
-        for command in (("netns", "add", here), ("netns", "add", there),
-                        ("-n", here, "link", "add", "card", "type", "veth", "peer", "name", "card", "netns", there)):
-            self._ip(*command)
-        for i, each in enumerate((here, there)):
-            self._ip("-n", each, "addr", "add", f"10.97.0.{i + 1}/24", "dev", "card")
-            self._ip("-n", each, "link", "set", "card", "up")
+        try:
+            for command in (("netns", "add", here), ("netns", "add", there),
+                            ("-n", here, "link", "add", "card", "type", "veth", "peer", "name", "card", "netns", there)):
+                self._ip(*command)
+            for i, each in enumerate((here, there)):
+                self._ip("-n", each, "addr", "add", f"10.97.0.{i + 1}/24", "dev", "card")
+                self._ip("-n", each, "link", "set", "card", "up")
+        except (OSError, subprocess.CalledProcessError):
+            self.close()
+            raise
 
     @staticmethod
     def _ip(*command):
