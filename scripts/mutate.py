@@ -198,6 +198,12 @@ def mutants_of(name):
 
 # --- the copy, and what is built in it ---
 
+def copy_changed(source, target):
+    """A run that was cut short leaves a mutant behind: what differs is new, and compiled anew."""
+    target = pathlib.Path(target)
+    if not target.exists() or target.read_bytes() != pathlib.Path(source).read_bytes():
+        shutil.copyfile(source, target)
+
 
 class Copy:
     def __init__(self, folder):
@@ -209,7 +215,7 @@ class Copy:
 
     def fill(self):
         for part in ("src", "include", "tables", "tests"):
-            shutil.copytree(ROOT / part, self.folder / part, dirs_exist_ok=True)
+            shutil.copytree(ROOT / part, self.folder / part, dirs_exist_ok=True, copy_function=copy_changed)
         self.objects.mkdir(exist_ok=True)
 
     def object_of(self, source):
