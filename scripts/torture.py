@@ -101,6 +101,8 @@ def torture(args, figures):
     chosen = choose(args, cases)
     print(f"torture: seed {args.seed}: {points} points of {len(ways)} ways, {len(cases)} cases, "
           f"{len(chosen)} of them chosen", flush=True)
+    if not chosen:
+        sys.exit(f"torture: FAILED: no case has {args.only!r} in its name")
     names = None
     if not args.quick and link.can_have_namespaces():
         names = (f"vfmig{os.getpid()}{n}" for n in range(1 << 30))

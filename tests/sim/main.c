@@ -210,6 +210,8 @@ int main(int argc, char **argv)
         else
             return usage(argv[0]);
     }
+    if (!number)
+        return usage(argv[0]); /* nothing would be tried, and nothing found */
     if (table)
         return sabotage_table(from, number) != 0;
     if (one) {
