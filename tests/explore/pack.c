@@ -26,10 +26,12 @@ static void code(struct coder *c, void *field, unsigned size)
 
 #define FIELD(c, f) code(c, &(f), sizeof(f))
 
-/* Fields that are wider than what they can hold here. */
+/* Fields that are wider than what they can hold here; worlds that differ must not become one. */
 #define NARROW(c, f, type)                                                                         \
     do {                                                                                           \
         type narrow_ = (type)(f);                                                                  \
+        if (!(c)->reads && (__typeof__(f))narrow_ != (f))                                          \
+            abort();                                                                               \
         code(c, &narrow_, sizeof(narrow_));                                                        \
         (f) = narrow_;                                                                             \
     } while (0)
