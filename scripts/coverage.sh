@@ -27,9 +27,11 @@ report() {
     gcovr --root . --object-directory "$build" --exclude-branches-by-pattern '.*(assert\(|vfmig_sabotage\().*' \
         "$@" "$build"/libvfmig.so.*.p
 }
-report --filter 'src/core/' --filter 'src/engine/' --filter 'src/stream/' --txt --branches --print-summary |
-    sed -n '/^File/,$p'
+# Into a file first: of a pipe only the last command's exit code counts.
+report --filter 'src/core/' --filter 'src/engine/' --filter 'src/stream/' --txt --branches --print-summary >"$build/coverage.txt"
+sed -n '/^File/,$p' "$build/coverage.txt"
 for part in core engine stream; do
-    report --filter "src/$part/" --print-summary | sed -n "s/^\(lines\|branches\):/src\/$part \1:/p"
+    report --filter "src/$part/" --print-summary >"$build/coverage-$part.txt"
+    sed -n "s/^\(lines\|branches\):/src\/$part \1:/p" "$build/coverage-$part.txt"
 done
 exit $failed
