@@ -149,6 +149,8 @@ def limit(build, runs, only):
             rows.append({"name": name, "unit": "runs", "ours": kept, "limit": runs,
                          "ratio": kept / runs, "floor": 1.0, "moved": len(moved),
                          "worst-ms": max(moved, default=0)})
+    if not errors:
+        raise SystemExit("converge: no guest moved within the limit")
     return [error_row("prediction-error-p95", *zip(*errors), ceiling=1.0)] + rows
 
 
