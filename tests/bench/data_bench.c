@@ -13,8 +13,9 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #include "target/user.h"
 #include "vfmig/device.h"
@@ -26,22 +27,6 @@
 #define TURNS    11
 #define STREAM   (STATE + 4 * MIB) /* the state with what frames it */
 #define STATE_NS UINT64_C(30000000000)
-
-static void need(bool good, const char *what)
-{
-    if (!good) {
-        perror(what);
-        exit(1);
-    }
-}
-
-static double now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 /* Memory that is there: no page fault is measured. */
 static uint8_t *memory(size_t size)
@@ -305,18 +290,6 @@ static double our_turn(struct bench *b, struct vfmig_target *t, enum row row)
     }
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double *x = a, *y = b;
-    return (*x > *y) - (*x < *y);
-}
-
-static double median(double *values)
-{
-    qsort(values, TURNS, sizeof(*values), by_value);
-    return values[TURNS / 2];
-}
-
 static void measure(struct bench *b, enum row row)
 {
     double ours[TURNS], limit[STEPS][TURNS];
@@ -332,9 +305,9 @@ static void measure(struct bench *b, enum row row)
         ours[i] = our_turn(b, t, row);
     }
     t->ops->close(t);
-    double our = (double)STATE / median(ours), bound = 0;
+    double our = (double)STATE / median(ours, TURNS), bound = 0;
     for (unsigned s = 0; s < limits; s++) {
-        double speed = (double)STATE / median(limit[s]);
+        double speed = (double)STATE / median(limit[s], TURNS);
         bound = speed > bound ? speed : bound;
     }
     printf("{\"name\": \"%s\", \"unit\": \"MB/s\", \"ours\": %.0f, \"limit\": %.0f, "

@@ -18,8 +18,9 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #include "target/user.h"
 #include "vfmig/device.h"
@@ -41,22 +42,6 @@
 
 static uint8_t *ram; /* the client's */
 static int ram_fd;
-
-static void need(int good, const char *what)
-{
-    if (!good) {
-        perror(what);
-        exit(1);
-    }
-}
-
-static double now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 /* One core for all: what a wake-up costs does not depend on where the kernel puts whom. */
 static void place(void)
@@ -435,25 +420,12 @@ static const struct row {
     {"message-dma-1m", false, 1u << 20, 0.6},
 };
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double median(double *values)
-{
-    qsort(values, VALUES, sizeof(*values), by_value);
-    return values[VALUES / 2];
-}
-
 static void print_row(const struct row *row, double *ours, double limits[][VALUES])
 {
-    double us = median(ours), limit = 0;
+    double us = median(ours, VALUES), limit = 0;
 
     for (unsigned way = 0; way < WAYS; way++) {
-        double middle = median(limits[way]);
+        double middle = median(limits[way], VALUES);
         limit = middle > limit ? middle : limit;
     }
     printf("{\"name\": \"%s\", \"unit\": \"1/s\", \"ours\": %.0f, \"limit\": %.0f, "

@@ -17,8 +17,9 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #include "base/bitmap.h"
 #include "device/internal.h"
@@ -35,22 +36,6 @@
                   sizeof(struct vfmig_user_feature_log_report))
 #define REPLY    (REQUEST + PAGES / 8)
 #define WAYS     2u /* of the bare processes to receive */
-
-static void need(int good, const char *what)
-{
-    if (!good) {
-        perror(what);
-        exit(1);
-    }
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static void place(unsigned which)
 {
@@ -251,18 +236,6 @@ static double our_turn(struct vfmig_target *t, uint32_t percent, uint64_t *ret_b
 
 /* ---- rows ---- */
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static double median(double *list)
-{
-    qsort(list, TURNS, sizeof(*list), compare);
-    return list[TURNS / 2];
-}
-
 static void row(struct vfmig_target *target, const struct bare *bare, uint32_t percent)
 {
     static double ours[TURNS], limit[WAYS][TURNS];
@@ -283,7 +256,8 @@ static void row(struct vfmig_target *target, const struct bare *bare, uint32_t p
             exit(1);
         }
     }
-    double our_us = median(ours), blocks = median(limit[0]), polls = median(limit[1]);
+    double our_us = median(ours, TURNS), blocks = median(limit[0], TURNS);
+    double polls = median(limit[1], TURNS);
     double limit_us = blocks < polls ? blocks : polls;
     printf("{\"name\": \"log-report-4g-%u\", \"unit\": \"us\", \"ours\": %.1f, \"limit\": %.1f, "
            "\"ratio\": %.3f, \"ceiling\": 1.5}", percent, our_us, limit_us, our_us / limit_us);

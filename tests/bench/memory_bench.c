@@ -17,8 +17,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #include "base/bitmap.h"
 #include "engine/memory_mover.h"
@@ -29,22 +30,6 @@
 
 static const size_t bare_sizes[] = {128u << 10, 512u << 10, 2u << 20};
 #define BARE_SIZES (sizeof(bare_sizes) / sizeof(bare_sizes[0]))
-
-static void need(int good, const char *what)
-{
-    if (!good) {
-        perror(what);
-        exit(1);
-    }
-}
-
-static double now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 static void tcp_pair(int fds[2])
 {
@@ -194,19 +179,6 @@ static double our_turn(const struct vfmig_ram_block *from, const struct vfmig_ra
     }
     free(bitmap);
     return MEMORY_BYTES / passed / 1e6;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, size_t count)
-{
-    qsort(values, count, sizeof(*values), by_value);
-    return values[count / 2];
 }
 
 static void row(const struct vfmig_ram_block *from, const struct vfmig_ram_block *to,

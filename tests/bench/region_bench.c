@@ -13,8 +13,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #include "target/user.h"
 #include "vfmig/device.h"
@@ -27,22 +28,6 @@
 #define BYTES    4u
 
 #define FIXED (sizeof(struct vfmig_user_header) + sizeof(struct vfmig_user_region_access))
-
-static void need(int good, const char *what)
-{
-    if (!good) {
-        perror(what);
-        exit(1);
-    }
-}
-
-static double now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 static void place(bool one_core)
 {

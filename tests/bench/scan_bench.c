@@ -9,7 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "bench.h"
 
 #include "base/bitmap.h"
 #include "dirty/private.h"
@@ -21,22 +22,6 @@
 
 static struct vfmig_dirty_map fresh, map, seen;
 static uint64_t *source, *bare[3];
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static void need(int good, const char *what)
-{
-    if (!good) {
-        fprintf(stderr, "scan_bench: %s\n", what);
-        exit(1);
-    }
-}
 
 static uint64_t *words(void)
 {
@@ -96,12 +81,6 @@ static double bare_turn(void)
     return (double)(now_ns() - begin) * 1e-6;
 }
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
 static void row(const char *name, uint64_t run, double ceiling)
 {
     double ours[TURNS], limit[TURNS];
@@ -117,11 +96,10 @@ static void row(const char *name, uint64_t run, double ceiling)
         if (turn % 2 == 0)
             limit[turn] = bare_turn();
     }
-    qsort(ours, TURNS, sizeof(*ours), compare);
-    qsort(limit, TURNS, sizeof(*limit), compare);
+    double our = median(ours, TURNS), bare_one = median(limit, TURNS);
     printf("{\"name\": \"%s\", \"unit\": \"ms\", \"ours\": %.2f, \"limit\": %.2f, "
-           "\"ratio\": %.3f, \"ceiling\": %.1f}", name, ours[TURNS / 2], limit[TURNS / 2],
-           ours[TURNS / 2] / limit[TURNS / 2], ceiling);
+           "\"ratio\": %.3f, \"ceiling\": %.1f}", name, our, bare_one,
+           our / bare_one, ceiling);
 }
 
 int main(void)

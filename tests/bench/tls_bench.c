@@ -17,8 +17,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #include "base/bitmap.h"
 #include "engine/memory_mover.h"
@@ -32,22 +33,6 @@
 #define AT_ONCE      8u /* records that the bare copy sends in one call: 128 KiB */
 #define CHANNELS     2u
 #define TURNS        9
-
-static void need(int good, const char *what)
-{
-    if (!good) {
-        perror(what);
-        exit(1);
-    }
-}
-
-static double now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 static void tcp_pair(int fds[2])
 {
@@ -280,19 +265,6 @@ static void make_creds(struct vfmig_tls_creds *creds[2])
     unlink(path);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double median(double *values)
-{
-    qsort(values, TURNS, sizeof(*values), by_value);
-    return values[TURNS / 2];
-}
-
 int main(void)
 {
     uint8_t *from = make_memory(1), *to = make_memory(2);
@@ -305,7 +277,8 @@ int main(void)
         socket[turn] = limit_turn(from, to, /* with_socket= */ true);
         ours[turn] = our_turn(from, to, creds);
     }
-    double our = median(ours), alone = median(crypto), with_socket = median(socket);
+    double our = median(ours, TURNS), alone = median(crypto, TURNS);
+    double with_socket = median(socket, TURNS);
     printf("[{\"name\": \"tls-throughput\", \"unit\": \"MB/s\", \"ours\": %.0f, \"limit\": %.0f, "
            "\"ratio\": %.3f, \"floor\": 0.7},\n",
            our, with_socket, our / with_socket);
