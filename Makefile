@@ -88,6 +88,7 @@ sim: $(if $(TABLE),$(BUILD)/sabotage/build.ninja,$(DEMO_BUILD)/build.ninja)
 	ninja -C $(if $(TABLE),$(BUILD)/sabotage,$(DEMO_BUILD)) tests/sim/vfmig-sim
 	VFMIG_SABOTAGE=$(SABOTAGE) $(if $(TABLE),$(BUILD)/sabotage,$(DEMO_BUILD))/tests/sim/vfmig-sim \
 	  $(if $(TABLE),--sabotage-table) --from $(FROM) --count $(SEEDS)
+
 # Which lines and branches of the core, the engine and the stream the tests take; installs gcovr.
 coverage: | deps
 	scripts/coverage.sh $(BUILD)/coverage
