@@ -55,6 +55,8 @@ def run(build, name):
     source = pathlib.Path(__file__).resolve().parent.parent / "tests" / "bench" / name
     program = [sys.executable, str(source), str(build), *arguments] if name.endswith(".py") \
         else [str(build / "tests" / "bench" / name)]
+    if not pathlib.Path(program[0]).exists():
+        return None, f"{name} is not in this build"
     result = subprocess.run(program, stdout=subprocess.PIPE, timeout=2 * 3600, check=False)
     if result.returncode:
         return None, f"{name} exited with {result.returncode}"
