@@ -319,8 +319,7 @@ unsigned world_moves(const struct world *w, const struct scope *scope, struct mo
     struct list l = {moves, 0};
 
     if (scope->own_steps_first && has_own_steps(w)) {
-        for (unsigned durable = 0; durable < 1; durable++)
-            add_faults(w, &l, MOVE_CRASH, DST, durable);
+        add_faults(w, &l, MOVE_CRASH, DST, 0);
         add_own(w, DST, &l);
         add_destination(w, &l);
         return l.count;
