@@ -5,6 +5,7 @@
 #define REG_PENDING 8u
 #define REG_OFFSET  16u
 #define REG_SIZE    24u
+#define MAX_BLOB    (UINT32_MAX / 2) /* so that the ends of portions fit, and twice the size */
 
 void check_blob_free(struct check_blob *blob)
 {
@@ -15,6 +16,8 @@ void check_blob_free(struct check_blob *blob)
 
 static int make_room(struct check_blob *blob, size_t size)
 {
+    if (size > MAX_BLOB - blob->size)
+        return -EFBIG;
     if (size > blob->room - blob->size) {
         size_t room = (blob->size + size) * 2;
         uint8_t *bytes = realloc(blob->bytes, room);
@@ -79,6 +82,11 @@ static ssize_t save_region(struct check *c, struct check_blob *blob)
                    "data_offset %llu, data_size %llu, region of %llu", (unsigned long long)offset,
                    (unsigned long long)size, (unsigned long long)region);
         return -ERANGE;
+    }
+    if (size > CHECK_MAX_STREAM) {
+        check_that(c, false, "a portion that a stream has room for", "data_size %llu",
+                   (unsigned long long)size);
+        return -EFBIG;
     }
     r = make_room(blob, size);
     for (uint64_t at = 0; r >= 0 && at < size;) {
