@@ -265,6 +265,8 @@ static int64_t run(struct check_kernel *k, struct check_step *step)
     case CHECK_STEP_IRQS:
         return irqs(k, step);
     case CHECK_STEP_DMA_SERVE: /* the device's time: its DMA asks nobody here */
+        if (step->arg[0] > CHECK_MAX_SERVE_MS)
+            return -EINVAL;
         (void)poll(NULL, 0, (int)step->arg[0]);
         return 0;
     default:

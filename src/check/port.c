@@ -29,10 +29,11 @@ int check_port_init(struct check_port *port, struct vfmig_error *reterr)
             mmap(NULL, CHECK_MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, port->memory_fd, 0);
     if (port->memory == MAP_FAILED)
         return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
-                               "no memory for the device under test");
+                               "no memory for the device under test: %s", strerror(errno));
     for (unsigned i = 0; i < CHECK_MAX_VECTORS; i++)
         if ((port->irq_fd[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
-            return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0, "no eventfd");
+            return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0, "no eventfd: %s",
+                                   strerror(errno));
     return 0;
 }
 
@@ -58,6 +59,11 @@ void check_port_trouble(struct check_port *port, enum check_trouble trouble, con
     va_start(args, format);
     vsnprintf(port->trouble_text, sizeof(port->trouble_text), format, args);
     va_end(args);
+}
+
+bool check_port_log_page_fits(uint64_t page)
+{
+    return page >= CHECK_MIN_LOG_PAGE && page <= CHECK_MAX_LOG_PAGE && !(page & (page - 1));
 }
 
 /* PCI: capabilities of config space. */

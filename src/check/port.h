@@ -3,7 +3,8 @@
  *
  * The checker is a judge of its own. It has its own client, because it must be able to say wrong
  * things and to survive every wrong answer: nothing here uses the engine's targets for vfio-user.
- * A port never blocks longer than its deadline; what the device did instead of answering is its
+ * A port does not block longer than its deadline (a system call that a kernel driver does not end
+ * is an exception, kernel.c); what the device did instead of answering is its
  * trouble, after which every step fails with -ENOTCONN until CHECK_STEP_CONNECT. */
 #ifndef VFMIG_CHECK_PORT_H
 #define VFMIG_CHECK_PORT_H
@@ -16,13 +17,15 @@
 #include "vfmig/error.h"
 #include "vfmig/state.h"
 
-#define CHECK_MEMORY      (64u << 20) /* bytes of memory that a device can be given */
-#define CHECK_MAX_DATA    (1u << 20)  /* bytes of one step */
-#define CHECK_MAX_REGIONS 16u
-#define CHECK_MAX_VECTORS 16u
-#define CHECK_MAX_STRAY   4096u  /* messages that nobody asked for, during one step */
-#define CHECK_MAX_DMA     65536u /* DMA commands of the device during one step */
-#define CHECK_DMA_LOG     256u   /* of its last writes by message are kept */
+#define CHECK_MEMORY       (64u << 20) /* bytes of memory that a device can be given */
+#define CHECK_MAX_DATA     (1u << 20)  /* bytes of one step */
+#define CHECK_MAX_REGIONS  16u
+#define CHECK_MAX_VECTORS  16u
+#define CHECK_MAX_DMA      65536u   /* DMA commands of the device during one step */
+#define CHECK_DMA_LOG      256u     /* of its last writes by message are kept */
+#define CHECK_MAX_SERVE_MS 3600000u /* of one DMA_SERVE */
+#define CHECK_MIN_LOG_PAGE 4096u    /* pages of a v1 log that the rules' ranges are made for */
+#define CHECK_MAX_LOG_PAGE 524288u
 
 /* How memory is given by CHECK_STEP_MAP. */
 #define CHECK_MAP_DIRECT  0u
@@ -141,9 +144,11 @@ int check_port_open(const char *target, uint32_t deadline_ms, struct check_port 
                     struct vfmig_error *reterr);
 void check_port_free(struct check_port *port);
 
-/* For ports. Memory for MAP; sets trouble once, and closes nothing. */
-/* Fills what config space says; after region sizes are known. */
+/* For ports. Fills what config space says; after region sizes are known. */
 void check_port_look_at_pci(struct check_port *port);
+/* The page size of a v1 log, which the device chooses, is one that the rules can use. */
+bool check_port_log_page_fits(uint64_t page);
+/* Memory for MAP; sets trouble once, and closes nothing. */
 int check_port_init(struct check_port *port, struct vfmig_error *reterr);
 void check_port_done(struct check_port *port);
 void check_port_trouble(struct check_port *port, enum check_trouble trouble, const char *format,

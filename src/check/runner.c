@@ -51,7 +51,7 @@ struct need {
 static const struct need needs[] = {
     {CHECK_NEED_PRE_COPY, false, "the device has no pre-copy"},
     {CHECK_NEED_NDMA, false, "the device has no NDMA (P2P) states"},
-    {CHECK_NEED_LOG, false, "the device does not log its DMA"},
+    {CHECK_NEED_LOG, false, "the device does not log its DMA, in pages of 4 KiB to 512 KiB"},
     {CHECK_NEED_DATA_SIZE, false, "the device does not tell MIG_DATA_SIZE"},
     {CHECK_NEED_PRECOPY_INFO, false, "the device does not tell PRECOPY_INFO"},
     {CHECK_NEED_BAR, false, "the device has no BAR that can be accessed"},

@@ -281,8 +281,9 @@ static int map(struct check_user *u, const struct check_step *step)
                               .fd_count = by_message ? 0 : 1,
                               .deadline_ms = u->base.deadline_ms};
 
-    if (step->arg[3] < CHECK_MAP_PEER &&
-        (step->arg[1] > CHECK_MEMORY || step->arg[2] > CHECK_MEMORY - step->arg[1]))
+    if (step->arg[3] >= CHECK_MAP_PEER
+            ? step->arg[3] - CHECK_MAP_PEER >= CHECK_MAX_REGIONS
+            : step->arg[1] > CHECK_MEMORY || step->arg[2] > CHECK_MEMORY - step->arg[1])
         return -EINVAL;
     int r = check_link_call(&u->link, &call);
     return r < 0 ? r
@@ -442,7 +443,9 @@ static int64_t run(struct check_user *u, struct check_step *step)
         u->link.hold_ms = (uint32_t)step->arg[0];
         return 0;
     case CHECK_STEP_DMA_SERVE:
-        return check_link_serve(&u->link, (uint32_t)step->arg[0]);
+        return step->arg[0] > CHECK_MAX_SERVE_MS
+                   ? -EINVAL
+                   : check_link_serve(&u->link, (uint32_t)step->arg[0]);
     case CHECK_STEP_COMMAND:
     case CHECK_STEP_PIECES:
         return command(u, step);

@@ -187,7 +187,7 @@ static int describe_dialects(struct check_user *u)
                               .reply_room = sizeof(room),
                               .deadline_ms = u->base.deadline_ms};
     r = check_link_call(&u->link, &call);
-    facts->log_region = r == 0;
+    facts->log_region = r == 0 && check_port_log_page_fits(facts->log_region_pgsize);
     return r == -ENOTCONN ? r : trouble;
 }
 
