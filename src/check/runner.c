@@ -85,9 +85,10 @@ static unsigned what_is_there(const struct check *c)
     there |= facts->raw ? CHECK_NEED_RAW : 0;
     there |= facts->posted ? CHECK_NEED_POSTED : 0;
     there |= facts->by_message ? CHECK_NEED_MESSAGE : 0;
-    there |= c->workload && c->workload->dma_write ? CHECK_NEED_DMA : 0;
-    there |= c->workload && c->workload->dma_start_irq ? CHECK_NEED_IRQ : 0;
-    there |= c->workload && c->workload->change ? CHECK_NEED_CHANGE : 0;
+    const struct check_workload *w = c->workload; /* its functions are used together */
+    there |= w && w->dma_write && w->dma_start && w->dma_done ? CHECK_NEED_DMA : 0;
+    there |= w && w->dma_start_irq && w->dma_done ? CHECK_NEED_IRQ : 0;
+    there |= w && w->change && w->digest ? CHECK_NEED_CHANGE : 0;
     there |= c->peer && c->peer->facts.dialects & c->dialect ? CHECK_NEED_PEER : 0;
     return there;
 }
@@ -268,7 +269,7 @@ int check_run(const struct check_options *options, struct check_report *report,
               struct vfmig_error *reterr)
 {
     uint32_t deadline = options->deadline_ms ? options->deadline_ms : DEADLINE_MS;
-    unsigned rounds = options->repeat && options->repeat < MAX_ROUNDS ? options->repeat : 1;
+    unsigned rounds = options->repeat && options->repeat <= MAX_ROUNDS ? options->repeat : 1;
     struct check c = {.options = options};
     uint64_t begin = vfmig_now_ns();
 
