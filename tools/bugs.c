@@ -27,7 +27,10 @@ int bugs_turn_on(const char *id, struct vfmig_error *reterr)
 {
     for (size_t i = 0; i < COUNT; i++)
         if (!strcmp(bugs[i].id, id))
-            return setenv("VFMIG_SABOTAGE", id, 1) < 0 ? -errno : 0;
+            return setenv("VFMIG_SABOTAGE", id, 1) == 0
+                       ? 0
+                       : vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0, "--bug %s: %s", id,
+                                         strerror(errno));
     return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                            "--bug: there is no bug called '%s'; --bug list names them", id);
 }

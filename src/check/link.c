@@ -236,8 +236,8 @@ static int take_bytes(struct check_link *link, int i, uint64_t deadline_ns)
         return 0;
     if (n <= 0) {
         vfmig_fds_close(&fds);
-        check_port_trouble(link->port, CHECK_DIED, "the device closed the %s socket",
-                           i == TWIN ? "twin" : "main");
+        check_port_trouble(link->port, CHECK_DIED, "the %s socket: %s", i == TWIN ? "twin" : "main",
+                           n < 0 ? err.text : "the device closed it");
         return -ENOTCONN;
     }
     if (vfmig_framer_fed(&link->framer[i], (size_t)n, &fds) < 0)
@@ -312,8 +312,8 @@ static int send_pieces(struct check_link *link, const struct vfmig_user_header *
             vfmig_sock_let_read(link->fd[MAIN], deadline_ns); /* the next is a piece of its own */
     }
     if (r < 0)
-        check_port_trouble(link->port, CHECK_DIED, "a message in pieces could not be sent: %s",
-                           err.text);
+        check_port_trouble(link->port, r == -ETIMEDOUT ? CHECK_HUNG : CHECK_DIED,
+                           "a message in pieces could not be sent: %s", err.text);
     return r < 0 ? -ENOTCONN : 0;
 }
 
@@ -372,7 +372,7 @@ int check_link_call(struct check_link *link, struct check_call *call)
     uint16_t id = ++link->next_id;
     uint64_t deadline = vfmig_deadline_ns(call->deadline_ms * MS);
 
-    link->stray = link->dmas = 0;
+    link->dmas = 0;
     if (link->fd[MAIN] < 0 || link->port->trouble)
         return -ENOTCONN;
     int r = send_command(link, call, id, deadline);

@@ -35,8 +35,7 @@ struct check_link {
     uint32_t map_count;
     struct check_held held[CHECK_MAX_HELD];
     uint32_t held_count;
-    uint64_t messages; /* during this step */
-    uint64_t stray, dmas;
+    uint64_t dmas; /* during this step */
 };
 
 /* One command. Reply bytes go to reply, at most reply_room. */

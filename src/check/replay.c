@@ -153,6 +153,9 @@ static int replay_lines(struct replay *r, const char *path, struct vfmig_error *
         else
             result = replay_step(r, path, reterr);
     }
+    if (result == 0 && ferror(r->in))
+        return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_KERNEL, 0, "%s: %s", path,
+                               strerror(errno));
     if (result == 0 && !r->started)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "%s: no steps in it", path);
     return result;

@@ -98,7 +98,8 @@ static void keep(struct check *c, const struct check_step *step, uint64_t bytes)
 {
     struct check_kept *kept = &c->kept[c->kept_count];
 
-    if (c->kept_count == CHECK_MAX_KEPT || c->kept_bytes + bytes > CHECK_MAX_KEPT_BYTES) {
+    if (!c->kept || c->kept_count == CHECK_MAX_KEPT ||
+        c->kept_bytes + bytes > CHECK_MAX_KEPT_BYTES) {
         c->kept_cut = true;
         return;
     }
