@@ -349,7 +349,7 @@ void check_data_size(struct check *c)
 
 void check_precopy_info(struct check *c)
 {
-    struct vfmig_user_feature_precopy info, after;
+    struct vfmig_user_feature_precopy info = {0}, after = {0};
     struct check_blob stream = {0};
 
     for (unsigned s = 1; s < VFMIG_STATE_COUNT && !check_over(c); s++) {
@@ -359,7 +359,8 @@ void check_precopy_info(struct check *c)
         check_doing(c, "PRECOPY_INFO in %s", check_state_name(s));
         int r = check_get_feature(c, VFMIG_USER_F_PRECOPY_INFO, &info, sizeof(info));
         if (s == VFMIG_STATE_PRE_COPY || s == VFMIG_STATE_PRE_COPY_NDMA)
-            check_ok(c, r, "GET");
+            check_that(c, r == (int)sizeof(info), "an answer of the feature's size", "%s, %d bytes",
+                       check_outcome(c, r), r < 0 ? 0 : r);
         else
             check_errno(c, r, EINVAL, "GET outside of pre-copy");
     }

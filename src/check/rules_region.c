@@ -178,7 +178,8 @@ void check_region_any_access(struct check *c)
     if (!check_reach(c, VFMIG_STATE_STOP_COPY))
         return;
     if (!look(c, &l) || l.size == 0) {
-        check_that(c, true, "", "%s", "no data");
+        if (!check_over(c))
+            check_skip(c, "the device gives no data in STOP_COPY");
         return;
     }
     uint32_t size = l.size < sizeof(whole) ? (uint32_t)l.size : (uint32_t)sizeof(whole);

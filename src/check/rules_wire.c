@@ -121,7 +121,8 @@ void check_wire_regions(struct check *c)
     const struct {
         uint32_t region;
         uint64_t offset;
-    } wrong[] = {{facts->region_count, 0},
+    } wrong[] = {/* of the regions above CHECK_MAX_REGIONS nothing is known */
+                 {facts->region_count < CHECK_MAX_REGIONS ? facts->region_count : 0xfffffffeu, 0},
                  {0xffffffffu, 0},
                  {VFMIG_REGION_CONFIG, config},
                  {VFMIG_REGION_CONFIG, config - 4},
