@@ -35,7 +35,7 @@ static const struct tool_option options[] = {
      .choices = "table|tap|junit|json"},
     {"output", TOOL_TEXT, &output, "FILE", "write the report there"},
     {"replay", TOOL_TEXT, &replay, "FILE", "do the steps of FILE again instead"},
-    {"verbose", TOOL_FLAG, &verbose, NULL, "say on stderr which rule is at work"},
+    {"verbose", TOOL_FLAG, &verbose, NULL, "say on stderr what came of each rule"},
     {NULL},
 };
 
