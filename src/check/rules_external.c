@@ -92,29 +92,37 @@ static void keep(struct check *c, const struct example *e, uint32_t value, const
                "%s %s: 0x%x, not 0x%x", e->what, when, got, value & e->bits);
 }
 
+static void put_all(struct check *c, const struct example *examples, unsigned count, uint32_t value)
+{
+    for (unsigned i = 0; i < count; i++)
+        put(c, &examples[i], value);
+}
+
+static void keep_all(struct check *c, const struct example *examples, unsigned count,
+                     uint32_t value, const char *when)
+{
+    for (unsigned i = 0; i < count && !check_over(c); i++)
+        keep(c, &examples[i], value, when);
+}
+
 void check_external_stays(struct check *c)
 {
     struct example examples[MAX_EXAMPLES];
     struct check_blob image = {0};
     unsigned count = find_examples(c, examples);
 
-    for (unsigned i = 0; i < count; i++)
-        put(c, &examples[i], 0x5a5a5a58u);
+    put_all(c, examples, count, 0x5a5a5a58u);
     check_doing(c, "an image of other values is loaded");
     if (!count || !check_take_image(c, &image))
         goto done;
-    for (unsigned i = 0; i < count; i++)
-        put(c, &examples[i], 0xa5a5a5a4u);
+    put_all(c, examples, count, 0xa5a5a5a4u);
     if (!check_need(c, check_go(c, VFMIG_STATE_RESUMING), "RESUMING"))
         goto done;
-    for (unsigned i = 0; i < count && !check_over(c); i++)
-        keep(c, &examples[i], 0xa5a5a5a4u, "on entering RESUMING");
+    keep_all(c, examples, count, 0xa5a5a5a4u, "on entering RESUMING");
     if (!check_over(c) && check_need(c, check_load_all(c, &image), "loading the image"))
-        for (unsigned i = 0; i < count && !check_over(c); i++)
-            keep(c, &examples[i], 0xa5a5a5a4u, "with the image loaded");
+        keep_all(c, examples, count, 0xa5a5a5a4u, "with the image loaded");
     if (!check_over(c) && check_need(c, check_go(c, VFMIG_STATE_RUNNING), "RUNNING"))
-        for (unsigned i = 0; i < count && !check_over(c); i++)
-            keep(c, &examples[i], 0xa5a5a5a4u, "after RESUMING");
+        keep_all(c, examples, count, 0xa5a5a5a4u, "after RESUMING");
 done:
     check_blob_free(&image);
 }
@@ -158,12 +166,10 @@ void check_external_while_resuming(struct check *c)
         goto done;
     uint32_t half = (uint32_t)image.size / 2;
     check_ok(c, check_load(c, image.bytes, half), "half of the image");
-    for (unsigned i = 0; i < count; i++)
-        put(c, &examples[i], 0xa5a5a5a4u);
+    put_all(c, examples, count, 0xa5a5a5a4u);
     check_ok(c, check_load(c, image.bytes + half, (uint32_t)image.size - half), "the other half");
     if (!check_over(c) && check_ok(c, check_go(c, VFMIG_STATE_RUNNING), "RUNNING"))
-        for (unsigned i = 0; i < count && !check_over(c); i++)
-            keep(c, &examples[i], 0xa5a5a5a4u, "after RESUMING");
+        keep_all(c, examples, count, 0xa5a5a5a4u, "after RESUMING");
 done:
     check_blob_free(&image);
 }

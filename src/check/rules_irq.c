@@ -71,15 +71,11 @@ void check_irq_without_r(struct check *c)
     }
 }
 
-/* Work that waits under N is saved; where it is loaded it is done, and says so. */
-void check_irq_travels(struct check *c)
+/* A save, a reset, a load of it: the interrupt comes then. */
+static void arrives_elsewhere(struct check *c)
 {
     struct check_blob image = {0};
 
-    check_doing(c, "DMA with an interrupt waits under N, a save, reset, a load, RUNNING");
-    if (!ready(c) || !check_need(c, check_go(c, VFMIG_STATE_RUNNING_NDMA), "NDMA"))
-        return;
-    ring(c, 2);
     if (check_need(c, check_go(c, VFMIG_STATE_STOP_COPY), "STOP_COPY") &&
         check_need(c, check_save_all(c, &image), "reading the stream") &&
         check_need(c, check_reset(c), "RESET") && check_need(c, check_irqs(c, 1), "SET_IRQS") &&
@@ -90,10 +86,19 @@ void check_irq_travels(struct check *c)
     check_blob_free(&image);
 }
 
+/* Work that waits under N is saved; where it is loaded it is done, and says so. */
+void check_irq_travels(struct check *c)
+{
+    check_doing(c, "DMA with an interrupt waits under N, a save, reset, a load, RUNNING");
+    if (!ready(c) || !check_need(c, check_go(c, VFMIG_STATE_RUNNING_NDMA), "NDMA"))
+        return;
+    ring(c, 2);
+    arrives_elsewhere(c);
+}
+
 /* One that was raised and not taken: the vector had no eventfd, or N held it back. */
 void check_irq_pending_travels(struct check *c)
 {
-    struct check_blob image = {0};
     uint64_t done = 0, before = 0, begin = 0;
 
     check_doing(
@@ -104,12 +109,5 @@ void check_irq_pending_travels(struct check *c)
     ring(c, 1);
     while (c->workload->dma_done(c, &done) == 0 && done == before && check_wait(c, &begin))
         ;
-    if (check_need(c, check_go(c, VFMIG_STATE_STOP_COPY), "STOP_COPY") &&
-        check_need(c, check_save_all(c, &image), "reading the stream") &&
-        check_need(c, check_reset(c), "RESET") && check_need(c, check_irqs(c, 1), "SET_IRQS") &&
-        check_need(c, check_go(c, VFMIG_STATE_RESUMING), "RESUMING") &&
-        check_need(c, check_load_all(c, &image), "loading the image") &&
-        check_need(c, check_go(c, VFMIG_STATE_RUNNING), "RUNNING"))
-        arrives(c, "where the image was loaded");
-    check_blob_free(&image);
+    arrives_elsewhere(c);
 }
