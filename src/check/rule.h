@@ -91,7 +91,6 @@ const char *check_outcome(const struct check *c, int64_t r);
 /* Any step; step->result is returned. */
 int64_t check_do(struct check *c, struct check_step *step);
 
-int check_state(struct check *c, enum vfmig_state *ret_state);
 int check_raw(struct check *c, uint32_t *ret_raw);
 int check_go(struct check *c, enum vfmig_state state);
 int check_set_raw(struct check *c, uint32_t raw);
@@ -120,9 +119,7 @@ bool check_take_image(struct check *c, struct check_blob *blob);
 
 int check_read(struct check *c, uint32_t region, uint64_t offset, void *data, uint32_t size);
 int check_write(struct check *c, uint32_t region, uint64_t offset, const void *data, uint32_t size);
-int check_post(struct check *c, uint32_t region, uint64_t offset, const void *data, uint32_t size);
 int check_get_feature(struct check *c, uint32_t id, void *data, uint32_t size);
-int check_set_feature(struct check *c, uint32_t id, const void *data, uint32_t size);
 
 /* A vfio-user command as it is, with header flags beside the type; what comes back is not kept. */
 int check_command(struct check *c, uint32_t command, uint32_t flags, const void *payload,

@@ -172,15 +172,6 @@ int check_raw(struct check *c, uint32_t *ret_raw)
     return (int)r;
 }
 
-int check_state(struct check *c, enum vfmig_state *ret_state)
-{
-    uint32_t raw = 0;
-    int r = check_raw(c, &raw);
-
-    *ret_state = (enum vfmig_state)check_state_of(c, raw);
-    return r;
-}
-
 unsigned check_now(struct check *c)
 {
     uint32_t raw = 0;
@@ -232,25 +223,10 @@ int check_write(struct check *c, uint32_t region, uint64_t offset, const void *d
     return (int)check_do(c, &step);
 }
 
-int check_post(struct check *c, uint32_t region, uint64_t offset, const void *data, uint32_t size)
-{
-    struct check_step step = {
-        .kind = CHECK_STEP_REGION_POST, .arg = {region, offset, size}, .data = data};
-
-    return (int)check_do(c, &step);
-}
-
 int check_get_feature(struct check *c, uint32_t id, void *data, uint32_t size)
 {
     struct check_step step = {
         .kind = CHECK_STEP_FEATURE_GET, .arg = {id, size, 0}, .room = data, .room_size = size};
-
-    return (int)check_do(c, &step);
-}
-
-int check_set_feature(struct check *c, uint32_t id, const void *data, uint32_t size)
-{
-    struct check_step step = {.kind = CHECK_STEP_FEATURE_SET, .arg = {id, size}, .data = data};
 
     return (int)check_do(c, &step);
 }
