@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+import stream
 from world import VFMIG, World, assert_guest_lives, have_kvm, wait_until
 
 GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
@@ -198,7 +199,7 @@ def test_damage(world, damage, word):
     a = source_vm(world)
     assert save(a, file).returncode == 0
     data = bytearray(file.read_bytes())
-    where = {"cut": None, "page": len(data) // 2, "head": 32768 + 3, "log": 700, "tail": len(data) - 60}
+    where = {"cut": None, "page": stream.last_page(data), "head": 32768 + 3, "log": 700, "tail": len(data) - 60}
     if damage == "cut":
         del data[-1:]
     else:

@@ -5,7 +5,7 @@ the end exactly one guest runs, or a named outcome says why none does; and never
 import json
 import subprocess
 
-from world import VFMIG, QmpError, wait_until
+from world import VCPUS, VFMIG, QmpError, wait_until
 
 ROUNDS = 6  # of looking and doing; each of them changes something, or it is given up
 # Nothing runs any more; the runbook says where it may be started afresh.
@@ -126,11 +126,12 @@ def settle(source, target):
 
 def assert_lives(vm, dead=()):
     """As assert_guest_lives, without the devices that were killed."""
+    wait_until(lambda: len(vm("x-guest")["cpus"]) == VCPUS, "both vCPUs")
     before = vm("x-guest")
 
     def progressed():
         now = vm("x-guest")
-        return len(now["cpus"]) == len(before["cpus"]) and \
+        return len(now["cpus"]) == VCPUS and \
             all(a["heartbeats"] < b["heartbeats"] for a, b in zip(before["cpus"], now["cpus"])) and \
             all(a["checked"] < b["checked"] for i, (a, b) in enumerate(zip(before["devices"], now["devices"]))
                 if i not in dead)

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 
+MAGIC = 0x52464d56
 REQUIRED = 1
 TAGS = {"HELLO": 1, "IDENTITY": 2, "VERDICT": 3, "MEMORY": 4, "ZERO": 5, "ROUND": 6, "DEVDATA": 7,
         "DEVEND": 8, "VMSTATE": 9, "HANDOVER": 10, "PROGRESS": 11, "PING": 12, "PONG": 13,
@@ -36,6 +37,12 @@ def crc32c(data):
     return crc ^ 0xffffffff
 
 
+def last_page(data):
+    """Where the last byte of memory is, in a stream of one channel: no later copy of its page makes up for it."""
+    head = data.rfind(struct.pack("<IHH8s", MAGIC, TAGS["MEMORY"], REQUIRED, b"MEMORY"))
+    return head + HEAD_BYTES + struct.unpack_from("<I", data, head + 24)[0] - 1
+
+
 class Closed(Exception):
     pass
 
@@ -52,7 +59,7 @@ class Channel:
         """As bytes. covered: what the payload's CRC is over, when it is not all of it."""
         flags = 0 if name in OPTIONAL else REQUIRED
         crc = crc32c(payload if covered is None else covered)
-        head = struct.pack("<IHH8sQIII", 0x52464d56, TAGS[name], flags, name.encode(), self.sent,
+        head = struct.pack("<IHH8sQIII", MAGIC, TAGS[name], flags, name.encode(), self.sent,
                            len(payload), crc, self.index)
         self.sent += 1
         return head + struct.pack("<I", crc32c(head)) + payload

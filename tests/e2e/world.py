@@ -15,6 +15,7 @@ VFMIG = os.environ["VFMIG"]
 ORDER_JUDGE = pathlib.Path(VFMIG).parents[1] / "tests/engine/order_judge"
 KVM_CHECK_EXTENSION = 0xAE03
 CAP_DIRTY_LOG_RING = (192, 223)
+VCPUS = 2  # of a guest of vfmig vm
 PATIENCE = 60  # seconds until something that must happen has not happened
 
 
@@ -243,7 +244,7 @@ def heartbeats(qmp):
 
 def assert_guest_lives(qmp):
     """The guest makes progress, drives its devices, and has found nothing wrong."""
-    wait_until(lambda: len(qmp("x-guest")["cpus"]) == 2, "both vCPUs")
+    wait_until(lambda: len(qmp("x-guest")["cpus"]) == VCPUS, "both vCPUs")
     before = qmp("x-guest")
 
     def progressed():
