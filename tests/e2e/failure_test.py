@@ -152,7 +152,7 @@ def test_a_deadline_that_forces(world):
 def test_a_guest_that_does_not_converge_is_slowed_down_until_then(world):
     source, _ = start(world)
     process = migrate_slowly(source, world.uri(), "--downtime-limit", "1", "--throttle-max", "50",
-                             "--deadline", "20", bandwidth="100M")
+                             "--deadline", "60", bandwidth="100M")
     report = wait_until(lambda: (lambda r: r["x-vfmig"]["not-converging"] and r)(source("query-migrate")),
                         "the news that it does not converge")
     assert report["cpu-throttle-percentage"] == 50 and report["x-vfmig"]["stuck-rounds"] >= 3

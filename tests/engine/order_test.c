@@ -76,11 +76,11 @@ static void migrate(const uint32_t *features)
     rig.watch = watch;
     if (split_logs)
         rig_split_logs(&rig);
-    rig.options.device_timeout_ns = 2000000000;
-    rig.options.deadline_ns = 5000000000;
+    rig.options.device_timeout_ns = 10000000000;
+    rig.options.deadline_ns = 30000000000;
     rig_start(&rig);
     assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
-    assert_int_equal(vfmig_destination_wait(rig.destination, 5000000000, NULL), 0);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 30000000000, NULL), 0);
 }
 
 /* --- questions to the log --- */

@@ -74,7 +74,7 @@ static void migrate(void (*watch)(struct rig *, const struct rig_entry *), uint3
     rig_open(&rig, device_count, features, true);
     rig.watch = watch;
     rig.options.channels = channels;
-    rig.options.device_timeout_ns = 4000000000;
+    rig.options.device_timeout_ns = 20000000000;
     if (set_up)
         set_up();
     rig_start(&rig);
@@ -83,7 +83,7 @@ static void migrate(void (*watch)(struct rig *, const struct rig_entry *), uint3
     if (state != VFMIG_MIGRATE_COMPLETED)
         print_error("%s: %s\n", vfmig_migrate_state_name(state), progress.error.text);
     assert_int_equal(state, VFMIG_MIGRATE_COMPLETED);
-    assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 30000000000, NULL), 0);
     rig_assert_moved(&rig);
     rig_close(&rig);
 }
