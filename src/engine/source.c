@@ -330,6 +330,8 @@ static void gave_up(struct engine *e)
 {
     bool open = e->progress.state == VFMIG_MIGRATE_ACTIVE || e->progress.state == VFMIG_MIGRATE_UNDECIDED;
 
+    if (open && e->handover.state == VFMIG_HO_SRC_RELEASED && e->flow_active)
+        return; /* what is left of its devices is being stopped: flow_ended() waits for a report again */
     if (open && e->handover.state == VFMIG_HO_SRC_RELEASED)
         completed(e); /* without the destination's times */
     else if (e->progress.state == VFMIG_MIGRATE_ACTIVE)

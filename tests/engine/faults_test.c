@@ -429,6 +429,43 @@ static void an_unanswered_grant_is_in_doubt_until_it_is_answered(void **state)
     assert_int_equal(rig.both_running, 0);
     rig_close(&rig);
 }
+
+static void wait_in_vain(void)
+{
+    usleep((useconds_t)(3 * rig.options.reconnect_ns / 1000));
+}
+
+static void cut_at_the_start(struct rig *r, const struct rig_entry *entry)
+{
+    if (entry->side == RIG_DEST && entry->op == RIG_VCPU_START && !entry->end) {
+        cut_link();
+        unsetenv("VFMIG_SABOTAGE");
+    }
+    if (entry->side == RIG_SOURCE && entry->op == RIG_SET_STATE && entry->arg == VFMIG_STATE_STOP && !entry->end)
+        wait_in_vain();
+}
+
+/* Until nobody waits for the new connection any more. */
+static void released_late(void *opaque)
+{
+    wait_in_vain();
+}
+
+/* The grant is answered over a new connection, late: it is not over before the devices have stopped. */
+static void devices_are_stopped_however_late_it_is(void **state)
+{
+    struct vfmig_vm_ops ops;
+
+    setenv("VFMIG_SABOTAGE", "lose-running", 1); /* until the link is cut */
+    rig_open(&rig, 2, features, false);
+    ops = *rig.side[RIG_SOURCE].vm.ops;
+    ops.released = released_late;
+    rig.side[RIG_SOURCE].vm.ops = &ops;
+    rig.watch = cut_at_the_start;
+    rig_start(&rig);
+    assert_int_equal(settle(), VFMIG_MIGRATE_COMPLETED);
+    rig_close(&rig);
+}
 #endif
 
 static void after_a_failure_the_next_one_succeeds(void **state)
@@ -487,6 +524,7 @@ int main(int argc, char **argv)
 #ifdef VFMIG_SABOTAGE
         cmocka_unit_test(without_ready_the_source_unwinds),
         cmocka_unit_test(an_unanswered_grant_is_in_doubt_until_it_is_answered),
+        cmocka_unit_test(devices_are_stopped_however_late_it_is),
 #endif
         cmocka_unit_test(after_a_failure_the_next_one_succeeds),
         cmocka_unit_test(a_guest_that_does_not_converge_ends_at_the_deadline),
