@@ -93,28 +93,6 @@ int kernel_get_info(struct kernel *k, int fd, unsigned long request, uint32_t fi
     }
 }
 
-const void *kernel_find_cap(const void *info, uint32_t size, uint32_t first, uint16_t id,
-                            uint32_t *ret_size)
-{
-    const uint8_t *bytes = info;
-    uint32_t last = 0;
-
-    /* A chain only leads forward: one that does not might never end. */
-    for (uint32_t at = first; at > last && at % 4 == 0;) {
-        struct vfio_info_cap_header cap;
-        if (at > size || size - at < sizeof(cap))
-            return NULL;
-        memcpy(&cap, bytes + at, sizeof(cap));
-        if (cap.id == id) {
-            *ret_size = size - at;
-            return bytes + at;
-        }
-        last = at;
-        at = cap.next;
-    }
-    return NULL;
-}
-
 /* ---- reset ---- */
 
 int kernel_send_reset(struct kernel *k, uint32_t argument, struct vfmig_error *reterr)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/bitmap.h"
+#include "base/caps.h"
 #include "target/kernel_private.h"
 
 static int type1_map(struct kernel *k, const struct kernel_map *map, uint32_t prot,
@@ -71,7 +72,7 @@ static int look_at_log(struct kernel *k, struct vfmig_error *reterr)
         return r;
     const struct vfio_iommu_type1_info *head = info;
     const void *at = head->flags & VFIO_IOMMU_INFO_CAPS
-                         ? kernel_find_cap(info, size, head->cap_offset,
+                         ? vfmig_find_cap(info, size, head->cap_offset,
                                            VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, &cap_size)
                          : NULL;
     if (at && cap_size >= sizeof(cap)) {

@@ -137,11 +137,6 @@ void kernel_close_file(struct kernel *k, int *fd); /* and makes it -1 */
  * *ret_size bytes, at least fixed. request_at fills what is asked for. */
 int kernel_get_info(struct kernel *k, int fd, unsigned long request, uint32_t fixed, uint32_t index,
                     void **ret_info, uint32_t *ret_size, struct vfmig_error *reterr);
-/* The capability id in a chain that starts at first; its bytes up to the end of the info in
- * *ret_size. NULL: none, or a chain that leads nowhere. */
-const void *kernel_find_cap(const void *info, uint32_t size, uint32_t first, uint16_t id,
-                            uint32_t *ret_size);
-
 /* ---- the device (kernel_device.c) ---- */
 
 int kernel_describe(struct kernel *k, struct vfmig_error *reterr);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/caps.h"
 #include "base/guard.h"
 #include "base/sabotage.h"
 #include "core/state.h"
@@ -58,16 +59,16 @@ void kernel_look_at_region(struct kernel *k, uint32_t index, const void *info, u
     const struct vfio_region_info *head = info;
     uint32_t cap_size = 0, first = head->flags & VFIO_REGION_INFO_FLAG_CAPS ? head->cap_offset : 0;
     const struct vfio_region_info_cap_type *type =
-        kernel_find_cap(info, size, first, VFIO_REGION_INFO_CAP_TYPE, &cap_size);
+        vfmig_find_cap(info, size, first, VFIO_REGION_INFO_CAP_TYPE, &cap_size);
 
     if (k->mig_index || index < VFIO_PCI_NUM_REGIONS || !type || cap_size < sizeof(*type) ||
         type->type != KERNEL_REGION_MIGRATION || type->subtype != KERNEL_SUBTYPE_MIGRATION ||
         head->size <= sizeof(struct kernel_migration_region))
         return;
     k->mig_index = index;
-    k->mig_ndma = kernel_find_cap(info, size, first, KERNEL_CAP_NDMA, &cap_size) != NULL;
+    k->mig_ndma = vfmig_find_cap(info, size, first, KERNEL_CAP_NDMA, &cap_size) != NULL;
     const void *sparse =
-        kernel_find_cap(info, size, first, VFIO_REGION_INFO_CAP_SPARSE_MMAP, &cap_size);
+        vfmig_find_cap(info, size, first, VFIO_REGION_INFO_CAP_SPARSE_MMAP, &cap_size);
     if (sparse && (head->flags & VFIO_REGION_INFO_FLAG_MMAP))
         map_window(k, &k->regions[index], sparse, cap_size);
 }

@@ -5,6 +5,8 @@
 
 #include "wire/wire.h"
 
+#include "base/caps.h"
+
 enum direction { TO_SERVER = 1, TO_CLIENT = 2 };
 
 /* One row a command: who sends it, fixed part of request and reply, descriptors. */
@@ -437,22 +439,10 @@ int vfmig_user_check_reply(const struct vfmig_user_msg *msg, uint16_t command, c
 const void *vfmig_user_find_cap(const void *info, uint32_t size, uint16_t id, uint32_t *ret_size)
 {
     const struct vfmig_user_region_info *head = info;
-    const uint8_t *base = info;
 
-    if (size < sizeof(*head) || !(head->flags & VFMIG_USER_REGION_F_CAPS))
+    if (size < sizeof(*head) || !(head->flags & VFMIG_USER_REGION_F_CAPS) || head->cap_offset < sizeof(*head))
         return NULL;
-    /* Offsets must grow, so a chain that loops ends. */
-    uint32_t at = head->cap_offset, least = sizeof(*head);
-    while (at >= least && size >= SIZE(cap) && at <= size - SIZE(cap)) {
-        const struct vfmig_user_cap *cap = (const void *)(base + at);
-        if (cap->id == id) {
-            *ret_size = size - at;
-            return cap;
-        }
-        least = at + SIZE(cap);
-        at = cap->next;
-    }
-    return NULL;
+    return vfmig_find_cap(info, size, head->cap_offset, id, ret_size);
 }
 
 struct vfmig_user_header vfmig_user_make_command(uint16_t id, uint16_t command,
