@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "device/internal.h"
+#include "io/rights.h"
 #include "io/sock.h"
 
 #define SEND_POLL_MS 100
@@ -43,38 +44,18 @@ void socket_close(struct socket *s)
     pthread_mutex_unlock(&s->send_lock);
 }
 
-static int take_fds(struct msghdr *msg, struct vfmig_fds *fds)
-{
-    fds->count = 0;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count && fds->count < VFMIG_MAX_MSG_FDS; i++)
-            memcpy(&fds->fd[fds->count++], CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-    }
-    if (msg->msg_flags & MSG_CTRUNC) { /* the kernel closed those that did not fit */
-        vfmig_fds_close(fds);
-        return -EPROTO;
-    }
-    return 0;
-}
-
 ssize_t socket_receive(struct socket *s, size_t most)
 {
-    union {
-        char buf[CMSG_SPACE(VFMIG_MAX_MSG_FDS * sizeof(int))];
-        struct cmsghdr align;
-    } control;
+    struct vfmig_rights control;
     struct iovec iov;
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf,
-                         .msg_controllen = sizeof(control.buf)};
-    struct vfmig_fds fds;
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    struct vfmig_fds fds = {.count = 0};
     ssize_t n;
     int r;
 
     iov.iov_base = vfmig_framer_space(&s->framer, &iov.iov_len);
     iov.iov_len = iov.iov_len < most ? iov.iov_len : most;
+    vfmig_rights_expect(&msg, &control);
     n = recvmsg(s->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0)
         return errno == EWOULDBLOCK || errno == EINTR ? -EAGAIN : -errno;
@@ -82,8 +63,10 @@ ssize_t socket_receive(struct socket *s, size_t most)
         vfmig_framer_fed(&s->framer, (size_t)n, NULL);
         return n;
     }
-    r = take_fds(&msg, &fds);
-    if (r == 0)
+    r = vfmig_rights_take(&msg, &fds);
+    if (r < 0)
+        vfmig_fds_close(&fds);
+    else
         r = vfmig_framer_fed(&s->framer, (size_t)n, &fds);
     return r < 0 ? r : n;
 }
@@ -149,10 +132,8 @@ static void gather(struct msghdr *msg, uint8_t *small)
 int socket_send(struct socket *s, const struct iovec *iov, unsigned count, const int *fds,
                 unsigned fd_count, atomic_bool *give_up)
 {
-    union {
-        char buf[CMSG_SPACE(VFMIG_MAX_MSG_FDS * sizeof(int))];
-        struct cmsghdr align;
-    } control;
+    struct vfmig_fds passed = {.count = fd_count};
+    struct vfmig_rights control;
     uint8_t small[SMALL];
     struct iovec copy[4];
     struct msghdr msg = {.msg_iov = copy, .msg_iovlen = count};
@@ -160,14 +141,8 @@ int socket_send(struct socket *s, const struct iovec *iov, unsigned count, const
     memcpy(copy, iov, count * sizeof(*iov));
     gather(&msg, small);
     if (fd_count) {
-        msg.msg_control = control.buf;
-        msg.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
-        memset(control.buf, 0, sizeof(control.buf));
-        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(fd_count * sizeof(int));
-        memcpy(CMSG_DATA(c), fds, fd_count * sizeof(int));
+        memcpy(passed.fd, fds, fd_count * sizeof(int));
+        vfmig_rights_put(&msg, &control, &passed);
     }
     pthread_mutex_lock(&s->send_lock);
     int r = s->fd < 0 ? -ENOTCONN : send_all(s, &msg, give_up);

@@ -197,12 +197,12 @@ static ssize_t send_some(struct vfmig_channel *channel, struct iovec *iov, size_
                          const struct vfmig_fds *fds)
 {
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
-    struct vfmig_channel_control control;
+    struct vfmig_rights control;
 
     if (channel->tls)
         return vfmig_tls_send(channel->tls, iov, count);
     if (fds)
-        vfmig_channel_put_fds(&msg, &control, fds);
+        vfmig_rights_put(&msg, &control, fds);
     if (!channel->file)
         return sendmsg(channel->fd, &msg, MSG_NOSIGNAL);
     if (atomic_load(&channel->cancelled)) {

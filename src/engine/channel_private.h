@@ -6,11 +6,10 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include <sys/socket.h>
-
 #include "base/fds.h"
 #include "core/rates.h"
 #include "engine/channel.h"
+#include "io/rights.h"
 
 /* Read ahead of the record that is being received: enough for the next head, its table and the CRCs
  * of its pages, so that a record of contiguous pages costs one system call. */
@@ -83,13 +82,7 @@ uint64_t vfmig_channel_now_ns(void);
 int vfmig_channel_tls_error(struct vfmig_channel *channel, bool inside, struct vfmig_error *reterr);
 void vfmig_channel_tls_end(struct vfmig_channel *channel);
 
-/* channel_fds.c: room for the descriptors of one message. */
-struct vfmig_channel_control {
-    _Alignas(struct cmsghdr) char bytes[CMSG_SPACE(VFMIG_MAX_MSG_FDS * sizeof(int))];
-};
-void vfmig_channel_put_fds(struct msghdr *msg, struct vfmig_channel_control *control,
-                           const struct vfmig_fds *fds);
-/* After a message was received: those that came are the channel's. More than it holds: -EPROTO. */
+/* channel_fds.c. After a message was received: those that came are the channel's. More than it holds: -EPROTO. */
 int vfmig_channel_keep_fds(struct vfmig_channel *channel, struct msghdr *msg,
                            struct vfmig_error *reterr);
 

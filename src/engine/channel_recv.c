@@ -98,11 +98,9 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
         set_low_water(channel, at_least);
     for (;;) {
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
-        struct vfmig_channel_control control;
-        if (channel->wants_fds) {
-            msg.msg_control = control.bytes;
-            msg.msg_controllen = sizeof(control.bytes);
-        }
+        struct vfmig_rights control;
+        if (channel->wants_fds)
+            vfmig_rights_expect(&msg, &control);
         if (patient)
             wait_low_water(channel);
         if (channel->file && atomic_load(&channel->cancelled))

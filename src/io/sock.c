@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "io/rights.h"
+
 #define SECOND_NS UINT64_C(1000000000)
 #define RECEIVE_STEP_NS UINT64_C(250000000) /* receive time-outs, from here on, are multiples of it */
 
@@ -143,19 +145,6 @@ static int wait_input(int fd, struct vfmig_alarm *alarm, uint64_t deadline_ns,
     }
 }
 
-static void put_fds(struct msghdr *msg, void *control, const struct vfmig_fds *fds)
-{
-    size_t bytes = fds->count * sizeof(int);
-
-    msg->msg_control = control;
-    msg->msg_controllen = CMSG_SPACE(bytes);
-    struct cmsghdr *cmsg = CMSG_FIRSTHDR(msg);
-    cmsg->cmsg_level = SOL_SOCKET;
-    cmsg->cmsg_type = SCM_RIGHTS;
-    cmsg->cmsg_len = CMSG_LEN(bytes);
-    memcpy(CMSG_DATA(cmsg), fds->fd, bytes);
-}
-
 /* Drops the first bytes of what is to be sent, and the descriptors that went with them. */
 static void advance(struct msghdr *msg, size_t bytes)
 {
@@ -193,14 +182,14 @@ static ssize_t send_small(int fd, const struct iovec *iov, int iov_count)
 int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig_fds *fds,
                     uint64_t deadline_ns, size_t *ret_sent, struct vfmig_error *reterr)
 {
-    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * VFMIG_MAX_MSG_FDS)];
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)iov_count};
+    struct vfmig_rights control;
     size_t sent = 0, *count = ret_sent ? ret_sent : &sent;
     ssize_t n = 0;
 
     *count = 0;
     if (fds && fds->count)
-        put_fds(&msg, control, fds);
+        vfmig_rights_put(&msg, &control, fds);
     else
         n = send_small(fd, iov, iov_count);
     for (;;) {
@@ -221,41 +210,15 @@ int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig
     }
 }
 
-/* Moves received descriptors into *ret_fds. Those that do not fit are closed: -EPROTO. */
-static int take_fds(struct msghdr *msg, struct vfmig_fds *ret_fds)
-{
-    bool excess = msg->msg_flags & MSG_CTRUNC;
-
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-            if (ret_fds->count < VFMIG_MAX_MSG_FDS) {
-                ret_fds->fd[ret_fds->count++] = fd;
-            } else {
-                close(fd);
-                excess = true;
-            }
-        }
-    }
-    if (excess)
-        vfmig_fds_close(ret_fds);
-    return excess ? -EPROTO : 0;
-}
-
 ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
                         struct vfmig_alarm *alarm, uint64_t deadline_ns, struct vfmig_error *reterr)
 {
-    /* Room for one too many, so that excess is seen and closed. */
-    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * (VFMIG_MAX_MSG_FDS + 1))];
+    struct vfmig_rights control;
     struct iovec iov = {buf, size};
 
     for (;;) {
-        struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
-                             .msg_controllen = sizeof(control)};
+        struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+        vfmig_rights_expect(&msg, &control);
         int r = wait_input(fd, alarm, deadline_ns, reterr);
         if (r < 0)
             return r;
@@ -265,9 +228,11 @@ ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fd
             continue;
         if (n < 0)
             return sock_error(errno, "recvmsg", reterr);
-        if (ret_fds && msg.msg_controllen && take_fds(&msg, ret_fds) < 0)
+        if (ret_fds && msg.msg_controllen && vfmig_rights_take(&msg, ret_fds) < 0) {
+            vfmig_fds_close(ret_fds);
             return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
                                    "the peer sent descriptors that were not asked for");
+        }
         return n;
     }
 }
