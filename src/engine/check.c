@@ -270,7 +270,7 @@ int vfmig_source_check(const struct vfmig_vm *vm, const struct vfmig_migrate_opt
         source_finding(&run, unfit.text);
     engine_secure_name(&options->security, uri, run.tls_name, sizeof(run.tls_name));
     int ret = engine_secure_load(&options->security, /* server= */ false, &run.tls, reterr);
-    if (ret == 0 && engine_secure_check(&options->security, uri, /* listening= */ false, &unfit))
+    if (ret == 0 && engine_secure_check(&options->security, uri, &unfit))
         source_finding(&run, unfit.text);
     else if (ret == 0)
         ret = ask_peer(&run, vm, options, reterr);

@@ -628,11 +628,8 @@ int vfmig_destination_listen(struct vfmig_destination *destination, const char *
 
     if (destination->listening)
         return vfmig_error_set(reterr, -EALREADY, VFMIG_ORIGIN_LOCAL, 0, "it listens already");
-    ret = engine_secure_check(&e->options.security, uri, /* listening= */ true, reterr);
-    if (ret)
-        return ret;
     destination->tls = engine_secure_uri(uri) ? e->tls : NULL;
-    ret = vfmig_sock_listen(uri, &destination->listener, reterr);
+    ret = engine_secure_listen(&e->options.security, uri, &destination->listener, reterr);
     if (ret) {
         destination->listener = -1;
         return ret;

@@ -322,8 +322,10 @@ int engine_send_report(struct engine *e, const struct engine_report *report);
  * peer: of a connection. uri: whether TLS belongs on it. */
 int engine_secure_load(const struct vfmig_security *security, bool server,
                        struct vfmig_tls_creds **ret_creds, struct vfmig_error *reterr);
-int engine_secure_check(const struct vfmig_security *security, const char *uri, bool listening,
-                        struct vfmig_error *reterr);
+int engine_secure_check(const struct vfmig_security *security, const char *uri, struct vfmig_error *reterr);
+/* Listens where nobody can read along, or where that was asked for. */
+int engine_secure_listen(const struct vfmig_security *security, const char *uri, int *ret_fd,
+                         struct vfmig_error *reterr);
 int engine_secure_peer(const struct vfmig_security *security, const char *uri, int fd,
                        struct vfmig_error *reterr);
 int engine_secure_init(struct engine *e, struct vfmig_error *reterr); /* role and options are known */

@@ -59,19 +59,26 @@ static bool protected_or_asked(const struct vfmig_security *security)
            vfmig_sabotage("plaintext-unasked");
 }
 
-int engine_secure_check(const struct vfmig_security *security, const char *uri, bool listening,
-                        struct vfmig_error *reterr)
+/* A connection's other end is looked at once more (engine_secure_peer): a name that leads nowhere now may lead
+ * far away when it is asked for again. */
+int engine_secure_check(const struct vfmig_security *security, const char *uri, struct vfmig_error *reterr)
 {
     bool far = false;
 
     if (protected_or_asked(security) || engine_uri_is_file(uri, NULL))
         return 0;
-    /* A connection's other end is looked at once more (engine_secure_peer), a listener's address is not: a
-     * name that leads nowhere now may lead far away when it is asked for again. */
-    int ret = vfmig_sock_is_far(uri, listening, &far, listening ? reterr : NULL);
-    if (ret)
-        return listening ? ret : 0; /* whoever connects tells */
+    if (vfmig_sock_is_far(uri, &far, NULL))
+        return 0; /* whoever connects tells */
     return far ? need_tls(uri, reterr) : 0;
+}
+
+int engine_secure_listen(const struct vfmig_security *security, const char *uri, int *ret_fd,
+                         struct vfmig_error *reterr)
+{
+    if (protected_or_asked(security))
+        return vfmig_sock_listen(uri, ret_fd, reterr);
+    int ret = vfmig_sock_listen_near(uri, ret_fd, reterr);
+    return ret == -EREMOTE ? need_tls(uri, reterr) : ret;
 }
 
 int engine_secure_peer(const struct vfmig_security *security, const char *uri, int fd,

@@ -133,7 +133,7 @@ int source_connect(struct vfmig_source *source, struct vfmig_error *reterr)
         return engine_file_create(e, reterr);
     const struct vfmig_dial dial = dial_of(source, next_fd);
     /* Here, because a name may take its time to be looked up. */
-    int ret = engine_secure_check(&e->options.security, e->uri, /* listening= */ false, reterr);
+    int ret = engine_secure_check(&e->options.security, e->uri, reterr);
     if (ret)
         return ret;
     ret = vfmig_channels_open(&dial, count, e->options.migration_id, channels, reterr);

@@ -16,8 +16,6 @@
 
 #include "io/sock.h"
 
-#define BACKLOG 16
-
 union any_address {
     struct sockaddr sa;
     struct sockaddr_un un;
@@ -115,10 +113,10 @@ static bool is_far(const struct sockaddr *address)
     return four >> 24 != IN_LOOPBACKNET;
 }
 
-int vfmig_sock_is_far(const char *address, bool listening, bool *ret_far, struct vfmig_error *reterr)
+int vfmig_sock_is_far(const char *address, bool *ret_far, struct vfmig_error *reterr)
 {
     struct place place;
-    int r = parse(address, listening, &place, reterr);
+    int r = parse(address, false, &place, reterr);
 
     *ret_far = r < 0 || is_far(&place.addr.sa);
     return r;
@@ -163,28 +161,42 @@ static bool stale(const struct place *place)
     return refused;
 }
 
-int vfmig_sock_listen(const char *address, int *ret_fd, struct vfmig_error *reterr)
+static int listen_at(const struct place *place, const char *address, int *ret_fd, struct vfmig_error *reterr)
 {
-    struct place place;
-    int r = parse(address, true, &place, reterr);
+    int fd = make_socket(place, reterr);
 
-    if (r < 0)
-        return r;
-    int fd = make_socket(&place, reterr);
     if (fd < 0)
         return fd;
-    r = bind(fd, &place.addr.sa, place.size);
-    if (r < 0 && errno == EADDRINUSE && stale(&place)) {
-        unlink(place.addr.un.sun_path);
-        r = bind(fd, &place.addr.sa, place.size);
+    int r = bind(fd, &place->addr.sa, place->size);
+    if (r < 0 && errno == EADDRINUSE && stale(place)) {
+        unlink(place->addr.un.sun_path);
+        r = bind(fd, &place->addr.sa, place->size);
     }
-    if (r < 0 || listen(fd, BACKLOG) < 0) {
+    if (r < 0 || listen(fd, VFMIG_MAX_KNOCKS) < 0) {
         r = failed(errno, "listen on", address, reterr);
         close(fd);
         return r;
     }
     *ret_fd = fd;
     return 0;
+}
+
+int vfmig_sock_listen(const char *address, int *ret_fd, struct vfmig_error *reterr)
+{
+    struct place place;
+    int r = parse(address, true, &place, reterr);
+
+    return r < 0 ? r : listen_at(&place, address, ret_fd, reterr);
+}
+
+int vfmig_sock_listen_near(const char *address, int *ret_fd, struct vfmig_error *reterr)
+{
+    struct place place;
+    int r = parse(address, true, &place, reterr);
+
+    if (r == 0 && is_far(&place.addr.sa))
+        return vfmig_error_set(reterr, -EREMOTE, VFMIG_ORIGIN_LOCAL, 0, "%.150s is off this host", address);
+    return r < 0 ? r : listen_at(&place, address, ret_fd, reterr);
 }
 
 int vfmig_sock_address(int fd, char *buf, size_t size, struct vfmig_error *reterr)

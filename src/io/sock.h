@@ -26,15 +26,20 @@ uint64_t vfmig_now_ns(void);
  * may be off by the few milliseconds of the kernel's coarse clock. */
 uint64_t vfmig_deadline_ns(uint64_t timeout_ns);
 
-/* A listening socket. A stale unix path (nobody answers there) is replaced. Port 0 picks one. */
+/* A listening socket, at which VFMIG_MAX_KNOCKS connections may wait to be accepted. A stale unix path (nobody
+ * answers there) is replaced. Port 0 picks one. */
 int vfmig_sock_listen(const char *address, int *ret_fd, struct vfmig_error *reterr);
+
+/* The same where nobody can come from another host, else -EREMOTE: a name may lead elsewhere when it is asked for
+ * again, so it is asked for once. */
+int vfmig_sock_listen_near(const char *address, int *ret_fd, struct vfmig_error *reterr);
 
 /* The listener's own address, with the port that was picked. -ENOSPC when it does not fit. */
 int vfmig_sock_address(int fd, char *buf, size_t size, struct vfmig_error *reterr);
 
-/* Whether what is sent to this address, or received where it listens, can leave this host: TCP that is
- * not loopback. The second looks at a connection's other end. */
-int vfmig_sock_is_far(const char *address, bool listening, bool *ret_far, struct vfmig_error *reterr);
+/* Whether what is sent to this address can leave this host: TCP that is not loopback. The second looks at a
+ * connection's other end. */
+int vfmig_sock_is_far(const char *address, bool *ret_far, struct vfmig_error *reterr);
 bool vfmig_sock_peer_is_far(int fd);
 
 /* Connected sockets are in blocking mode; TCP ones have TCP_NODELAY. */

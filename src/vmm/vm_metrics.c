@@ -110,30 +110,15 @@ static void *run(void *arg)
     return NULL;
 }
 
-static int check_here(const char *address, const char *where, struct vfmig_error *reterr)
-{
-    bool far;
-    int ret = vfmig_sock_is_far(address, /* listening= */ true, &far, reterr);
-
-    if (!ret && far)
-        ret = vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
-                              "metrics are for this host only: %.80s is not a loopback address", where);
-    return ret;
-}
-
-/* There is no password: who may ask is who may open the path, or who is on this host. A name may lead
- * elsewhere when it is asked for again, so what is bound counts, too. */
+/* There is no password: who may ask is who may open the path, or who is on this host. */
 static int listen_here(struct vmm_publisher *publisher, const char *where, struct vfmig_error *reterr)
 {
-    char address[128];
-    int ret = check_here(where, where, reterr);
+    int ret = vfmig_sock_listen_near(where, &publisher->listener, reterr);
 
-    if (!ret)
-        ret = vfmig_sock_listen(where, &publisher->listener, reterr);
-    if (ret || strncmp(where, "tcp:", 4))
-        return ret;
-    ret = vfmig_sock_address(publisher->listener, address, sizeof(address), reterr);
-    return ret ? ret : check_here(address, where, reterr);
+    return ret != -EREMOTE ? ret
+                           : vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
+                                             "metrics are for this host only: %.80s is not a loopback address",
+                                             where);
 }
 
 int vmm_publisher_start(struct vmm_publisher *publisher, const char *where,

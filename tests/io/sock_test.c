@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "io/sock.h"
@@ -225,10 +226,54 @@ static void deadlines(void **state)
     free(data);
 }
 
+/* A name is asked for once, so what was looked at is what is listened on. */
+static void near_addresses(void **state)
+{
+    struct vfmig_error err = {0};
+    int fd = -1;
+
+    assert_int_equal(vfmig_sock_listen_near("tcp:127.0.0.1:0", &fd, &err), 0);
+    close(fd);
+    assert_int_equal(vfmig_sock_listen_near("tcp:[::ffff:127.0.0.1]:0", &fd, &err), 0);
+    close(fd);
+    fd = -1;
+    assert_int_equal(vfmig_sock_listen_near("tcp:0.0.0.0:0", &fd, &err), -EREMOTE);
+    assert_int_equal(vfmig_sock_listen_near("tcp:192.0.2.7:0", &fd, &err), -EREMOTE);
+    assert_int_equal(vfmig_sock_listen_near("tcp:127.0.0.1:nine", &fd, &err), -EINVAL);
+    assert_int_equal(fd, -1);
+}
+
+/* Nobody accepts: so many are connected, and whoever comes then is told so. */
+static void who_knocks(void **state)
+{
+    struct sockaddr_un where = {.sun_family = AF_UNIX};
+    struct vfmig_error err = {0};
+    char address[128];
+    int listener, fds[VFMIG_MAX_KNOCKS + 2], count = 0;
+
+    snprintf(where.sun_path, sizeof(where.sun_path), "%s/door", dir);
+    snprintf(address, sizeof(address), "unix:%s", where.sun_path);
+    assert_int_equal(vfmig_sock_listen(address, &listener, &err), 0);
+    for (;;) {
+        fds[count] = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        if (connect(fds[count], (struct sockaddr *)&where, sizeof(where)) < 0)
+            break;
+        assert_in_range(++count, 1, VFMIG_MAX_KNOCKS + 1);
+    }
+    assert_int_equal(errno, EAGAIN);
+    assert_int_equal(count, VFMIG_MAX_KNOCKS + 1); /* Linux takes one more than it is told */
+    for (int i = 0; i <= count; i++)
+        close(fds[i]);
+    close(listener);
+    unlink(where.sun_path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(addresses),
+        cmocka_unit_test(near_addresses),
+        cmocka_unit_test(who_knocks),
         cmocka_unit_test(descriptors),
         cmocka_unit_test(large),
         cmocka_unit_test(deadlines),
