@@ -134,6 +134,13 @@ int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
     return 0;
 }
 
+void vfmig_channel_set_until(struct vfmig_channel *channel, uint64_t until_ns)
+{
+    channel->until_ns = until_ns;
+    if (channel->tls)
+        vfmig_tls_set_until(channel->tls, until_ns);
+}
+
 void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_memory *memory)
 {
     channel->memory = memory;

@@ -59,6 +59,10 @@ const char *vfmig_channel_cipher(const struct vfmig_channel *channel); /* NULL: 
 int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
                             struct vfmig_error *reterr);
 
+/* Whatever is received from now on has come by then (CLOCK_MONOTONIC), or a receive fails, although bytes move;
+ * 0: no limit. */
+void vfmig_channel_set_until(struct vfmig_channel *channel, uint64_t until_ns);
+
 /* Ends sending only, so that the peer reads to the end of what was sent. */
 void vfmig_channel_end_sending(struct vfmig_channel *channel);
 

@@ -8,7 +8,8 @@
 #include "engine/channel.h"
 #include "io/sock.h"
 
-/* Of the time that a source waits for an answer: how long one connection is listened to in vain. */
+/* Of the time that a source waits for an answer: how long one connection may take for its greeting, TLS and all,
+ * and whether it says nothing or a byte now and then. */
 #define HELLO_SHARE 4u
 
 static int send_hello(struct vfmig_channel *channel, const struct vfmig_hello *hello,
@@ -66,12 +67,10 @@ static int next_channel(const struct vfmig_dial *dial, uint32_t index, enum vfmi
     return rc;
 }
 
-static int secure(const struct vfmig_dial *dial, struct vfmig_channel *channel, uint64_t quiet_ns,
+static int secure(const struct vfmig_dial *dial, struct vfmig_channel *channel, uint64_t until_ns,
                   struct vfmig_error *reterr)
 {
-    return dial->tls ? vfmig_channel_start_tls(channel, dial->tls, dial->peer_name,
-                                               vfmig_deadline_ns(quiet_ns), reterr)
-                     : 0;
+    return dial->tls ? vfmig_channel_start_tls(channel, dial->tls, dial->peer_name, until_ns, reterr) : 0;
 }
 
 /* Says HELLO and checks the answer; the first answer brings the token. */
@@ -115,7 +114,7 @@ int vfmig_channels_open(const struct vfmig_dial *dial, uint32_t count, const uin
         hello.channel = i;
         rc = next_channel(dial, i, VFMIG_SIDE_SOURCE, dial->stall_ns, &ret_channels[i], reterr);
         if (rc == 0)
-            rc = secure(dial, ret_channels[i], dial->stall_ns, reterr);
+            rc = secure(dial, ret_channels[i], vfmig_deadline_ns(dial->stall_ns), reterr);
         if (rc == 0)
             rc = greet(ret_channels[i], &hello, reterr);
     }
@@ -189,10 +188,13 @@ static int accept_further(struct vfmig_channel *channel, struct vfmig_hello *hel
 static int accept_one(const struct vfmig_dial *dial, struct vfmig_channel *channel, bool first,
                       struct vfmig_hello *hello, struct vfmig_error *reterr)
 {
-    int rc = secure(dial, channel, dial->stall_ns / HELLO_SHARE, reterr);
+    uint64_t until_ns = vfmig_deadline_ns(dial->stall_ns / HELLO_SHARE);
 
+    vfmig_channel_set_until(channel, vfmig_sabotage("greeting-unbounded") ? 0 : until_ns);
+    int rc = secure(dial, channel, until_ns, reterr);
     if (rc == 0)
         rc = first ? accept_first(channel, hello, reterr) : accept_further(channel, hello, reterr);
+    vfmig_channel_set_until(channel, 0);
     if (rc == 0)
         rc = vfmig_channel_set_stall(channel, dial->stall_ns, reterr);
     return rc;

@@ -21,6 +21,7 @@ struct vfmig_channel {
     uint32_t index;
     enum vfmig_side side;
     int stall_ms; /* 0: no limit */
+    uint64_t until_ns; /* what is received comes until then, however it trickles; 0: no limit */
     atomic_bool cancelled;
     struct vfmig_tls *tls; /* NULL: plain */
     bool confined; /* its receiving thread will be, and so will everything that it calls */

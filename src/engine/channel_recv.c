@@ -15,6 +15,7 @@
 #include "base/zero.h"
 #include "engine/channel_private.h"
 #include "engine/memory_mover.h"
+#include "io/sock.h"
 #include "io/tls.h"
 
 /* Bytes of pages that are worth a wake-up: one costs as much as copying about so many. */
@@ -40,6 +41,10 @@ static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool
                                inside ? VFMIG_ORIGIN_STREAM : VFMIG_ORIGIN_PEER, 0,
                                inside ? "the peer closed channel %u in the middle of a record"
                                       : "the peer closed channel %u without a BYE",
+                               channel->index);
+    if (channel->until_ns && code == -EAGAIN)
+        return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
+                               "the peer's greeting on channel %u took longer than the time limit",
                                channel->index);
     if (code == -EAGAIN || code == -EWOULDBLOCK)
         return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
@@ -70,6 +75,15 @@ static void wait_low_water(struct vfmig_channel *channel)
     (void)poll(&poll_fd, 1, channel->stall_ms ? channel->stall_ms : -1);
 }
 
+/* A byte that is there does not make it early. */
+static bool in_time(const struct vfmig_channel *channel)
+{
+    if (!channel->until_ns)
+        return true;
+    return vfmig_now_ns() < channel->until_ns &&
+           (channel->tls || vfmig_sock_wait(channel->fd, POLLIN, channel->until_ns, NULL) == 0);
+}
+
 /* What TLS has decrypted, or will have next. */
 static ssize_t receive_tls(struct vfmig_channel *channel, struct iovec *iov, size_t count,
                            bool inside, struct vfmig_error *reterr)
@@ -91,6 +105,8 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
 {
     bool patient = at_least > 1 && !channel->file;
 
+    if (!in_time(channel))
+        return recv_error(channel, -1, -EAGAIN, inside, reterr);
     if (channel->tls)
         return receive_tls(channel, iov, count, inside, reterr);
 

@@ -9,7 +9,11 @@
 int vfmig_channel_start_tls(struct vfmig_channel *channel, const struct vfmig_tls_creds *creds,
                             const char *peer_name, uint64_t deadline_ns, struct vfmig_error *reterr)
 {
-    return vfmig_tls_new(creds, channel->fd, peer_name, deadline_ns, &channel->tls, reterr);
+    int rc = vfmig_tls_new(creds, channel->fd, peer_name, deadline_ns, &channel->tls, reterr);
+
+    if (rc == 0)
+        vfmig_tls_set_until(channel->tls, channel->until_ns);
+    return rc;
 }
 
 int vfmig_channel_tls_error(struct vfmig_channel *channel, bool inside, struct vfmig_error *reterr)

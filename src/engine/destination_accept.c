@@ -82,6 +82,15 @@ int arrival_read(struct arrival *arrival, struct vfmig_error *reterr)
     return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for an identity") : 0;
 }
 
+/* While it comes nobody else gets in. */
+static int read_in_time(const struct engine *e, struct arrival *arrival, struct vfmig_error *reterr)
+{
+    vfmig_channel_set_until(arrival->channels[0], vfmig_deadline_ns(e->options.stall_ns));
+    int ret = arrival_read(arrival, reterr);
+    vfmig_channel_set_until(arrival->channels[0], 0);
+    return ret;
+}
+
 static void hand_in(struct vfmig_destination *destination, struct arrival *arrival)
 {
     pthread_mutex_lock(&destination->arrival_lock);
@@ -123,7 +132,7 @@ void *destination_acceptor(void *arg)
         destination->taken = 0;
         ret = vfmig_channels_accept(&dial, arrival->id, arrival->channels, &arrival->count, &error);
         if (ret == 0)
-            ret = arrival_read(arrival, &error);
+            ret = read_in_time(e, arrival, &error);
         if (ret == 0) {
             hand_in(destination, arrival);
             continue;

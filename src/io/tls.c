@@ -37,6 +37,7 @@ struct vfmig_tls {
     struct out sending;   /* sending thread only */
     uint8_t staged[RECORD_BYTES]; /* small parts until they fill a record; the same */
     size_t staged_bytes;
+    uint64_t until_ns; /* what is received comes by then; 0: no limit; receiving thread only */
     int recv_errno; /* why OpenSSL's read found nothing */
     bool cut;
     bool send_broken; /* the connection ends inside a record of ours */
@@ -226,16 +227,18 @@ void vfmig_tls_end(struct vfmig_tls *tls)
 /* --- receiving --- */
 
 /* As the socket itself would; 0, or -1 and errno. */
-static int wait_input(int fd)
+static int wait_input(const struct vfmig_tls *tls)
 {
     struct timeval limit = {0};
     socklen_t size = sizeof(limit);
-    struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
 
-    (void)getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &size);
+    (void)getsockopt(tls->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &size);
     uint64_t limit_ns = (uint64_t)limit.tv_sec * 1000000000u + (uint64_t)limit.tv_usec * 1000u;
     uint64_t until_ns = limit_ns ? vfmig_now_ns() + limit_ns : VFMIG_NEVER;
-    if (vfmig_sock_wait(poll_fd.fd, POLLIN, until_ns, NULL) == 0)
+    bool late = tls->until_ns && vfmig_now_ns() >= tls->until_ns; /* although something is there */
+    if (tls->until_ns && tls->until_ns < until_ns)
+        until_ns = tls->until_ns;
+    if (!late && vfmig_sock_wait(tls->fd, POLLIN, until_ns, NULL) == 0)
         return 0;
     errno = EAGAIN;
     return -1;
@@ -297,9 +300,14 @@ ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count)
             return (ssize_t)total;
         if (more <= 0)
             return more;
-        if (wait_input(tls->fd) < 0)
+        if (wait_input(tls) < 0)
             return -1;
     }
+}
+
+void vfmig_tls_set_until(struct vfmig_tls *tls, uint64_t until_ns)
+{
+    tls->until_ns = until_ns;
 }
 
 /* The other direction's thread may be the one that finds out. */

@@ -41,6 +41,8 @@ ssize_t vfmig_tls_send(struct vfmig_tls *tls, const struct iovec *iov, size_t co
  * whomever; EPROTO: see why. */
 ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count);
 bool vfmig_tls_cut(struct vfmig_tls *tls);
+/* What is received comes by then at the latest, however it trickles (EAGAIN); 0: no such limit. */
+void vfmig_tls_set_until(struct vfmig_tls *tls, uint64_t until_ns);
 const char *vfmig_tls_why(struct vfmig_tls *tls);
 
 /* Something was received already that the socket will not wake anybody for. */

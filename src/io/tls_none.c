@@ -41,6 +41,10 @@ bool vfmig_tls_cut(struct vfmig_tls *tls)
     return false;
 }
 
+void vfmig_tls_set_until(struct vfmig_tls *tls, uint64_t until_ns)
+{
+}
+
 const char *vfmig_tls_why(struct vfmig_tls *tls)
 {
     return "this build has no TLS";
