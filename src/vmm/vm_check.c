@@ -78,16 +78,24 @@ int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, bool local,
 
     pthread_mutex_lock(&migration->lock);
     int ret = vmm_migration_startable(vmm, reterr);
-    if (ret == 0) {
-        struct vfmig_migrate_options options = vmm_migration_options(vmm, security);
-        options.local = local;
+    struct vfmig_migrate_options options = vmm_migration_options(vmm, security);
+    options.local = local;
+    if (ret == 0)
         vmm_migration_find(vmm, local, mismatches, on_found);
+    migration->checking = ret == 0;
+    pthread_mutex_unlock(&migration->lock);
+    /* Not with the lock: the other side may take its time, and metrics are asked for meanwhile. What is looked at
+     * changes by commands only, which are taken one after the other, and by the end, which waits. */
+    if (ret == 0) {
         ret = vfmig_source_check(&migration->vm, &options, uri, on_found, mismatches, &error);
         if (ret && ret != -EPERM && reterr)
             *reterr = error;
         ret = ret == -EPERM ? 0 : ret;
+        pthread_mutex_lock(&migration->lock);
+        migration->checking = false;
+        pthread_cond_signal(&migration->checked);
+        pthread_mutex_unlock(&migration->lock);
     }
-    pthread_mutex_unlock(&migration->lock);
     if (ret) {
         json_object_put(mismatches);
         return ret;

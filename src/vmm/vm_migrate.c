@@ -463,6 +463,7 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
     struct vmm_migration *migration = &vmm->migration;
 
     pthread_mutex_init(&migration->lock, NULL);
+    pthread_cond_init(&migration->checked, NULL);
     migration->options.channels = config->channels;
     migration->options.viommu_timeout_ns = config->viommu_timeout_ns;
     if (config->qmp_path) {
@@ -509,6 +510,8 @@ void vmm_migration_done(struct vfmig_vmm *vmm)
     if (migration->source)
         vfmig_source_quit(migration->source);
     if (migration->destination)
+    while (migration->checking)
+        pthread_cond_wait(&migration->checked, &migration->lock);
         vfmig_destination_quit(migration->destination);
     pthread_mutex_unlock(&migration->lock);
     if (migration->watching)
@@ -528,8 +531,10 @@ void vmm_migration_done(struct vfmig_vmm *vmm)
 
 void vmm_migration_forget(struct vfmig_vmm *vmm)
 {
-    if (vmm->migration.vm.ops)
-        pthread_mutex_destroy(&vmm->migration.lock);
+    if (!vmm->migration.vm.ops)
+        return;
+    pthread_cond_destroy(&vmm->migration.checked);
+    pthread_mutex_destroy(&vmm->migration.lock);
 }
 
 /* --- outgoing --- */

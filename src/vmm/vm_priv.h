@@ -52,6 +52,8 @@ struct vmm_migration {
     struct vfmig_destination *destination;
     bool watching; /* watcher exists and is to be joined */
     bool ending;   /* the VMM goes away */
+    bool checking; /* a dry run is under way, without the lock; its end: */
+    pthread_cond_t checked;
     bool local;    /* the outgoing one passes memory on */
     atomic_bool saved; /* the guest is in a file; it stands still here */
     bool restoring;    /* destination reads a file; under lock */

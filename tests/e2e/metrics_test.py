@@ -173,6 +173,24 @@ def test_by_http(world, kind):
     assert status == "HTTP/1.1 200 OK" and parse(body)
 
 
+def test_a_dry_run_that_waits_for_its_peer_holds_nobody_up(world):
+    """Who asks while the other side says nothing is answered before the dry run is."""
+    where, silent = str(world.folder / "metrics.sock"), world.folder / "silent.sock"
+    vm = world.vm("a", *GUEST, "--metrics", f"unix:{where}", devices=[world.device("dev-a")])
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(silent))
+        door.listen()
+        dry = subprocess.Popen([VFMIG, "migrate", "--dry-run", "--qmp", vm.path, f"unix:{silent}"],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        peer, _ = door.accept()
+        assert len(peer.recv(1)) == 1  # its HELLO: it waits for ours from here on
+        status, body = ask(where, b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert dry.poll() is None, "the answer came after the dry run had ended"
+        assert status == "HTTP/1.1 200 OK" and parse(body)
+        peer.close()
+    assert dry.wait(60) == 1 and dry.stderr.read()
+
+
 @pytest.mark.parametrize("where, words", [
     ("tcp:0.0.0.0:0", "not a loopback address"),
     ("http://here", "neither file:PATH"),

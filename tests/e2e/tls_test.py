@@ -71,7 +71,7 @@ def test_whoever_has_no_proof_gets_no_guest(world, certs):
         result = migrate(a, uri, "--quiet", *map(str, args))
         assert result.returncode == 1 and why in result.stderr, result.stderr
     assert_guest_lives(a)
-    result = migrate(a, uri, "--quiet", "--tls-creds", str(certs / "a"))
+    result = migrate(a, uri, "--quiet", "--downtime-limit", "20000", "--tls-creds", str(certs / "a"))
     assert result.returncode == 0, result.stderr
     assert_guest_lives(b)
 
