@@ -4,7 +4,7 @@
 
 BUILD ?= build
 SABOTAGE ?=
-T ?= wire state dma control stream journal
+T ?= wire state dma control stream journal handover qmp
 SECONDS ?= 600
 FROM ?= 1
 SEEDS ?= 100000

@@ -17,16 +17,11 @@
 #include <unistd.h>
 
 #include "base/bounds.h"
+#include "vmm/qmp_session.h"
 
 struct client {
     int fd; /* -1: free slot */
-    bool negotiated;
-    bool skipping;  /* after bad input: everything up to the next newline is dropped */
-    bool closing;   /* nothing more is read; closed once out is empty */
-    json_tokener *tokener;
-    size_t pending; /* bytes of the object that is being parsed */
-    char *out;      /* queued output */
-    size_t out_size, out_room;
+    struct qmp_session session;
 };
 
 struct vfmig_qmp {
@@ -45,284 +40,8 @@ static void client_close(struct client *client)
 {
     if (client->fd >= 0)
         close(client->fd);
-    if (client->tokener)
-        json_tokener_free(client->tokener);
-    free(client->out);
-    *client = (struct client){.fd = -1};
-}
-
-/* Appends one line. A client that does not read what it asked for is cut off, not remembered. */
-static void client_queue(struct client *client, struct json_object *message)
-{
-    size_t size;
-    const char *text = json_object_to_json_string_length(message, JSON_C_TO_STRING_SPACED, &size);
-
-    if (client->closing || !text)
-        return;
-    if (client->out_size + size + 2 > VFMIG_MAX_QMP_OUTPUT) {
-        client->closing = true;
-        client->out_size = 0;
-        return;
-    }
-    if (client->out_size + size + 2 > client->out_room) {
-        size_t room = 2 * (client->out_size + size + 2);
-        char *out = realloc(client->out, room);
-        if (!out) {
-            client->closing = true;
-            return;
-        }
-        client->out = out;
-        client->out_room = room;
-    }
-    memcpy(client->out + client->out_size, text, size);
-    memcpy(client->out + client->out_size + size, "\r\n", 2);
-    client->out_size += size + 2;
-}
-
-static void client_send(struct vfmig_qmp *qmp, struct client *client, struct json_object *message)
-{
-    pthread_mutex_lock(&qmp->lock);
-    client_queue(client, message);
-    pthread_mutex_unlock(&qmp->lock);
-    json_object_put(message);
-}
-
-static void client_error(struct vfmig_qmp *qmp, struct client *client, struct json_object *id,
-                         const char *class, const char *text)
-{
-    struct json_object *reply = json_object_new_object();
-    struct json_object *error = json_object_new_object();
-
-    json_object_object_add(error, "class", json_object_new_string(class));
-    json_object_object_add(error, "desc", json_object_new_string(text));
-    json_object_object_add(reply, "error", error);
-    if (id)
-        json_object_object_add(reply, "id", json_object_get(id));
-    client_send(qmp, client, reply);
-}
-
-struct json_object *vfmig_qmp_version(void)
-{
-    int numbers[3] = {0};
-    static const char *const names[3] = {"major", "minor", "micro"};
-    struct json_object *number = json_object_new_object();
-    struct json_object *version = json_object_new_object();
-
-    sscanf(VFMIG_VERSION, "%d.%d.%d", &numbers[0], &numbers[1], &numbers[2]);
-    for (unsigned i = 0; i < 3; i++)
-        json_object_object_add(number, names[i], json_object_new_int(numbers[i]));
-    json_object_object_add(version, "qemu", number); /* the key that clients look for */
-    json_object_object_add(version, "package", json_object_new_string("vfmig " VFMIG_VERSION));
-    return version;
-}
-
-static void client_greet(struct vfmig_qmp *qmp, struct client *client)
-{
-    struct json_object *greeting = json_object_new_object();
-    struct json_object *content = json_object_new_object();
-
-    json_object_object_add(content, "version", vfmig_qmp_version());
-    json_object_object_add(content, "capabilities", json_object_new_array());
-    json_object_object_add(greeting, "QMP", content);
-    client_send(qmp, client, greeting);
-}
-
-static bool type_matches(char type, struct json_object *value)
-{
-    switch (type) {
-    case 's':
-        return json_object_is_type(value, json_type_string);
-    case 'i':
-        return json_object_is_type(value, json_type_int);
-    case 'n':
-        return json_object_is_type(value, json_type_int) ||
-               json_object_is_type(value, json_type_double);
-    case 'b':
-        return json_object_is_type(value, json_type_boolean);
-    case 'o':
-        return json_object_is_type(value, json_type_object);
-    case 'a':
-        return json_object_is_type(value, json_type_array);
-    default:
-        return false;
-    }
-}
-
-/* Compares args with the command's list; counts what is known to find what is not. */
-static int check_args(const struct vfmig_qmp_command *command, struct json_object *args,
-                      struct vfmig_error *reterr)
-{
-    int known = 0;
-
-    for (const char *item = command->args ? command->args : ""; *item;) {
-        size_t size = strcspn(item, ",");
-        size_t name_size = strcspn(item, ":");
-        char name[64];
-        snprintf(name, sizeof(name), "%.*s", (int)name_size, item);
-        struct json_object *value;
-        if (json_object_object_get_ex(args, name, &value)) {
-            known++;
-            if (!type_matches(item[name_size + 1], value))
-                return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
-                                       "argument '%s' has the wrong type", name);
-        } else if (item[size - 1] != '?') {
-            return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
-                                   "argument '%s' is missing", name);
-        }
-        item += size + (item[size] == ',');
-    }
-    if (json_object_object_length(args) == known)
-        return 0;
-    return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_PEER, 0,
-                           "%s has an argument it does not know (it takes: %s)", command->name,
-                           command->args ? command->args : "none");
-}
-
-static struct json_object *list_commands(const struct vfmig_qmp *qmp)
-{
-    static const char *const own[] = {"qmp_capabilities", "query-commands"};
-    struct json_object *list = json_object_new_array();
-
-    for (size_t i = 0; i < 2; i++) {
-        struct json_object *row = json_object_new_object();
-        json_object_object_add(row, "name", json_object_new_string(own[i]));
-        json_object_array_add(list, row);
-    }
-    for (const struct vfmig_qmp_command *command = qmp->commands; command->name; command++) {
-        struct json_object *row = json_object_new_object();
-        json_object_object_add(row, "name", json_object_new_string(command->name));
-        json_object_array_add(list, row);
-    }
-    return list;
-}
-
-static void reply_result(struct vfmig_qmp *qmp, struct client *client, struct json_object *id,
-                         struct json_object *result)
-{
-    struct json_object *reply = json_object_new_object();
-
-    json_object_object_add(reply, "return", result ? result : json_object_new_object());
-    if (id)
-        json_object_object_add(reply, "id", json_object_get(id));
-    client_send(qmp, client, reply);
-}
-
-static void run_command(struct vfmig_qmp *qmp, struct client *client, struct json_object *id,
-                        const char *name, struct json_object *args)
-{
-    const struct vfmig_qmp_command *command = qmp->commands;
-    struct vfmig_error err = {0};
-    struct json_object *result = NULL;
-
-    if (!client->negotiated) {
-        if (strcmp(name, "qmp_capabilities")) {
-            client_error(qmp, client, id, "CommandNotFound",
-                         "expecting capabilities negotiation with 'qmp_capabilities'");
-            return;
-        }
-        pthread_mutex_lock(&qmp->lock);
-        client->negotiated = true;
-        pthread_mutex_unlock(&qmp->lock);
-        reply_result(qmp, client, id, NULL);
-        return;
-    }
-    if (!strcmp(name, "query-commands")) {
-        reply_result(qmp, client, id, list_commands(qmp));
-        return;
-    }
-    while (command->name && strcmp(command->name, name))
-        command++;
-    if (!command->name) {
-        char text[128];
-        snprintf(text, sizeof(text), "The command %.64s has not been found", name);
-        client_error(qmp, client, id, "CommandNotFound", text);
-        return;
-    }
-    if (check_args(command, args, &err) || command->run(qmp->opaque, args, &result, &err)) {
-        json_object_put(result);
-        client_error(qmp, client, id, "GenericError", err.text);
-        return;
-    }
-    reply_result(qmp, client, id, result);
-}
-
-/* One complete JSON value from the client. */
-static void take_request(struct vfmig_qmp *qmp, struct client *client, struct json_object *request)
-{
-    struct json_object *execute = NULL, *args = NULL, *id = NULL;
-    int known = 0;
-
-    if (!json_object_is_type(request, json_type_object)) {
-        client_error(qmp, client, NULL, "GenericError", "QMP input must be a JSON object");
-        return;
-    }
-    known += json_object_object_get_ex(request, "id", &id);
-    known += json_object_object_get_ex(request, "execute", &execute);
-    known += json_object_object_get_ex(request, "arguments", &args);
-    if (!json_object_is_type(execute, json_type_string)) {
-        client_error(qmp, client, id, "GenericError", "QMP input lacks member 'execute'");
-        return;
-    }
-    if (args && !json_object_is_type(args, json_type_object)) {
-        client_error(qmp, client, id, "GenericError", "QMP input member 'arguments' must be an object");
-        return;
-    }
-    if (json_object_object_length(request) != known) {
-        client_error(qmp, client, id, "GenericError", "QMP input has an unexpected member");
-        return;
-    }
-    struct json_object *empty = args ? NULL : json_object_new_object();
-    run_command(qmp, client, id, json_object_get_string(execute), args ? args : empty);
-    json_object_put(empty);
-}
-
-/* Input that cannot be parsed: say so, then drop the rest of the line. */
-static void reject_input(struct vfmig_qmp *qmp, struct client *client, const char *text)
-{
-    json_tokener_reset(client->tokener);
-    client->pending = 0;
-    client->skipping = true;
-    client_error(qmp, client, NULL, "GenericError", text);
-}
-
-/* Consumes a prefix of data and returns its length; 0 only when it starts to skip. */
-static size_t take_input(struct vfmig_qmp *qmp, struct client *client, const char *data, size_t size)
-{
-    if (client->skipping) {
-        const char *newline = memchr(data, '\n', size);
-        client->skipping = !newline;
-        return newline ? (size_t)(newline - data) + 1 : size;
-    }
-    if (!client->pending) {
-        if (data[0] && strchr(" \t\r\n", data[0]))
-            return 1;
-        if (data[0] != '{') {
-            reject_input(qmp, client, "JSON parse error, expecting an object");
-            return 1;
-        }
-    }
-    size_t room = VFMIG_MAX_QMP_INPUT - client->pending;
-    size_t piece = size < room ? size : room;
-    struct json_object *request = json_tokener_parse_ex(client->tokener, data, (int)piece);
-    enum json_tokener_error error = json_tokener_get_error(client->tokener);
-    size_t used = json_tokener_get_parse_end(client->tokener);
-    if (error == json_tokener_continue) {
-        client->pending += piece;
-        if (client->pending >= VFMIG_MAX_QMP_INPUT)
-            reject_input(qmp, client, "QMP input is too long");
-        return piece;
-    }
-    if (error != json_tokener_success) {
-        char text[128];
-        snprintf(text, sizeof(text), "JSON parse error, %s", json_tokener_error_desc(error));
-        reject_input(qmp, client, text);
-        return used; /* not the refused byte: it may be the newline that ends the skipping */
-    }
-    json_tokener_reset(client->tokener);
-    client->pending = 0;
-    take_request(qmp, client, request);
-    json_object_put(request);
-    return used;
+    qmp_session_end(&client->session);
+    client->fd = -1;
 }
 
 static void client_read(struct vfmig_qmp *qmp, struct client *client)
@@ -334,14 +53,13 @@ static void client_read(struct vfmig_qmp *qmp, struct client *client)
         return;
     if (size <= 0) {
         pthread_mutex_lock(&qmp->lock);
-        client->closing = true;
+        client->session.closing = true;
         if (size < 0)
-            client->out_size = 0;
+            client->session.out_size = 0;
         pthread_mutex_unlock(&qmp->lock);
         return;
     }
-    for (size_t used = 0; used < (size_t)size && !client->closing;)
-        used += take_input(qmp, client, data + used, (size_t)size - used);
+    qmp_session_feed(&client->session, data, (size_t)size);
 }
 
 /* Sends what the socket takes; called with the lock held. */
@@ -349,21 +67,21 @@ static void client_write(struct client *client)
 {
     size_t sent = 0;
 
-    while (sent < client->out_size) {
-        ssize_t ret = send(client->fd, client->out + sent, client->out_size - sent,
+    while (sent < client->session.out_size) {
+        ssize_t ret = send(client->fd, client->session.out + sent, client->session.out_size - sent,
                            MSG_DONTWAIT | MSG_NOSIGNAL);
         if (ret < 0 && errno == EINTR)
             continue;
         if (ret < 0 && errno != EAGAIN) {
-            client->closing = true;
-            sent = client->out_size;
+            client->session.closing = true;
+            sent = client->session.out_size;
         }
         if (ret <= 0)
             break;
         sent += (size_t)ret;
     }
-    memmove(client->out, client->out + sent, client->out_size - sent);
-    client->out_size -= sent;
+    memmove(client->session.out, client->session.out + sent, client->session.out_size - sent);
+    client->session.out_size -= sent;
 }
 
 static void accept_client(struct vfmig_qmp *qmp)
@@ -376,15 +94,11 @@ static void accept_client(struct vfmig_qmp *qmp)
         struct client *client = &qmp->clients[i];
         if (client->fd >= 0)
             continue;
-        json_tokener *tokener = json_tokener_new_ex(VFMIG_MAX_QMP_DEPTH);
-        if (!tokener)
+        if (qmp_session_begin(&client->session, qmp->commands, qmp->opaque, &qmp->lock))
             break;
-        json_tokener_set_flags(tokener, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS |
-                                            JSON_TOKENER_VALIDATE_UTF8);
         pthread_mutex_lock(&qmp->lock);
-        *client = (struct client){.fd = fd, .tokener = tokener};
+        client->fd = fd;
         pthread_mutex_unlock(&qmp->lock);
-        client_greet(qmp, client);
         return;
     }
     close(fd); /* no memory for it */
@@ -399,13 +113,13 @@ static bool prepare(struct vfmig_qmp *qmp, struct pollfd *polls)
     go_on = !qmp->stopping;
     for (unsigned i = 0; i < VFMIG_MAX_QMP_CLIENTS; i++) {
         struct client *client = &qmp->clients[i];
-        if (client->fd >= 0 && client->out_size)
+        if (client->fd >= 0 && client->session.out_size)
             client_write(client);
-        if (client->fd >= 0 && client->closing && !client->out_size)
+        if (client->fd >= 0 && client->session.closing && !client->session.out_size)
             client_close(client);
         room |= client->fd < 0;
         polls[i].fd = client->fd;
-        polls[i].events = (short)((client->closing ? 0 : POLLIN) | (client->out_size ? POLLOUT : 0));
+        polls[i].events = (short)((client->session.closing ? 0 : POLLIN) | (client->session.out_size ? POLLOUT : 0));
     }
     pthread_mutex_unlock(&qmp->lock);
     polls[VFMIG_MAX_QMP_CLIENTS] = (struct pollfd){.fd = qmp->wake_fd, .events = POLLIN};
@@ -428,11 +142,11 @@ static void *serve(void *arg)
             struct client *client = &qmp->clients[i];
             if (!polls[i].revents)
                 continue;
-            if (!client->closing && polls[i].revents & (POLLIN | POLLHUP | POLLERR)) {
+            if (!client->session.closing && polls[i].revents & (POLLIN | POLLHUP | POLLERR)) {
                 client_read(qmp, client);
             } else if (polls[i].revents & (POLLHUP | POLLERR)) {
                 pthread_mutex_lock(&qmp->lock);
-                client->out_size = 0;
+                client->session.out_size = 0;
                 pthread_mutex_unlock(&qmp->lock);
             }
         }
@@ -542,8 +256,8 @@ void vfmig_qmp_event(struct vfmig_qmp *qmp, const char *name, struct json_object
         json_object_object_add(event, "data", data);
     pthread_mutex_lock(&qmp->lock);
     for (unsigned i = 0; i < VFMIG_MAX_QMP_CLIENTS; i++)
-        if (qmp->clients[i].fd >= 0 && qmp->clients[i].negotiated)
-            client_queue(&qmp->clients[i], event);
+        if (qmp->clients[i].fd >= 0 && qmp->clients[i].session.negotiated)
+            qmp_session_queue(&qmp->clients[i].session, event);
     pthread_mutex_unlock(&qmp->lock);
     json_object_put(event);
     wake(qmp);
