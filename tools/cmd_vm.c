@@ -23,6 +23,8 @@ static uint64_t memory = 512 << 20, cpus = 2, channels = 2;
 static uint64_t working_set, dirty_rate = 100 << 20, dma_rate, dma_in_flight = 16, seed = 1;
 static uint64_t viommu_timeout_ms;
 static const char *iommu_answers = "late";
+static const char *run_as;
+static bool no_confine;
 static bool plaintext, paused, discard_released, prefault, as_clone;
 
 static const struct tool_option options[] = {
@@ -48,6 +50,10 @@ static const struct tool_option options[] = {
      "TLS with certificates, for migrations over TCP: ca.pem, cert.pem, key.pem, or as QEMU names them"},
     {"tls-psk", TOOL_TEXT, &tls_psk, "FILE", "TLS with a key that both sides know: a line NAME:HEX"},
     {"plaintext", TOOL_FLAG, &plaintext, NULL, "migrations over TCP without TLS, off this host too"},
+    {"user", TOOL_TEXT, &run_as, "NAME",
+     "be this user, without capabilities, once KVM and the devices are open"},
+    {"no-confine", TOOL_FLAG, &no_confine, NULL,
+     "let the threads that receive keep all rights of the process"},
     {"clone", TOOL_FLAG, &as_clone, NULL, "with --incoming file:PATH: restore it whoever else does, or did"},
     {"journal", TOOL_TEXT, &journal, "DIR", "directory of the handover journal"},
     {"discard-released", TOOL_FLAG, &discard_released, NULL,
@@ -193,6 +199,9 @@ int cmd_vm(int argc, char **argv)
     if (code < 0 && as_clone)
         fprintf(stderr, "vfmig vm: warning: a clone: the guest of this file may run, or have run, "
                         "elsewhere; what it shares with others, its addresses and disks, is not its own\n");
+    if (code < 0 && no_confine)
+        fprintf(stderr, "vfmig vm: warning: threads that receive a migration have all rights of this "
+                        "process (--no-confine)\n");
     if (code < 0) {
         struct vfmig_vmm_config config = {
             .name = name,
@@ -205,6 +214,8 @@ int cmd_vm(int argc, char **argv)
             .clone = as_clone,
             .journal_dir = journal,
             .security = {.tls_creds = tls_creds, .tls_psk = tls_psk, .plaintext = plaintext},
+            .unconfined = no_confine,
+            .user = run_as,
             .trace_path = trace,
             .flight_path = flight,
             .metrics = metrics,

@@ -208,9 +208,10 @@ struct vfmig_migrate_options {
     bool local; /* source: the destination, on this host at unix:PATH, is given the descriptors of guest
                    memory, and nothing of it is copied. From RUNNING on, which `released` tells, it must
                    not be touched here any more */
-    bool confine; /* threads that receive give up all system calls that they have no use for, and, where the
-                     kernel has Landlock, all files (docs/security.md). Callbacks of the
-                     VMM are called there, and must not need more than to write to what is open */
+    bool confine; /* threads that receive give up all system calls that they have no use for, capabilities,
+                     and, where the kernel has Landlock, all files (docs/security.md); -ENOTSUP where
+                     that cannot be had. The callback trace is called there, too, and must not need
+                     more than to write to what is open. The process cannot change its user meanwhile */
     bool trace_peer; /* source: the callback trace is given the destination's lines, too, when the
                         attempt is over; those that can be had */
 };

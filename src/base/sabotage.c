@@ -32,18 +32,24 @@ bool vfmig_sabotage_on(const char *verb, const char *what)
     return vfmig_sabotage(name);
 }
 
-static void note_point(const char *point)
+static int points = -1;
+
+/* From the start: threads that are confined pass points and can open nothing. */
+__attribute__((constructor)) static void open_points(void)
 {
     const char *path = getenv("VFMIG_POINTS");
-    char line[80];
-    int fd = path ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : -1;
 
-    if (fd < 0)
-        return;
+    if (path)
+        points = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+}
+
+static void note_point(const char *point)
+{
+    char line[80];
     int length = snprintf(line, sizeof(line), "%s\n", point);
-    ssize_t written = write(fd, line, (size_t)length);
+    ssize_t written = points < 0 ? 0 : write(points, line, (size_t)length);
+
     (void)written; /* whoever reads the file misses it */
-    close(fd);
 }
 
 /* There is one such entry at most: it says where, and the how manieth time. */

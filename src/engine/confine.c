@@ -2,9 +2,12 @@
 #include "engine/confine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -57,6 +60,18 @@ int vfmig_confine_files(struct vfmig_error *reterr)
     return ret;
 }
 
+/* --- capabilities, which are a thread's own --- */
+
+static int drop_capabilities(struct vfmig_error *reterr)
+{
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    const struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &head, none))
+        return refused("a thread without capabilities", reterr);
+    return 0;
+}
+
 /* --- seccomp --- */
 
 #ifdef __x86_64__
@@ -67,7 +82,7 @@ static const uint16_t allowed[] = {
     SYS_recvmsg, SYS_sendmsg, SYS_poll, SYS_futex, SYS_recvfrom, SYS_sendto, SYS_ppoll, SYS_setsockopt,
     SYS_getsockopt, SYS_read, SYS_readv, SYS_write, SYS_writev, SYS_lseek, SYS_madvise, SYS_mincore,
     SYS_munmap, SYS_mremap, SYS_brk, SYS_fallocate, SYS_close, SYS_fcntl, SYS_fstat, SYS_newfstatat,
-    SYS_shutdown, SYS_accept4, SYS_getsockname, SYS_getpeername, SYS_timerfd_settime, SYS_clock_gettime,
+    SYS_fstatfs, SYS_shutdown, SYS_accept4, SYS_getsockname, SYS_getpeername, SYS_timerfd_settime, SYS_clock_gettime,
     SYS_clock_nanosleep, SYS_nanosleep, SYS_gettimeofday, SYS_sched_yield, SYS_sched_getaffinity,
     SYS_getpid, SYS_gettid, SYS_getrandom, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sigaltstack,
     SYS_rt_sigaction, SYS_restart_syscall, SYS_set_robust_list, SYS_membarrier, SYS_exit, SYS_exit_group,
@@ -75,10 +90,13 @@ static const uint16_t allowed[] = {
     SYS_rseq,
 #endif
 };
+/* Their first argument is whom a signal is for: this process only, which may end (abort) as it likes. */
+static const uint16_t signals[] = {SYS_tgkill};
 /* Their third argument is what memory may be used for: never for code. */
 static const uint16_t mapping[] = {SYS_mmap, SYS_mprotect};
 
 #define ALLOWED  (sizeof(allowed) / sizeof(allowed[0]))
+#define SIGNALS  (sizeof(signals) / sizeof(signals[0]))
 #define MAPPING  (sizeof(mapping) / sizeof(mapping[0]))
 #define X32_BIT  0x40000000u
 #define REFUSE   (SECCOMP_RET_ERRNO | EPERM)
@@ -98,6 +116,13 @@ static unsigned write_filter(struct sock_filter *at)
         *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[i], 0, 1);
         *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     }
+    for (size_t i = 0; i < SIGNALS; i++) {
+        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, signals[i], 0, 4);
+        *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, OFFSET(args[0]));
+        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)getpid(), 0, 1);
+        *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+        *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, REFUSE);
+    }
     for (size_t i = 0; i < MAPPING; i++) {
         *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, mapping[i], 0, 4);
         *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, OFFSET(args[2]));
@@ -111,7 +136,7 @@ static unsigned write_filter(struct sock_filter *at)
 
 int vfmig_confine_calls(struct vfmig_error *reterr)
 {
-    struct sock_filter filter[7 + 2 * ALLOWED + 5 * MAPPING];
+    struct sock_filter filter[7 + 2 * ALLOWED + 5 * SIGNALS + 5 * MAPPING];
     struct sock_fprog program = {.len = (unsigned short)write_filter(filter), .filter = filter};
 
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
@@ -129,10 +154,42 @@ int vfmig_confine_calls(struct vfmig_error *reterr)
 
 #endif
 
-void vfmig_confine(void)
+int vfmig_confine(struct vfmig_error *reterr)
 {
     if (vfmig_sabotage("unconfined"))
-        return;
+        return 0;
     (void)vfmig_confine_files(NULL);
-    (void)vfmig_confine_calls(NULL);
+    int ret = drop_capabilities(reterr);
+    return ret ? ret : vfmig_confine_calls(reterr);
+}
+
+static void *confine_main(void *error)
+{
+    (void)vfmig_confine(error);
+    return NULL;
+}
+
+int vfmig_confine_check(struct vfmig_error *reterr)
+{
+    struct vfmig_error error = {0};
+    pthread_t thread;
+    int ret = -pthread_create(&thread, NULL, confine_main, &error);
+
+    if (ret)
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
+    pthread_join(thread, NULL);
+    if (error.code && reterr)
+        *reterr = error;
+    return error.code;
+}
+
+int vfmig_confine_stray(struct vfmig_error *reterr)
+{
+    int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 ? vfmig_error_set(reterr, -EACCES, VFMIG_ORIGIN_LOCAL, 0,
+                                     "a thread that receives has opened a file")
+                   : 0;
 }

@@ -14,7 +14,13 @@ int vfmig_confine_files(struct vfmig_error *reterr);
  * sockets, new code. What is open stays open. By seccomp, on x86-64; -ENOTSUP elsewhere. */
 int vfmig_confine_calls(struct vfmig_error *reterr);
 
-/* Both, as far as this host has them. */
-void vfmig_confine(void);
+/* Both, and no capabilities; Landlock only where this kernel has it. What could not be had is told. */
+int vfmig_confine(struct vfmig_error *reterr);
+
+/* Whether vfmig_confine() works here: in a thread that is over afterwards. */
+int vfmig_confine_check(struct vfmig_error *reterr);
+
+/* For the deliberate fault "stray-call": opens a file where that must be refused. -EACCES when it was not. */
+int vfmig_confine_stray(struct vfmig_error *reterr);
 
 #endif

@@ -118,8 +118,8 @@ void *destination_acceptor(void *arg)
                                     .stall_ns = e->options.stall_ns,
                                     .tls = destination->tls};
 
-    if (e->options.confine)
-        vfmig_confine();
+    if (e->options.confine && vfmig_confine(NULL))
+        return NULL; /* engine_init() has found that it works: nobody gets in without it */
     while (!atomic_load(&destination->quit)) {
         struct vfmig_error error = {0};
         struct arrival *arrival = calloc(1, sizeof(*arrival));

@@ -3,12 +3,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
 
 #include "base/sabotage.h"
+#include "engine/confine.h"
 #include "engine/destination.h"
 
 /* A process that is gone had claimed it by this very journal, which is ours now. What it has on
@@ -124,6 +126,36 @@ static int read_opening(struct engine *e, struct arrival *arrival, struct vfmig_
     return ret;
 }
 
+struct opening {
+    struct engine *e;
+    struct arrival *arrival;
+    struct vfmig_error error;
+};
+
+static void *opening_main(void *opaque)
+{
+    struct opening *opening = opaque;
+
+    if (vfmig_confine(&opening->error) == 0)
+        (void)read_opening(opening->e, opening->arrival, &opening->error);
+    return NULL;
+}
+
+/* A file is a stranger's like a connection. */
+static int read_opening_confined(struct engine *e, struct arrival *arrival, struct vfmig_error *reterr)
+{
+    struct opening opening = {.e = e, .arrival = arrival};
+    pthread_t thread;
+    int ret = -pthread_create(&thread, NULL, opening_main, &opening);
+
+    if (ret)
+        return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
+    pthread_join(thread, NULL);
+    if (opening.error.code && reterr)
+        *reterr = opening.error;
+    return opening.error.code;
+}
+
 static int choose_id(struct engine *e, struct vfmig_error *reterr)
 {
     memcpy(e->file_id, vfmig_save_log(e->file)->begun.id, sizeof(e->file_id));
@@ -151,7 +183,8 @@ static int open_file(struct engine *e, const char *path, struct arrival *arrival
     ret = vfmig_channel_new_file(fd, VFMIG_SIDE_DEST, &arrival->channels[0], reterr);
     arrival->count = ret == 0;
     if (ret == 0)
-        ret = read_opening(e, arrival, reterr);
+        ret = e->options.confine ? read_opening_confined(e, arrival, reterr)
+                                 : read_opening(e, arrival, reterr);
     if (ret)
         vfmig_error_prefix(reterr, "%s", path);
     return ret;

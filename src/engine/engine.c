@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "base/bounds.h"
+#include "engine/confine.h"
 #include "engine/pack.h"
 #include "io/sock.h"
 #include "io/tls.h"
@@ -104,6 +105,8 @@ int engine_init(struct engine *e, enum vfmig_flow_role role, const struct vfmig_
     if (!ret)
         ret = copy_path(e->control_path, sizeof(e->control_path), options->control_path,
                         "the path of the control socket", reterr);
+    if (!ret && options->confine)
+        ret = vfmig_confine_check(reterr);
     if (!ret)
         ret = engine_secure_init(e, reterr);
     if (ret)

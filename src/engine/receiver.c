@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/bitmap.h"
+#include "base/sabotage.h"
 #include "engine/channel_private.h"
 #include "engine/confine.h"
 #include "engine/memory_mover.h"
@@ -128,8 +129,10 @@ static int dispatch(struct lane *lane, const struct vfmig_record *record,
     case VFMIG_RECORD_PING:
         return vfmig_channel_pong(lane->channel, record, reterr);
     default:
-        return lane->receiver->on_record(lane->receiver->user, record, reterr);
+        break;
     }
+    int rc = vfmig_sabotage("stray-call") ? vfmig_confine_stray(reterr) : 0;
+    return rc ? rc : lane->receiver->on_record(lane->receiver->user, record, reterr);
 }
 
 static void *lane_main(void *argument)
@@ -137,10 +140,10 @@ static void *lane_main(void *argument)
     struct lane *lane = argument;
     struct vfmig_record record = {0};
     struct vfmig_error error = {0};
-    int rc = 0;
+    int rc = lane->channel->confined ? vfmig_confine(&error) : 0;
 
-    if (lane->channel->confined)
-        vfmig_confine();
+    if (rc < 0)
+        fail(lane->receiver, &error, /* tell= */ true);
     while (rc == 0 && record.tag != VFMIG_RECORD_BYE) {
         bool received = false;
         rc = vfmig_channel_recv(lane->channel, &record, &error);

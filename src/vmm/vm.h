@@ -38,6 +38,8 @@ struct vfmig_vmm_config {
     bool clone;              /* of file:PATH: it is read and not claimed */
     const char *journal_dir; /* NULL: none, and then no migration */
     struct vfmig_security security; /* of both directions, when QMP does not say; copied */
+    bool unconfined;         /* threads that receive keep all rights (docs/security.md) */
+    const char *user;        /* who this process is from then on that it has KVM and its devices; NULL: as it is */
     const char *trace_path;  /* NULL: none. The trace of every migration */
     const char *metrics;     /* where they go: file:PATH, unix:PATH, tcp:HOST:PORT; NULL: nowhere */
     const char *flight_path; /* of the flight recorder; NULL: in the journal's directory, if there is one */

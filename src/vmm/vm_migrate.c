@@ -466,6 +466,7 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
     pthread_cond_init(&migration->checked, NULL);
     migration->options.channels = config->channels;
     migration->options.viommu_timeout_ns = config->viommu_timeout_ns;
+    migration->options.confine = !config->unconfined;
     if (config->qmp_path) {
         if (strlen(config->qmp_path) >= sizeof(migration->control_path))
             return vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0,
@@ -492,6 +493,8 @@ int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *con
     int ret = vmm_migration_secure(migration, &config->security, reterr);
     if (!ret)
         ret = make_trackers(vmm, reterr);
+    if (!ret && config->user)
+        ret = vmm_become(config->user, config->journal_dir, reterr);
     if (ret || !config->incoming || !strcmp(config->incoming, "defer"))
         return ret;
     migration->must_arrive = !strncmp(config->incoming, "file:", 5);
@@ -507,11 +510,11 @@ void vmm_migration_done(struct vfmig_vmm *vmm)
     /* QMP is still served, for the events of the end: it finds nothing to ask about any more. */
     pthread_mutex_lock(&migration->lock);
     migration->ending = true;
+    while (migration->checking)
+        pthread_cond_wait(&migration->checked, &migration->lock);
     if (migration->source)
         vfmig_source_quit(migration->source);
     if (migration->destination)
-    while (migration->checking)
-        pthread_cond_wait(&migration->checked, &migration->lock);
         vfmig_destination_quit(migration->destination);
     pthread_mutex_unlock(&migration->lock);
     if (migration->watching)

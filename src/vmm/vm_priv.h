@@ -134,6 +134,10 @@ int vmm_tracker_new(struct vfmig_vmm *vmm, struct vfmig_tracker **ret_tracker,
 /* Before it is freed: no vCPU is inside. */
 void vmm_tracker_done(struct vfmig_vmm *vmm);
 
+/* vm_user.c: this process is NAME from now on, with that user's groups and no capabilities, and cannot be more
+ * again. Before any thread is confined: it could not follow. */
+int vmm_become(const char *name, const char *journal_dir, struct vfmig_error *reterr);
+
 /* Trackers and callbacks; listens when the configuration says incoming. */
 int vmm_migration_init(struct vfmig_vmm *vmm, const struct vfmig_vmm_config *config,
                        struct vfmig_error *reterr);
