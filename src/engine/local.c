@@ -21,11 +21,20 @@
 int engine_boot_id(char out[ENGINE_BOOT_ID_BYTES])
 {
     int fd = open(BOOT_ID_PATH, O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 ? -1 : read(fd, out, ENGINE_BOOT_ID_BYTES - 1);
+    size_t size = 0;
+    ssize_t got = fd < 0 ? 0 : 1;
 
+    /* A part of it would be another machine's for the peer. */
+    while (got > 0 && size < ENGINE_BOOT_ID_BYTES - 1) {
+        got = read(fd, out + size, ENGINE_BOOT_ID_BYTES - 1 - size);
+        if (got < 0 && errno == EINTR)
+            got = 1;
+        else if (got > 0)
+            size += (size_t)got;
+    }
     if (fd >= 0)
         close(fd);
-    out[got > 0 ? got : 0] = 0;
+    out[got < 0 ? 0 : size] = 0;
     out[strcspn(out, "\n")] = 0;
     return *out ? 0 : -ENOENT;
 }
