@@ -113,7 +113,10 @@ void engine_link_free(struct engine *e, bool bye)
     for (uint32_t i = 0; bye && e->linked && i < e->channel_count; i++)
         (void)vfmig_channel_send(e->channels[i], VFMIG_RECORD_BYE, NULL, 0, NULL);
     if (e->link) {
-        engine_link_shutdown(e); /* ends the watch, which must not outlive the receiver */
+        /* Ends the watch, which must not outlive the receiver. Of one that failed it has ended, and the reason may
+         * be on its way still: vfmig_receiver_free has a moment for that. */
+        if (!bye || vfmig_receiver_failure(e->receiver, NULL) == 0)
+            engine_link_shutdown(e);
         pthread_join(e->link->thread, NULL);
     }
     vfmig_receiver_free(e->receiver);
