@@ -1,0 +1,770 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Peers that say what they must not, on every record that the two sides of a migration and a dry run take: each is
+ * told one sentence, the side that was lied to stays what it was, and the next migration goes through. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "base/crc32c.h"
+#include "base/le.h"
+#include "engine/channel.h"
+#include "engine/channel_private.h"
+#include "engine/engine.h"
+#include "io/sock.h"
+#include "rig.h"
+
+#define FULL   (VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_NDMA | VFMIG_FEATURE_PRE_COPY)
+#define SECOND UINT64_C(1000000000)
+#define COUNT(list) (sizeof(list) / sizeof((list)[0]))
+
+static const uint32_t features[] = {FULL, FULL};
+static struct rig rig;
+
+/* --- the liar's half of a connection --- */
+
+static struct vfmig_channel *liar[2];
+
+static void say(unsigned channel, enum vfmig_record_tag tag, const void *data, size_t size)
+{
+    /* Whoever is lied to may have hung up. */
+    (void)vfmig_channel_send(liar[channel], tag, data, size, NULL);
+}
+
+/* As many bytes as the table would not let through, or a tag that it does not have. */
+static void say_raw(unsigned channel, enum vfmig_record_tag tag, const void *data, uint32_t size)
+{
+    struct iovec iov[2] = {{0}, {(void *)(uintptr_t)data, size}};
+
+    (void)vfmig_channel_send_record(liar[channel], tag, iov, size ? 2 : 1, size, vfmig_crc32c(0, data, size), NULL);
+}
+
+static void say_words(unsigned channel, enum vfmig_record_tag tag, const uint32_t *words, uint32_t count)
+{
+    uint8_t out[256];
+
+    for (uint32_t i = 0; i < count; i++)
+        vfmig_le32_put(out + 4 * i, words[i]);
+    say_raw(channel, tag, out, 4 * count);
+}
+
+#define WORDS(channel, tag, ...)                                                                   \
+    say_words(channel, VFMIG_RECORD_##tag, (const uint32_t[]){__VA_ARGS__},                        \
+              COUNT(((const uint32_t[]){__VA_ARGS__})))
+
+static void hang_up(void)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        vfmig_channel_free(liar[i]);
+        liar[i] = NULL;
+    }
+}
+
+/* --- sources that lie to a destination --- */
+
+static int knock(void *user, struct vfmig_error *reterr)
+{
+    int fd = -1;
+    int ret = vfmig_sock_connect(rig.uri, vfmig_deadline_ns(20 * SECOND), &fd, reterr);
+
+    return ret ? ret : fd;
+}
+
+static struct vfmig_buffer identity_text(const char *more)
+{
+    struct vfmig_buffer text = {.limit = VFMIG_MAX_IDENTITY};
+
+    assert_int_equal(engine_identity(&rig.side[RIG_SOURCE].vm, &text, NULL), 0);
+    assert_int_equal(vfmig_buffer_printf(&text, "%s", more), 0);
+    return text;
+}
+
+/* The answer of the other side that says why: what an ERROR or a VERDICT says. */
+static void hear_why(char *ret_text, size_t size)
+{
+    struct vfmig_error error = {0};
+    struct vfmig_verdict verdict = {.accept = true};
+    struct vfmig_record record;
+
+    snprintf(ret_text, size, "%s", "");
+    while (verdict.accept && !error.code && vfmig_channel_recv(liar[0], &record, NULL) == 0) {
+        if (record.tag == VFMIG_RECORD_VERDICT)
+            assert_int_equal(vfmig_verdict_decode(record.payload, record.length, &verdict, NULL), 0);
+        if (record.tag == VFMIG_RECORD_ERROR)
+            assert_int_equal(vfmig_stream_error_decode(record.payload, record.length, &error, NULL), 0);
+    }
+    snprintf(ret_text, size, "%s", verdict.accept ? error.text : verdict.text);
+}
+
+static bool introduced(const char *more)
+{
+    static const uint8_t id[VFMIG_MIGRATION_ID_BYTES] = "a liar";
+    const struct vfmig_dial dial = {.next_fd = knock, .stall_ns = 20 * SECOND};
+    struct vfmig_verdict verdict = {0};
+    struct vfmig_error error = {0};
+    struct vfmig_record record;
+
+    if (vfmig_channels_open(&dial, 2, id, liar, &error))
+        fail_msg("%s", error.text);
+    struct vfmig_buffer text = identity_text(more);
+    say(0, VFMIG_RECORD_IDENTITY, text.data, text.size);
+    vfmig_buffer_free(&text);
+    assert_int_equal(vfmig_channel_recv(liar[0], &record, NULL), 0);
+    assert_int_equal(record.tag, VFMIG_RECORD_VERDICT);
+    assert_int_equal(vfmig_verdict_decode(record.payload, record.length, &verdict, NULL), 0);
+    return verdict.accept;
+}
+
+/* The end of the last one may still be under way. */
+static void introduce(const char *more)
+{
+    for (unsigned i = 0; !introduced(more); i++) {
+        hang_up();
+        usleep(1000);
+        assert_true(i < 20000);
+    }
+}
+
+static void unknown_device(void) { WORDS(0, DEVDATA, 9, 0, 0, 0, 1); }
+static void other_channel(void) { WORDS(0, DEVDATA, 1, 0, 0, 0, 1); }
+static void later_segment(void) { WORDS(0, DEVDATA, 0, 0, 1, 0, 1); }
+static void odd_piece(void) { WORDS(0, DEVDATA, 0, 4, 0, 0, 1); }
+static void short_piece(void) { WORDS(0, DEVDATA, 0, 0, 0); }
+
+static void after_the_end(void)
+{
+    WORDS(0, DEVEND, 0, 0, 0, 0, 0, 0);
+    WORDS(0, DEVDATA, 0, 0, 0, 0, 1);
+}
+
+static void end_of_another_count(void) { WORDS(0, DEVEND, 0, 0, 1, 0, 5, 0); }
+static void end_of_nothing(void) { WORDS(0, DEVEND, 7, 0, 0, 0, 0, 0); }
+static void end_within_a_segment(void)
+{
+    WORDS(0, DEVDATA, 0, 1, 0, 0, 1);
+    WORDS(0, DEVEND, 0, 0, 0, 0, 4, 0);
+}
+
+/* More in one segment than there may be. */
+static void endless_segment(void)
+{
+    static uint8_t piece[VFMIG_MAX_DEVICE_PIECE];
+
+    for (unsigned i = 0; i <= VFMIG_MAX_DEVICE_SEGMENT / VFMIG_MAX_DEVICE_PIECE; i++)
+        (void)vfmig_channel_send_part(liar[0], 0, 0, piece, sizeof(piece), /* more= */ true, NULL);
+}
+
+static void vm_state_of_no_kind(void) { WORDS(0, VMSTATE, 4, 0, 0, 0); }
+static void vm_state_of_kind_none(void) { WORDS(0, VMSTATE, 0, 0, 0, 0); }
+static void vm_state_twice(void)
+{
+    WORDS(0, VMSTATE, VMSTATE_VCPUS, 0, 0, 0);
+    WORDS(0, VMSTATE, VMSTATE_VCPUS, 0, 0, 0);
+}
+
+static void memory_not_agreed(void) { WORDS(0, RAMFDS, 1, 0, 0, 0, 4096, 0, 0, 0); }
+static void no_blocks(void) { WORDS(0, RAMFDS, 0, 0); }
+static void identity_again(void) { say(0, VFMIG_RECORD_IDENTITY, "identity=1", 10); }
+static void hello_again(void)
+{
+    uint8_t zeros[VFMIG_HELLO_BYTES] = {0};
+    say(0, VFMIG_RECORD_HELLO, zeros, sizeof(zeros));
+}
+static void gives_up(void)
+{
+    WORDS(0, ERROR, 5, 2, 0x6f6f6d);
+}
+static void gives_up_in_no_way(void) { WORDS(0, ERROR, 5, 200, 0x6f6f6d); }
+static void not_a_source_s(void) { WORDS(0, CREDIT, 0, 0, 1, 0); }
+static void not_control(void) { WORDS(1, VMSTATE, 1, 0, 0, 0); }
+static void message_cut(void) { WORDS(0, HANDOVER, 1, 2); }
+static void rounds_backwards(void)
+{
+    WORDS(0, ROUND, 5, 0, 0, 0, 0, 0);
+    WORDS(0, ROUND, 5, 0, 0, 0, 0, 0);
+}
+static void pages_not_sent(void) { WORDS(0, ROUND, 1, 0, 7, 0, 0, 0); }
+static void zeros_not_sent(void) { WORDS(0, ROUND, 1, 0, 0, 0, 7, 0); }
+static void short_round(void) { WORDS(0, ROUND, 1, 0); }
+static void no_runs(void) { WORDS(0, ZERO, 0, 0, 0, 0, 0, 0); }
+static void other_pages(void) { WORDS(0, ZERO, 1, 9, 0, 8, 0, 0); }
+static void other_block(void) { WORDS(0, ZERO, 1, 8, 2, 8, 0, 0); }
+static void outside(void) { WORDS(0, ZERO, 1, 8, 0, 8, 0xfffffff0, 0xffffffff); }
+static void other_stripe(void) { WORDS(1, ZERO, 1, 8, 0, 8, 0, 0); }
+static void run_of_nothing(void) { WORDS(0, ZERO, 1, 0, 0, 0, 0, 0); }
+static void memory_cut(void) { WORDS(0, MEMORY, 1, 1, 0, 1, 0, 0, 0); }
+static void packed_cut(void) { WORDS(0, PACKED, VFMIG_RECORD_DEVDATA, 20, 0); }
+static void packed_of_what_is_not(void) { WORDS(0, PACKED, VFMIG_RECORD_HANDOVER, 24, 0); }
+static void packed_of_too_much(void) { WORDS(0, PACKED, VFMIG_RECORD_DEVDATA, 0xffffffff, 0); }
+static void packed_memory_of_nothing(void) { WORDS(0, PACKED, VFMIG_RECORD_MEMORY, 4132, 0); }
+static void altered(void)
+{
+    struct iovec iov[2] = {{0}, {(void *)"identity=1", 10}};
+    (void)vfmig_channel_send_record(liar[0], VFMIG_RECORD_IDENTITY, iov, 2, 10, 1, NULL);
+}
+static void out_of_order(void)
+{
+    liar[0]->send_sequence += 2;
+    WORDS(0, VMSTATE, 1, 0, 0, 0);
+}
+static void of_another_channel(void)
+{
+    liar[0]->index = 5;
+    WORDS(0, VMSTATE, 1, 0, 0, 0);
+}
+
+static const struct lie {
+    void (*tell)(void);
+    const char *why;
+} to_destinations[] = {
+    {unknown_device, "data for device 9 of 2"},
+    {other_channel, "data for device dev1 on channel 0"},
+    {later_segment, "segment 1 of device dev0 instead of 0"},
+    {odd_piece, "DEVDATA"},
+    {short_piece, "DEVDATA"},
+    {after_the_end, "data for device dev0 after its end"},
+    {end_of_another_count, "segments were sent and 0 arrived"},
+    {end_of_nothing, "data for device 7 of 2"},
+    {end_within_a_segment, "segments were sent and"},
+    {endless_segment, "larger than"},
+    {vm_state_of_no_kind, "VM state of an unknown kind 4"},
+    {vm_state_of_kind_none, "VM state of an unknown kind 0"},
+    {vm_state_twice, "came twice"},
+    {memory_not_agreed, "which was not agreed"},
+    {no_blocks, "RAMFDS"},
+    {identity_again, "the source sent IDENTITY"},
+    {hello_again, "the source sent HELLO"},
+    {gives_up, "the other side gave up: moo"},
+    {gives_up_in_no_way, "ERROR"},
+    {not_a_source_s, "CREDIT"},
+    {not_control, "VMSTATE"},
+    {message_cut, "a handover message of 8 bytes"},
+    {rounds_backwards, "round"},
+    {pages_not_sent, "pages"},
+    {zeros_not_sent, "pages"},
+    {short_round, "ROUND"},
+    {no_runs, "ZERO"},
+    {other_pages, "pages"},
+    {other_block, "block"},
+    {outside, ""},
+    {other_stripe, ""},
+    {run_of_nothing, ""},
+    {memory_cut, "MEMORY"},
+    {packed_cut, ""},
+    {packed_of_what_is_not, "PACKED"},
+    {packed_of_too_much, "PACKED"},
+    {packed_memory_of_nothing, ""},
+    {altered, "IDENTITY"},
+    {out_of_order, ""},
+    {of_another_channel, ""},
+};
+
+static struct vfmig_progress destination_status(void)
+{
+    struct vfmig_progress progress;
+
+    vfmig_destination_status(rig.destination, &progress);
+    return progress;
+}
+
+/* Until it takes the next one. */
+static struct vfmig_progress wait_until_over(void)
+{
+    struct vfmig_progress progress = destination_status();
+
+    for (unsigned i = 0; (progress.state != VFMIG_MIGRATE_FAILED || !progress.error.code) && i < 20000; i++) {
+        usleep(1000);
+        progress = destination_status();
+    }
+    assert_int_equal(progress.state, VFMIG_MIGRATE_FAILED);
+    return progress;
+}
+
+static void listen_alone(void)
+{
+    struct vfmig_error error = {0};
+
+    rig_open(&rig, 2, features, /* tcp= */ false);
+    assert_int_equal(vfmig_destination_new(&rig.side[RIG_DEST].vm, &rig.options, &rig.destination, &error), 0);
+    assert_int_equal(vfmig_destination_listen(rig.destination, rig.uri, &error), 0);
+}
+
+static enum vfmig_migrate_state try_honestly(struct vfmig_progress *ret_progress)
+{
+    struct vfmig_error error = {0};
+
+    assert_int_equal(vfmig_source_new(&rig.side[RIG_SOURCE].vm, &rig.options, &rig.source, &error), 0);
+    assert_int_equal(vfmig_source_start(rig.source, rig.uri, &error), 0);
+    enum vfmig_migrate_state state = rig_wait(&rig);
+    vfmig_source_status(rig.source, ret_progress);
+    return state;
+}
+
+static void then_an_honest_one(void)
+{
+    struct vfmig_progress progress;
+
+    /* The end of the last lie may still be under way. */
+    while (try_honestly(&progress) != VFMIG_MIGRATE_COMPLETED) {
+        if (!strstr(progress.error.text, "another migration is under way"))
+            fail_msg("%s", progress.error.text);
+        vfmig_source_free(rig.source);
+    }
+    assert_int_equal(vfmig_destination_wait(rig.destination, 20 * SECOND, NULL), 0);
+    rig_assert_moved(&rig);
+    rig_close(&rig);
+}
+
+static void lies_to_a_destination(void **state)
+{
+    listen_alone();
+    for (size_t i = 0; i < COUNT(to_destinations); i++) {
+        char why[VFMIG_MAX_STREAM_TEXT];
+
+        introduce("");
+        to_destinations[i].tell();
+        hear_why(why, sizeof(why));
+        hang_up();
+        const struct vfmig_progress progress = wait_until_over();
+        if (getenv("LIES_SHOW"))
+            print_message("%zu: %s | %s\n", i, why, progress.error.text);
+        assert_true(progress.error.code < 0);
+        if (!strstr(progress.error.text, to_destinations[i].why))
+            fail_msg("%zu: %s", i, progress.error.text);
+        /* What it is told is what happened. */
+        if (to_destinations[i].tell != gives_up && to_destinations[i].tell != gives_up_in_no_way)
+            assert_non_null(strstr(why, to_destinations[i].why));
+    }
+    then_an_honest_one();
+}
+
+/* --- before anything is agreed --- */
+
+static void begins_with_a_round(void) { WORDS(0, ROUND, 1, 0, 0, 0, 0, 0); }
+static void begins_with_half_a_message(void) { WORDS(0, HANDOVER, 1); }
+static void identity_without_end(void)
+{
+    static char long_one[VFMIG_MAX_IDENTITY + 2];
+    memset(long_one, 'x', sizeof(long_one) - 1);
+    say_raw(0, VFMIG_RECORD_IDENTITY, long_one, sizeof(long_one) - 1);
+}
+static void identity_of_nothing(void) { say(0, VFMIG_RECORD_IDENTITY, "x", 1); }
+static void question_of_nobody(void)
+{
+    uint8_t msg[24] = {[16] = 1, [20] = VFMIG_HO_MSG_QUERY};
+    say(0, VFMIG_RECORD_HANDOVER, msg, sizeof(msg));
+}
+static void question_out_of_range(void)
+{
+    uint8_t msg[24] = {[16] = 1, [20] = 99};
+    say(0, VFMIG_RECORD_HANDOVER, msg, sizeof(msg));
+}
+
+static void lies_at_the_door(void **state)
+{
+    static void (*const lies[])(void) = {begins_with_a_round, begins_with_half_a_message, identity_without_end,
+                                         identity_of_nothing, question_of_nobody, question_out_of_range};
+    static const uint8_t id[VFMIG_MIGRATION_ID_BYTES] = "knocks";
+
+    listen_alone();
+    for (size_t i = 0; i < COUNT(lies); i++) {
+        const struct vfmig_dial dial = {.next_fd = knock, .stall_ns = 20 * SECOND};
+        char why[VFMIG_MAX_STREAM_TEXT];
+
+        assert_int_equal(vfmig_channels_open(&dial, 1, id, liar, NULL), 0);
+        lies[i]();
+        if (lies[i] == identity_of_nothing)
+            hear_why(why, sizeof(why));
+        hang_up();
+        assert_int_not_equal(destination_status().state, VFMIG_MIGRATE_COMPLETED);
+    }
+    then_an_honest_one();
+}
+
+/* --- memory that is passed on --- */
+
+static int adopt_nothing(void *opaque, uint32_t block, int fd, uint64_t fd_offset, struct vfmig_error *reterr)
+{
+    return 0;
+}
+
+static const struct passed {
+    const char *what;
+    uint32_t blocks, fds;
+    uint64_t shift; /* of the second block's address */
+    unsigned seals;
+    bool read_only, shorter, no_memfd, twice;
+    const char *why;
+} passed[] = {
+    {"one block less", 1, 1, .seals = F_SEAL_SHRINK, .why = "1 descriptors came for 1 blocks of memory, there are 2"},
+    {"one descriptor less", 2, 1, .seals = F_SEAL_SHRINK, .why = "1 descriptors came for 2 blocks"},
+    {"another block", 2, 2, .shift = 4096, .seals = F_SEAL_SHRINK, .why = "block 1 that was passed on is another one"},
+    {"not sealed", 2, 2, .why = "sealed against shrinking"},
+    {"sealed against writes", 2, 2, .seals = F_SEAL_SHRINK | F_SEAL_WRITE, .why = "it cannot be written"},
+    {"to be read", 2, 2, .seals = F_SEAL_SHRINK, .read_only = true, .why = "it cannot be written"},
+    {"too short", 2, 2, .seals = F_SEAL_SHRINK, .shorter = true, .why = "it is shorter than the block"},
+    {"a pipe", 2, 2, .no_memfd = true, .why = "it is no memfd"},
+    {"twice", 2, 2, .seals = F_SEAL_SHRINK, .twice = true, .why = "memory was passed on twice"},
+};
+
+static int descriptor(const struct passed *row, uint64_t size)
+{
+    char path[64];
+    int fd = memfd_create("passed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, (off_t)(row->shorter ? size - 4096 : size)), 0);
+    assert_int_equal(fcntl(fd, F_ADD_SEALS, row->seals), 0);
+    if (row->no_memfd) {
+        close(fd);
+        int ends[2];
+        assert_int_equal(pipe(ends), 0);
+        close(ends[1]);
+        return ends[0];
+    }
+    if (!row->read_only)
+        return fd;
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    int again = open(path, O_RDONLY | O_CLOEXEC);
+    close(fd);
+    assert_true(again >= 0);
+    return again;
+}
+
+static void pass_on(const struct passed *row)
+{
+    struct vfmig_shared_block blocks[2];
+    uint8_t out[VFMIG_SHARED_BYTES_MAX];
+    struct vfmig_fds fds = {.count = row->fds};
+
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct vfmig_ram_block *block = &rig.side[RIG_SOURCE].blocks[i];
+        blocks[i] = (struct vfmig_shared_block){block->gpa + i * row->shift, block->size, 0};
+    }
+    for (uint32_t i = 0; i < row->fds; i++)
+        fds.fd[i] = descriptor(row, blocks[i].size);
+    for (unsigned i = 0; i < 1u + row->twice; i++)
+        (void)vfmig_channel_send_fds(liar[0], VFMIG_RECORD_RAMFDS, out,
+                                     vfmig_shared_encode(out, blocks, row->blocks), &fds, NULL);
+    vfmig_fds_close(&fds);
+}
+
+static struct vfmig_vm_ops adopting;
+
+static void lies_about_memory(void **state)
+{
+    char boot_id[ENGINE_BOOT_ID_BYTES], need[128];
+
+    rig_open(&rig, 2, features, /* tcp= */ false);
+    adopting = *rig.side[RIG_DEST].vm.ops;
+    adopting.memory_adopt = adopt_nothing;
+    rig.side[RIG_DEST].vm.ops = &adopting;
+    assert_int_equal(vfmig_destination_new(&rig.side[RIG_DEST].vm, &rig.options, &rig.destination, NULL), 0);
+    assert_int_equal(vfmig_destination_listen(rig.destination, rig.uri, NULL), 0);
+    assert_int_equal(engine_boot_id(boot_id), 0);
+    snprintf(need, sizeof(need), "needs=" ENGINE_LOCAL_NEED "%s\n", boot_id);
+    for (size_t i = 0; i < COUNT(passed); i++) {
+        char why[VFMIG_MAX_STREAM_TEXT];
+
+        introduce(need);
+        pass_on(&passed[i]);
+        hear_why(why, sizeof(why));
+        hang_up();
+        const struct vfmig_progress progress = wait_until_over();
+        if (!strstr(progress.error.text, passed[i].why) || !strstr(why, passed[i].why))
+            fail_msg("%s: %s; told: %s", passed[i].what, progress.error.text, why);
+    }
+    then_an_honest_one();
+}
+
+/* --- a destination that lies --- */
+
+static int door = -1;
+
+static int let_in(void *user, struct vfmig_error *reterr)
+{
+    int fd = -1;
+    int ret = vfmig_sock_accept(door, vfmig_deadline_ns(20 * SECOND), &fd, reterr);
+
+    return ret ? ret : fd;
+}
+
+static void accept_it(void)
+{
+    uint8_t out[VFMIG_VERDICT_BYTES_MAX];
+
+    say(0, VFMIG_RECORD_VERDICT, out, vfmig_verdict_encode(out, &(struct vfmig_verdict){.accept = true}));
+}
+
+/* Pings are answered until something else comes. */
+static void until_the_offer(void)
+{
+    struct vfmig_record record;
+
+    accept_it();
+    while (vfmig_channel_recv(liar[0], &record, NULL) == 0 && record.tag == VFMIG_RECORD_PING)
+        (void)vfmig_channel_pong(liar[0], &record, NULL);
+}
+
+static void refuses(void)
+{
+    uint8_t out[VFMIG_VERDICT_BYTES_MAX];
+
+    say(0, VFMIG_RECORD_VERDICT, out, vfmig_verdict_encode(out, &(struct vfmig_verdict){.text = "no room"}));
+}
+static void verdict_of_no_kind(void) { WORDS(0, VERDICT, 2, 0x6f6f6d); }
+static void bye_for_an_answer(void) { say(0, VFMIG_RECORD_BYE, NULL, 0); }
+static void error_for_an_answer(void) { WORDS(0, ERROR, 5, 2, 0x6f6f6d); }
+static void bad_error_for_an_answer(void) { WORDS(0, ERROR, 0, 2, 0x6f6f6d); }
+static void hangs_up(void) { vfmig_channel_shutdown(liar[0]); }
+
+static void another_pong(void)
+{
+    uint32_t words[8] = {77};
+    accept_it();
+    say_words(0, VFMIG_RECORD_PONG, words, 8);
+}
+static void pong_of_another_time(void)
+{
+    uint32_t words[8] = {0};
+    accept_it();
+    say_words(0, VFMIG_RECORD_PONG, words, 8);
+}
+static void pong_back_in_time(void)
+{
+    uint32_t words[8] = {[4] = 5};
+    accept_it();
+    say_words(0, VFMIG_RECORD_PONG, words, 8);
+}
+static void no_pong(void)
+{
+    accept_it();
+    say(0, VFMIG_RECORD_PROGRESS, "a", 1);
+    say(0, VFMIG_RECORD_BYE, NULL, 0);
+}
+static void sends_state(void)
+{
+    until_the_offer();
+    WORDS(0, VMSTATE, 1, 0, 0, 0);
+}
+static void verdict_again(void)
+{
+    until_the_offer();
+    accept_it();
+}
+static void gives_up_later(void)
+{
+    until_the_offer();
+    WORDS(0, ERROR, 5, 2, 0x6f6f6d);
+}
+static void short_message(void)
+{
+    until_the_offer();
+    WORDS(0, HANDOVER, 1, 2);
+}
+/* What is no reason to fail, whatever it says; then it leaves. */
+static void chatter(void)
+{
+    static uint8_t much[VFMIG_MAX_STREAM_TEXT];
+    static const char *const said[] = {"a", "r", "rxxxx", "mxxx", "lxxx", "zoo", "fno room", "t\x01\x7f\xff no",
+                                       "e{\"t_ns\":1,\"n\":2,\"side\":\"destination\",\"ev\":\"x\"}", "enothing"};
+
+    until_the_offer();
+    for (size_t i = 0; i < COUNT(said); i++)
+        say(0, VFMIG_RECORD_PROGRESS, said[i], strlen(said[i]));
+    memset(much, 't', sizeof(much));
+    say(0, VFMIG_RECORD_PROGRESS, much, sizeof(much));
+    WORDS(0, PROGRESS, 'l' | 0x700, 0, 0, 0, 0, 0);
+    WORDS(0, CREDIT, 200, 0, 0xffffffff, 0xffffffff);
+    WORDS(0, CREDIT, 0, 0, 5, 0);
+    WORDS(0, CREDIT, 0, 0, 4, 0);
+    hangs_up();
+}
+static void refusal_with_a_reason(void)
+{
+    uint8_t msg[24] = {[16] = 1, [20] = VFMIG_HO_MSG_REFUSED, [21] = VFMIG_HO_RECORD_REFUSED};
+
+    until_the_offer();
+    memcpy(msg, rig.options.migration_id, 16);
+    say(0, VFMIG_RECORD_PROGRESS, "tno room at all", 15);
+    say(0, VFMIG_RECORD_HANDOVER, msg, sizeof(msg));
+}
+
+static const struct lie to_sources[] = {
+    {refuses, "the destination refuses: no room"},
+    {verdict_of_no_kind, "VERDICT"},
+    {bye_for_an_answer, "the destination answered an identity with BYE"},
+    {error_for_an_answer, "the other side gave up: moo"},
+    {bad_error_for_an_answer, "ERROR"},
+    {hangs_up, "closed"},
+    {another_pong, "the peer answered another PING"},
+    {pong_of_another_time, "the peer answered another PING"},
+    {pong_back_in_time, "PONG"},
+    {no_pong, "the peer answered a PING with BYE"},
+    {sends_state, "VMSTATE"},
+    {verdict_again, "the destination sent VERDICT"},
+    {gives_up_later, "the other side gave up: moo"},
+    {short_message, "a handover message of 8 bytes"},
+    {chatter, "closed"},
+    {refusal_with_a_reason, "the destination refused: no room at all"},
+};
+
+static void greet(void)
+{
+    const struct vfmig_dial dial = {.next_fd = let_in, .stall_ns = 20 * SECOND};
+    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
+    struct vfmig_record record;
+    struct vfmig_error error = {0};
+    uint8_t id[VFMIG_MIGRATION_ID_BYTES];
+    uint32_t count = 0;
+
+    if (vfmig_channels_accept(&dial, id, channels, &count, &error))
+        fail_msg("%s", error.text);
+    assert_true(count <= COUNT(liar));
+    memcpy(liar, channels, count * sizeof(*channels));
+    assert_int_equal(vfmig_channel_recv(liar[0], &record, NULL), 0);
+    assert_int_equal(record.tag, VFMIG_RECORD_IDENTITY);
+}
+
+/* What comes is read away: who closes with something unread takes back what it said last. */
+static void *read_away(void *arg)
+{
+    struct vfmig_record record;
+
+    while (vfmig_channel_recv(liar[(uintptr_t)arg], &record, NULL) == 0)
+        ;
+    vfmig_channel_drain(liar[(uintptr_t)arg]);
+    return NULL;
+}
+
+static void lie_to_a_source(const struct lie *lie)
+{
+    struct vfmig_progress progress;
+    struct vfmig_error error = {0};
+    pthread_t readers[2];
+
+    rig_open(&rig, 2, features, /* tcp= */ false);
+    memcpy(rig.options.migration_id, "one that is lied", 16);
+    assert_int_equal(vfmig_sock_listen(rig.uri, &door, &error), 0);
+    assert_int_equal(vfmig_source_new(&rig.side[RIG_SOURCE].vm, &rig.options, &rig.source, &error), 0);
+    assert_int_equal(vfmig_source_start(rig.source, rig.uri, &error), 0);
+    greet();
+    lie->tell();
+    for (uintptr_t i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&readers[i], NULL, read_away, (void *)i), 0);
+    enum vfmig_migrate_state end = rig_wait(&rig);
+    vfmig_source_status(rig.source, &progress);
+    if (getenv("LIES_SHOW"))
+        print_message("%s: %s\n", vfmig_migrate_state_name(end), progress.error.text);
+    assert_int_equal(end, VFMIG_MIGRATE_FAILED);
+    if (!strstr(progress.error.text, lie->why))
+        fail_msg("%s, not: %s", progress.error.text, lie->why);
+    rig_assert_source_runs(&rig);
+    close(door);
+    vfmig_source_free(rig.source);
+    rig.source = NULL;
+    for (unsigned i = 0; i < 2; i++) {
+        vfmig_channel_shutdown(liar[i]);
+        pthread_join(readers[i], NULL);
+    }
+    hang_up();
+    rig_close(&rig);
+}
+
+static void lies_to_a_source(void **state)
+{
+    for (size_t i = 0; i < COUNT(to_sources); i++)
+        lie_to_a_source(&to_sources[i]);
+}
+
+/* --- a dry run that is lied to --- */
+
+static void findings_and_no_verdict(void)
+{
+    for (unsigned i = 0; i < 1100; i++)
+        say(0, VFMIG_RECORD_PROGRESS, "fno", 3);
+}
+static void odd_findings(void)
+{
+    static uint8_t much[VFMIG_MAX_STREAM_TEXT];
+
+    memset(much, 'f', sizeof(much));
+    say(0, VFMIG_RECORD_PROGRESS, "f\x01\x7f\xffno", 6);
+    say(0, VFMIG_RECORD_PROGRESS, "a", 1);
+    say(0, VFMIG_RECORD_PROGRESS, much, sizeof(much));
+    refuses();
+}
+
+static const struct answer {
+    void (*tell)(void);
+    const char *why;
+    unsigned findings;
+} to_askers[] = {
+    {refuses, "the guest cannot be moved there", 1},
+    {odd_findings, "the guest cannot be moved there", 2},
+    {findings_and_no_verdict, "the destination finds no end", 1024},
+    {verdict_of_no_kind, "VERDICT", 0},
+    {bye_for_an_answer, "answered an identity with BYE", 0},
+    {hangs_up, "closed", 0},
+};
+
+static void *answer_main(void *arg)
+{
+    const struct answer *answer = arg;
+
+    greet();
+    answer->tell();
+    return NULL;
+}
+
+static void count_finding(void *opaque, bool source, const char *text)
+{
+    assert_false(source);
+    for (const char *at = text; *at; at++)
+        assert_true(*at >= ' ' && *at < 127);
+    (*(unsigned *)opaque)++;
+}
+
+static void lies_to_who_asks(void **state)
+{
+    for (size_t i = 0; i < COUNT(to_askers); i++) {
+        struct vfmig_error error = {0};
+        unsigned findings = 0;
+        pthread_t thread;
+
+        rig_open(&rig, 1, features, /* tcp= */ false);
+        assert_int_equal(vfmig_sock_listen(rig.uri, &door, NULL), 0);
+        assert_int_equal(pthread_create(&thread, NULL, answer_main, (void *)&to_askers[i]), 0);
+        assert_true(vfmig_source_check(&rig.side[RIG_SOURCE].vm, &rig.options, rig.uri, count_finding, &findings,
+                                       &error) < 0);
+        pthread_join(thread, NULL);
+        if (!strstr(error.text, to_askers[i].why))
+            fail_msg("%zu: %s", i, error.text);
+        assert_in_range(findings, to_askers[i].findings, to_askers[i].findings + 1);
+        hang_up();
+        close(door);
+        rig_assert_source_runs(&rig);
+        rig_close(&rig);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lies_to_a_destination),
+        cmocka_unit_test(lies_at_the_door),
+        cmocka_unit_test(lies_about_memory),
+        cmocka_unit_test(lies_to_a_source),
+        cmocka_unit_test(lies_to_who_asks),
+    };
+
+    return cmocka_run_group_tests_name("hostile", tests, NULL, NULL);
+}
