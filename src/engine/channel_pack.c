@@ -7,6 +7,7 @@
 #include "base/bitmap.h"
 #include "base/crc32c.h"
 #include "base/le.h"
+#include "base/sabotage.h"
 #include "engine/channel_private.h"
 #include "engine/pack.h"
 
@@ -118,7 +119,9 @@ int vfmig_channel_unpack(struct vfmig_channel *channel, const uint8_t *payload, 
 
     if (ret)
         return ret;
-    if (!channel->unpacked)
+    if (vfmig_sabotage("unpack-as-claimed"))
+        channel->unpacked = realloc(channel->unpacked, packed.bytes);
+    else if (!channel->unpacked)
         channel->unpacked = malloc(VFMIG_MAX_MEMORY_RECORD);
     if (!channel->unpacked)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,

@@ -5,6 +5,13 @@
 
 #include "engine/engine.h"
 
+/* What a destination holds at most, whatever it is promised, beside guest memory and its bitmaps: what waits to be
+ * loaded, segments that are not whole, the machine's state and the identity, and for each channel a record, what it
+ * unpacks to, and a segment on its way from the one to the other. */
+#define DESTINATION_HOLDS(channels)                                                                      \
+    (VFMIG_MAX_BACKLOG + VFMIG_MAX_UNFINISHED + 4u * VFMIG_MAX_VMSTATE + 2u * VFMIG_MAX_IDENTITY +       \
+     (channels) * (2u * VFMIG_MAX_MEMORY_RECORD + 2u * VFMIG_MAX_DEVICE_SEGMENT))
+
 /* A connection that said HELLO and one record more. */
 struct arrival {
     struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];

@@ -20,20 +20,44 @@ static size_t cost(size_t size)
     return size + sizeof(struct segment) + 32;
 }
 
+static bool has_room(const struct device_worker *dev, size_t size)
+{
+    const struct engine *e = dev->engine;
+
+    return !size || (e->queued_bytes <= VFMIG_MAX_BACKLOG &&
+                     (!dev->queued_bytes || dev->queued_bytes + size <= e->window)) ||
+           vfmig_sabotage("backlog-unbounded");
+}
+
 /* A source that obeys CREDIT never comes here with a device's window full; one that does not (a file
- * cannot) stops its own channel. The end of a device's data takes up nothing. */
-static void wait_for_room(struct device_worker *dev, size_t size)
+ * cannot) stops its own channel. The end of a device's data takes up nothing. Devices load when the first
+ * external state is here: on a channel that is stopped it might never come, nor the news that the source is gone. */
+static int wait_for_room(struct device_worker *dev, size_t size, struct vfmig_error *reterr)
 {
     struct engine *e = dev->engine;
+    uint64_t until_ns = 0;
+    int ret = 0;
 
     pthread_mutex_lock(&e->inbox_lock);
-    while (size && !atomic_load(&e->abort) &&
-           ((dev->queued_bytes && dev->queued_bytes + size > e->window) ||
-            e->queued_bytes > VFMIG_MAX_BACKLOG))
-        pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
-    dev->queued_bytes += size;
-    e->queued_bytes += cost(size);
+    while (ret == 0 && !has_room(dev, size) && !atomic_load(&e->abort)) {
+        bool loads = e->inbox_full[VMSTATE_EXTERNAL_FIRST];
+        until_ns = until_ns ? until_ns : vfmig_deadline_ns(e->options.stall_ns);
+        if (!loads && vfmig_now_ns() >= until_ns)
+            ret = vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, VFMIG_RECORD_DEVDATA,
+                                  "device %s has more data than it may, and the state that comes first does not come",
+                                  dev->id);
+        if (ret)
+            break;
+        e->stopped_channels++;
+        engine_sleep_until(&e->inbox_wake, &e->inbox_lock, loads ? UINT64_MAX : until_ns);
+        e->stopped_channels--;
+    }
+    if (ret == 0) {
+        dev->queued_bytes += size;
+        e->queued_bytes += cost(size);
+    }
     pthread_mutex_unlock(&e->inbox_lock);
+    return ret;
 }
 
 /* Returns whether there is more to be loaded. */
@@ -80,7 +104,11 @@ static int push_segment(struct device_worker *dev, const void *data, size_t size
     segment->size = size;
     if (size)
         memcpy(segment->data, data, size);
-    wait_for_room(dev, size);
+    int ret = wait_for_room(dev, size, reterr);
+    if (ret) {
+        free(segment);
+        return ret;
+    }
     pthread_mutex_lock(&dev->lock);
     if (atomic_load(&dev->engine->abort)) {
         pthread_mutex_unlock(&dev->lock);
@@ -149,7 +177,7 @@ static int keep_piece(struct engine *e, struct device_worker *dev, const uint8_t
                       struct vfmig_error *reterr)
 {
     pthread_mutex_lock(&e->inbox_lock);
-    bool room = size <= VFMIG_MAX_UNFINISHED - e->unfinished_bytes;
+    bool room = size <= VFMIG_MAX_UNFINISHED - e->unfinished_bytes || vfmig_sabotage("unfinished-unbounded");
     if (room)
         e->unfinished_bytes += size;
     pthread_mutex_unlock(&e->inbox_lock);

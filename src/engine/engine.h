@@ -222,6 +222,7 @@ struct engine {
     struct vfmig_buffer inbox[4]; /* by kind of VMSTATE */
     bool inbox_full[4];
     size_t queued_bytes, unfinished_bytes; /* of all devices' data: waits to be loaded; in pieces */
+    uint32_t stopped_channels; /* what they bring has no room */
     uint64_t window; /* of one device's data (record.h); source: 0 without a destination that answers */
     uint64_t final_round;
     bool local, adopted; /* memory is not sent but passed on; the VM was given it */

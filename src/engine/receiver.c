@@ -34,6 +34,7 @@ struct vfmig_receiver {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct vfmig_error failed;
+    bool telling; /* the peer, of it */
     bool stopping;
     struct vfmig_dirty_map doubt, warm; /* empty without memory */
     void (*on_round)(void *user, uint64_t round); /* under the lock, like the next */
@@ -58,6 +59,7 @@ static void fail(struct vfmig_receiver *receiver, const struct vfmig_error *erro
     bool first = !receiver->failed.code && !receiver->stopping;
     if (!receiver->failed.code)
         receiver->failed = *error;
+    receiver->telling |= first;
     pthread_cond_broadcast(&receiver->changed);
     pthread_mutex_unlock(&receiver->lock);
     if (!first)
@@ -69,6 +71,10 @@ static void fail(struct vfmig_receiver *receiver, const struct vfmig_error *erro
         (void)vfmig_channel_send(control, VFMIG_RECORD_ERROR, out,
                                  vfmig_stream_error_encode(out, error), NULL);
     vfmig_channel_end_sending(control);
+    pthread_mutex_lock(&receiver->lock);
+    receiver->telling = false;
+    pthread_cond_broadcast(&receiver->changed);
+    pthread_mutex_unlock(&receiver->lock);
 }
 
 static bool has_failed(struct vfmig_receiver *receiver)
@@ -342,6 +348,10 @@ int vfmig_receiver_wait_end(struct vfmig_receiver *receiver, struct vfmig_error 
     pthread_mutex_lock(&receiver->lock);
     while (!receiver->failed.code && !all_ended(receiver))
         pthread_cond_wait(&receiver->changed, &receiver->lock);
+    /* Whoever learns of it cuts the connections. */
+    uint64_t until_ns = later(FAREWELL_NS);
+    while (receiver->telling && timed_wait(receiver, until_ns) == 0)
+        ;
     int rc = receiver->failed.code;
     if (rc && reterr)
         *reterr = receiver->failed;

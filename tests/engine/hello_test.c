@@ -149,7 +149,7 @@ static void the_token_alone_does_not_do(void **state)
     struct vfmig_channel *ours[2], *stranger;
     uint8_t token[16], again[16];
     struct vfmig_error said = {0};
-    struct door door;
+    static struct door door;
     int fds[4];
 
     door_open(&door, 4, fds);
@@ -175,7 +175,7 @@ static void every_migration_has_a_token_of_its_own(void **state)
     for (int i = 0; i < 2; i++) {
         struct vfmig_channel *ours;
         struct vfmig_error said = {0};
-        struct door door;
+        static struct door door;
         int fd;
         door_open(&door, 1, &fd);
         assert_int_equal(say_hello(fd, 0, 1, id, NULL, tokens[i], &ours, &said), VFMIG_RECORD_HELLO);
@@ -192,7 +192,7 @@ static void strangers_are_counted(void **state)
     uint8_t token[16], again[16];
     const uint8_t none[16] = {0};
     struct vfmig_error said = {0};
-    struct door door;
+    static struct door door;
     int fds[VFMIG_MAX_CHANNELS + 1];
 
     door_open(&door, VFMIG_MAX_CHANNELS + 1, fds);
