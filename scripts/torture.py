@@ -6,15 +6,21 @@ operator does what docs/handover.md says. In the end exactly one guest runs, or 
 does, and the guest itself has found nothing wrong.
 
     torture.py BUILD [--seed N] [--count N] [--seconds S] [--jobs N] [--quick] [--only TEXT] [--hops N]
+    torture.py BUILD --keep FILE [--seconds S] [--only TEXT] [--again]
 
 BUILD has deliberate faults (-Dsabotage=true). First every point is killed at, then --count other cases,
 which the seed chooses; --hops migrations there and back in the end. --quick: a few of each, for make check.
 The last line is `torture: verified: ...` or `torture: FAILED: ...`. --only TEXT: --count of the cases with that in
 their names, WAY:WHO:POINT:ACTION, and no hops unless asked for; a failed case is repeated by its name.
+
+--keep: all cases, in pieces. The first one writes the list of them to FILE, each adds what came of those that it
+began within --seconds, and the next goes on from there; --again does those once more that failed. The figures are
+those of FILE, and the exit code is 4 as long as there are cases left: `until torture.py ...; [ $? -ne 4 ]; do :; done`.
 """
 import argparse
 import collections
 import concurrent.futures
+import json
 import os
 import pathlib
 import random
@@ -59,25 +65,54 @@ def quick_cases(seed):
         [attempt.Case("moved", "destination", "before-send-ready#1", "cut")]
 
 
-class Figures:
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.played = collections.Counter()  # by action
-        self.outcomes = collections.Counter()  # by action and outcome
-        self.unreached, self.by_operator, self.failed = 0, 0, []
+def kind_of(who):
+    return who if who in attempt.SIDES else f"{'source' if who.startswith('dev-a') else 'destination'}'s device"
 
-    def add(self, case, reached, outcome, done):
+
+class Figures:
+    """What came of each case; with a file, also of those of earlier pieces."""
+
+    def __init__(self, path=None):
+        self.lock = threading.Lock()
+        self.results, self.cases, self.path, self.failed = {}, None, path, []
+        if path and path.exists():
+            first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
+            self.cases = [attempt.Case(*case) for case in first["cases"]]
+            for line in rest:
+                self.results[attempt.Case(*line.pop("case"))] = line
+
+    def begin(self, cases):
+        self.cases = cases
+        if self.path:
+            self.path.write_text(json.dumps({"cases": cases}) + "\n")
+
+    def add(self, case, **result):
         with self.lock:
-            self.played[case.action] += 1
-            self.outcomes[case.action, outcome] += 1
-            self.unreached += not reached
-            self.by_operator += bool(done)
+            self.results[case] = result
+            if self.path:
+                with open(self.path, "a") as out:
+                    out.write(json.dumps({"case": case, **result}) + "\n")
+
+    def passed(self):
+        return [(case, result) for case, result in self.results.items() if not result.get("error")]
+
+    def broken(self):
+        return [case for case, result in self.results.items() if result.get("error")] + self.failed
+
+    def count(self, key):
+        return sum(bool(result[key]) for _, result in self.passed())
 
     def table(self):
-        names = sorted({outcome for _, outcome in self.outcomes})
-        rows = [("done there", "cases", *names)]
-        rows += [(action, self.played[action], *(self.outcomes[action, name] for name in names))
-                 for action in attempt.ACTIONS if self.played[action]]
+        """By action and side: an outcome is one to which the case came, whoever had to help."""
+        played, outcomes = collections.Counter(), collections.Counter()
+        for case, result in self.passed():
+            key = (case.action, kind_of(case.who))
+            played[key] += 1
+            outcomes[(*key, result["outcome"])] += 1
+        names = sorted({outcome for *_, outcome in outcomes})
+        rows = [("done there", "at a point of the", "cases", *names), ("---",) * (3 + len(names))]
+        rows += [(f"`{key[0]}`", key[1], played[key], *(outcomes[(*key, name)] for name in names))
+                 for key in sorted(played, key=lambda key: (attempt.ACTIONS.index(key[0]), key[1] not in attempt.SIDES, key[1]))]
         return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
@@ -94,14 +129,29 @@ def choose(args, cases):
     return kills + others[:args.count]
 
 
-def torture(args, figures):
+def all_cases(args):
     ways = ["moved"] if args.quick else list(attempt.WAYS)
     cases = quick_cases(args.seed) if args.quick else [case for way in ways for case in cases_of(way)]
     points = len({(case.way, case.who, case.point) for case in cases})
-    chosen = choose(args, cases)
-    print(f"torture: seed {args.seed}: {points} points of {len(ways)} ways, {len(cases)} cases, "
-          f"{len(chosen)} of them chosen", flush=True)
-    if not chosen:
+    print(f"torture: seed {args.seed}: {points} points of {len(ways)} ways, {len(cases)} cases", flush=True)
+    return cases
+
+
+def piece_of(args, figures):
+    """Of the cases that the file keeps: what is not done yet, or was done in vain."""
+    if figures.cases is None:
+        cases = all_cases(args)
+        random.Random(args.seed).shuffle(cases)
+        figures.begin(cases)
+    broken = figures.broken()
+    return [case for case in figures.cases if args.only in attempt.name_of(case) and
+            (case in broken if args.again else case not in figures.results)]
+
+
+def torture(args, figures):
+    chosen = piece_of(args, figures) if args.keep else choose(args, all_cases(args))
+    print(f"torture: {len(chosen)} cases chosen", flush=True)
+    if not chosen and not args.keep:
         sys.exit(f"torture: FAILED: no case has {args.only!r} in its name")
     names = None
     if not args.quick and link.can_have_namespaces():
@@ -115,19 +165,27 @@ def torture(args, figures):
             return
         with lock:
             name = iter([next(names)]) if names else None
+        began = time.monotonic()
         try:
-            figures.add(case, *attempt.play(case, name))
+            reached, outcome, done = attempt.play(case, name)
+            figures.add(case, reached=reached, outcome=outcome, done=done, seconds=time.monotonic() - began)
         except Exception as err:  # whatever it is, it belongs to this case
-            with figures.lock:
-                figures.failed.append(case)
+            figures.add(case, error=f"{err!r}"[:4000], seconds=time.monotonic() - began)
             print(f"torture: {attempt.name_of(case)}: {err!r}\n{traceback.format_exc()}", flush=True)
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(one, chosen))
+    # Those that do nothing but wait for a limit of ten seconds need no processor.
+    waiting = [case for case in chosen if case.action in ("stall", "freeze")]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool, \
+            concurrent.futures.ThreadPoolExecutor(args.waiting) as bench:
+        played = [bench.submit(one, case) for case in waiting] + \
+            [pool.submit(one, case) for case in chosen if case not in waiting]
+        for each in played:
+            each.result()
     print(figures.table())
-    print(f"torture: {sum(figures.played.values())} cases, {figures.unreached} did not reach their point, "
-          f"{figures.by_operator} needed an operator, {len(chosen) - sum(figures.played.values()) - len(figures.failed)} "
-          f"left out for want of time", flush=True)
-    return points
+    left = sum(case not in figures.results for case in (figures.cases if args.keep else chosen))
+    print(f"torture: {len(figures.results)} cases, {figures.count('reached')} reached their point, "
+          f"{figures.count('done')} needed an operator, "
+          f"{sum(result['seconds'] for result in figures.results.values()):.0f} s one after the other, {left} left", flush=True)
+    return left
 
 
 def main():
@@ -137,6 +195,9 @@ def main():
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seconds", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--waiting", type=int, default=8, help="cases of stall and freeze at a time, besides")
+    parser.add_argument("--keep", type=pathlib.Path)
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--hops", type=int, default=None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="")
@@ -149,12 +210,13 @@ def main():
     import link
     from world import World
     World.say = staticmethod(lambda *_, **__: None)  # what a process has said: by its test
-    figures = Figures()
-    torture(args, figures)
-    count = args.hops if args.hops is not None else 0 if args.only else 6 if args.quick else 200
+    figures = Figures(args.keep)
+    left = torture(args, figures)
+    count = args.hops if args.hops is not None else 0 if args.only or args.keep else 6 if args.quick else 200
     try:
         if args.quick:
-            assert not figures.unreached, f"{figures.unreached} points that every attempt passes were not reached"
+            missed = len(figures.passed()) - figures.count("reached")
+            assert not missed, f"{missed} points that every attempt passes were not reached"
         if count:
             count = max(count, hops.FIRST + 2)  # something to compare
             print("torture: " + hops.there_and_back(count), flush=True)
@@ -162,8 +224,11 @@ def main():
     except AssertionError as err:
         figures.failed.append(attempt.Case("hops", "", "", repr(err)))
         traceback.print_exc()
-    if figures.failed:
-        print("torture: FAILED: " + ", ".join(map(attempt.name_of, figures.failed)))
+    if args.keep and left:
+        print(f"torture: so far {len(figures.results)} cases, {len(figures.broken())} failed, {left} left")
+        return 4
+    if figures.broken():
+        print("torture: FAILED: " + ", ".join(map(attempt.name_of, figures.broken())))
         return 1
     print("torture: verified: in each case one guest ran on, or a named outcome said why none did")
     return 0

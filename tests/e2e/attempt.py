@@ -72,7 +72,7 @@ class Run:
             # What goes from device to device fails with either of them, or with a VMM in between that stands
             # still for longer than a device waits: not there.
             alone = case.who.startswith("dev-") or case.action in ("kill-device", "kill-peer-device", "freeze")
-            args = ("--p2p", "off") if alone else ()
+            args = self.link.words + (("--p2p", "off") if alone else ())
             args += ("--working-set", "4M", "--dirty-rate", "10M") if side == "source" else ()
             self.vms[side] = world.vm(name, *args, devices=paths[side], journal=self.journal(side),
                                       incoming=self.link.incoming if side == "destination" else None,
@@ -83,7 +83,7 @@ class Run:
         self.mover = subprocess.Popen([VFMIG, "migrate", "--qmp", str(self.vms["source"].path), "--downtime-limit", "2000",
                                        # Whoever was slow for so long is expected to be, and no limit is kept.
                                        "--deadline", "30",
-                                       "--quiet", *limit, self.link.uri], stdout=subprocess.DEVNULL,
+                                       "--quiet", *limit, *self.link.words, self.link.uri], stdout=subprocess.DEVNULL,
                                       stderr=subprocess.PIPE, text=True)
         if case.way == "cancelled":
             self.cancel()
@@ -180,7 +180,9 @@ class Run:
             done.append("destination: cont")
             at = "destination"
         if at:
-            runbook.assert_lives(self.vms[at], dead=[DEVICES[at].index(each) for each in dead if each in DEVICES[at]])
+            places = {side: [names.index(each) for each in dead if each in names] for side, names in DEVICES.items()}
+            # What it has found at the source it takes along; at the destination it runs for good.
+            runbook.assert_lives(self.vms[at], dead=places[at], suspects=places["source"] + places[at])
         return reached, outcome, done
 
     def keep_going(self):

@@ -21,6 +21,8 @@ class Proxy:
     """From a TCP port of this host to the destination's unix socket. cut(): every connection is reset, and
     new ones are until heal(); stall(): nothing moves until heal(), and nobody is told."""
 
+    words = ()  # what both sides have to be told, besides
+
     def __init__(self, path):
         self.path = str(path)
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -136,6 +138,7 @@ class Namespaces:
     """Each VMM in a network of its own, with a pair of virtual cards in between. cut(): the card of the
     source goes down; stall(): packets vanish in the given directions, a queue that keeps nothing."""
     PORT = 4444
+    words = ("--plaintext",)  # its addresses are not of this host
 
     def __init__(self, name):
         self.names = {"source": f"{name}s", "destination": f"{name}d"}
