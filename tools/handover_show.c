@@ -45,6 +45,8 @@ void handover_print(const struct vfmig_resolve_view *view)
     if (view->peer_known)
         printf("  peer     %s, %s\n", record_text(&view->peer), view->peer.held ? "alive" : "gone");
     printf("  now      %s\n", own->damage ? own->error.text : view->now);
+    if (own->last.stands && *own->last.text)
+        printf("  why      %s\n", own->last.text);
     if (*view->todo)
         printf("  to do    %s\n", view->todo);
     if (view->may_start)
@@ -92,6 +94,8 @@ struct json_object *handover_json(const struct vfmig_resolve_view *view)
     add_bool(object, "settled", view->settled);
     add_bool(object, "may-start", view->may_start);
     add_text(object, "now", own->damage ? own->error.text : view->now);
+    if (own->last.stands)
+        add_text(object, "why", own->last.text);
     add_text(object, "to-do", view->todo);
     return object;
 }

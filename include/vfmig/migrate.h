@@ -400,6 +400,8 @@ void vfmig_destination_status(struct vfmig_destination *destination,
  * -ETIMEDOUT. */
 int vfmig_destination_wait(struct vfmig_destination *destination, uint64_t timeout_ns,
                            struct vfmig_error *reterr);
+/* The guest that could not be started (PAUSED) runs now: the journal says so from then on. */
+void vfmig_destination_started(struct vfmig_destination *destination);
 /* Refuses what can be refused and stops listening. */
 void vfmig_destination_cancel(struct vfmig_destination *destination);
 /* For a process that ends: cancels, gives a source that still has the guest a moment to take it back,

@@ -633,6 +633,14 @@ void vfmig_flow_set_limit(struct vfmig_flow *f, uint32_t device, uint64_t limit_
         f->limit_ns[device] = limit_ns;
 }
 
+void vfmig_flow_excuse(struct vfmig_flow *f, uint64_t stood_ns)
+{
+    for (uint32_t i = 0; i < f->device_count; i++)
+        f->due_ns[i] += f->due_ns[i] ? stood_ns : 0;
+    f->works_due_ns += f->works_due_ns ? stood_ns : 0;
+    f->deadline_ns = earliest_due(f);
+}
+
 int vfmig_flow_step(struct vfmig_flow *f, const struct vfmig_flow_event *event, uint64_t now_ns,
                     struct vfmig_flow_actions *ret_actions)
 {

@@ -170,7 +170,10 @@ static int begin(struct engine *e, struct arrival *arrival, struct vfmig_error *
     }
     memcpy(e->progress.migration_id, arrival->id, VFMIG_MIGRATION_ID_BYTES);
     engine_state(e, VFMIG_MIGRATE_ACTIVE);
+    /* What the attempt before has on record is said when it is asked for. */
+    e->mute = !vfmig_sabotage("refused-unasked");
     engine_handover(e, VFMIG_HO_EVENT_START);
+    e->mute = false;
     e->flow_active = true;
     engine_flow_kind(e, VFMIG_FLOW_EVENT_START);
     engine_measure_journal(e);
@@ -314,6 +317,7 @@ static void failed(struct engine *e)
     case VFMIG_STEP_R4:
         e->flow_active = false;
         engine_handover(e, VFMIG_HO_EVENT_RUN_FAILED);
+        destination_standing(e, true);
         tell_times(e);
         end_wait(e, VFMIG_MIGRATE_PAUSED);
         break;
@@ -526,6 +530,9 @@ static void handle(struct engine *e, const struct engine_event *event)
         break;
     case ENGINE_EVENT_CANCEL:
         cancel(e);
+        break;
+    case ENGINE_EVENT_STARTED:
+        destination_standing(e, false);
         break;
     case ENGINE_EVENT_QUIT:
         quit(e);

@@ -52,6 +52,10 @@ void destination_unclaim(struct engine *e);
 /* What a file must have brought when it ends; 0 or -ENODATA. */
 int destination_file_complete(struct engine *e, struct vfmig_error *reterr);
 
+/* standing.c: puts on record that the guest, which is here for good, could not be started, or that it was
+ * started after all. */
+void destination_standing(struct engine *e, bool stands);
+
 /* destination.c */
 void *destination_main(void *arg);
 

@@ -223,7 +223,7 @@ static void send_message(struct engine *e, const struct vfmig_ho_msg *msg)
     struct vfmig_error error = {0};
     int ret;
 
-    if (vfmig_sabotage_on("lose", vfmig_ho_msg_name(msg->kind)))
+    if (vfmig_sabotage_on("lose", vfmig_ho_msg_name(msg->kind)) || e->mute)
         return;
     if (msg->kind == VFMIG_HO_MSG_REFUSED && e->failure.code)
         (void)engine_send_progress(e, PROGRESS_REASON, e->failure.text, strlen(e->failure.text));
@@ -287,11 +287,22 @@ bool engine_due(uint64_t *at_ns, uint64_t now_ns)
     return true;
 }
 
-/* Data that waits for the peer or the link is not late: only a device that was asked can be. */
+/* So late nobody comes here who runs: the process was stopped, or had no time on a CPU. */
+#define STOOD_NS 250000000u
+
+/* Data that waits for the peer or the link is not late: only a device that was asked can be. One that has
+ * answered while this process stood still is not late either; its answer has yet to be taken. */
 void engine_tick(struct engine *e, uint64_t now_ns)
 {
+    uint64_t looked_ns = e->looked_ns;
+
+    e->looked_ns = now_ns;
     if (!e->flow_active || !e->flow.deadline_ns || now_ns < e->flow.deadline_ns)
         return;
+    if (looked_ns && now_ns - e->flow.deadline_ns > STOOD_NS && !vfmig_sabotage("no-excuse")) {
+        vfmig_flow_excuse(&e->flow, now_ns - looked_ns);
+        return;
+    }
     for (uint32_t i = 0; i < e->vm.device_count; i++) {
         struct device_worker *dev = &e->devices[i];
         uint64_t since_ns = atomic_load(&dev->call_ns);

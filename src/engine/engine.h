@@ -43,6 +43,7 @@ enum engine_event_kind {
     ENGINE_EVENT_RESOLVE,    /* ask is filled */
     ENGINE_EVENT_FILE,       /* source: the file is complete; error says that it is not */
     ENGINE_EVENT_CANCEL,
+    ENGINE_EVENT_STARTED, /* destination: a guest that could not be started runs after all */
     ENGINE_EVENT_QUIT,
 };
 
@@ -165,8 +166,10 @@ struct engine {
     struct vfmig_journal *journal;
     struct vfmig_error failure; /* the first one of the attempt */
     bool cancelled, run_early, finished, quit, closing;
+    bool mute; /* destination: the source expects no message before its offer */
     uint32_t epoch;
     uint64_t shutdown_at_ns; /* when an aborted attempt that still sends is cut off; 0: never */
+    uint64_t looked_ns; /* when it was last seen to who is late */
     uint64_t retry_at_ns, give_up_at_ns, reconnect_at_ns, beat_at_ns;
     uint64_t tell_until_ns; /* source, unwound: how long a destination that has not heard is looked for */
     uint64_t again_at_ns;  /* source: when the next round begins; 0: it need not wait */

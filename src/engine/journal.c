@@ -182,6 +182,21 @@ int vfmig_journal_note(struct vfmig_journal *journal, uint32_t epoch, const char
     return vfmig_journal_log_append(&journal->log, &entry, reterr);
 }
 
+int vfmig_journal_note_standing(struct vfmig_journal *journal, bool stands, const char *text,
+                                struct vfmig_error *reterr)
+{
+    struct vfmig_journal_entry entry;
+
+    if (journal->log.last.record != VFMIG_HO_RECORD_RUNNING)
+        return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, journal->log.last.record,
+                               "the guest of journal %s was not to run yet", journal->log.path);
+    fill_entry(text, &entry);
+    entry.epoch = journal->log.last.epoch;
+    entry.record = VFMIG_HO_RECORD_RUNNING;
+    entry.stands = stands;
+    return vfmig_journal_log_append(&journal->log, &entry, reterr);
+}
+
 const char *vfmig_journal_name(const struct vfmig_journal *journal)
 {
     return journal->log.path;

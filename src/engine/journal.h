@@ -29,6 +29,7 @@ struct vfmig_journal_entry {
     uint8_t role;     /* enum vfmig_ho_role */
     uint8_t record;   /* enum vfmig_ho_record; NONE: a process opened the journal */
     uint8_t memory;   /* opened: the process had the guest's memory or was to receive it */
+    uint8_t stands;   /* RUNNING: the guest is here for good, and its start has failed */
     uint32_t pid;     /* writer */
     uint64_t time_ns; /* CLOCK_REALTIME */
     char text[VFMIG_JOURNAL_TEXT_BYTES]; /* opened: path of the control socket, or ""; else a reason */
@@ -71,6 +72,10 @@ int vfmig_journal_probe(struct vfmig_journal *journal, uint64_t *ret_sync_ns,
 /* Puts on record once more that this process holds the journal, now for the attempt of this epoch. */
 int vfmig_journal_note(struct vfmig_journal *journal, uint32_t epoch, const char *control,
                        struct vfmig_error *reterr);
+/* Writes RUNNING, which is the newest record, once more: the guest stands still because of what text says,
+ * or has been started after all. Who has the guest stays the same. */
+int vfmig_journal_note_standing(struct vfmig_journal *journal, bool stands, const char *text,
+                                struct vfmig_error *reterr);
 /* Absolute; valid until close. */
 const char *vfmig_journal_name(const struct vfmig_journal *journal);
 

@@ -22,7 +22,8 @@ struct vfmig_journal_raw {
     uint64_t time_ns;
     uint32_t pid;
     uint8_t memory;
-    uint8_t reserved[7];
+    uint8_t stands;
+    uint8_t reserved[6];
     char text[VFMIG_JOURNAL_TEXT_BYTES];
     uint32_t crc;
 };

@@ -25,6 +25,7 @@ void vfmig_journal_encode(const struct vfmig_journal_entry *entry, uint32_t numb
         .time_ns = htole64(entry->time_ns),
         .pid = htole32(entry->pid),
         .memory = entry->memory,
+        .stands = entry->stands,
     };
 
     memcpy(raw.id, entry->id, sizeof(raw.id));
@@ -67,6 +68,7 @@ static enum slot decode(const uint8_t *data, uint32_t number, struct vfmig_journ
         .role = raw.role,
         .record = raw.record,
         .memory = raw.memory != 0,
+        .stands = raw.stands != 0,
         .pid = le32toh(raw.pid),
         .time_ns = le64toh(raw.time_ns),
     };

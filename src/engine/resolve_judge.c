@@ -194,6 +194,27 @@ static void judge_claim(struct vfmig_resolve_view *view)
     view->todo = "vfmig resolve here puts the refusal on record: the file can be restored again";
 }
 
+#define CONT "repair or give up what keeps it, then QMP cont at that process"
+
+/* RUNNING on record says whose the guest is for good, not that its start succeeded. */
+static void judge_standing(struct vfmig_resolve_view *view)
+{
+    const struct vfmig_journal_entry *own = &view->own.last, *peer = &view->peer.last;
+
+    if (own->role == VFMIG_HO_DESTINATION && own->record == P(RUNNING) && own->stands) {
+        bool died = view->outcome == O(DIED_AT_DESTINATION);
+        view->outcome = died ? O(DIED_AT_DESTINATION) : O(PAUSED_AT_DESTINATION);
+        view->settled = died;
+        view->now = died ? "the guest was here for good and could not be started; its process has ended"
+                         : "the guest is here for good and stands still: its start failed";
+        view->todo = died ? "" : CONT;
+    } else if (view->outcome == O(RUNS_AT_DESTINATION) && view->peer_known &&
+               peer->record == P(RUNNING) && peer->stands && view->peer.held) {
+        view->outcome = O(PAUSED_AT_DESTINATION);
+        view->now = "the guest is the destination's for good and stands still there: its start failed";
+    }
+}
+
 /* Records that the guest's memory goes with, in a process that had it when it opened the journal. */
 static bool has_memory(const struct vfmig_journal_summary *side)
 {
@@ -234,5 +255,6 @@ void vfmig_resolve_judge(const struct vfmig_journal_summary *own,
     }
     ret_view->own.held = own->held;
     judge_claim(ret_view);
+    judge_standing(ret_view);
     ret_view->memory_here = has_memory(own);
 }

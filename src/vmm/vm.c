@@ -256,6 +256,7 @@ int vmm_stop(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 
 int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
 {
+    bool started = false;
     int ret = 0;
 
     pthread_mutex_lock(&vmm->lock);
@@ -264,6 +265,7 @@ int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
     case VMM_PAUSED:
         ret = vfmig_machine_start(vmm->machine, reterr);
         if (!ret) {
+            started = true;
             vmm->run_state = VMM_RUNNING;
             vmm_emit(vmm, "RESUME", NULL);
         }
@@ -284,6 +286,8 @@ int vmm_cont(struct vfmig_vmm *vmm, struct vfmig_error *reterr)
                                   : "the guest cannot run: it failed");
     }
     pthread_mutex_unlock(&vmm->lock);
+    if (started)
+        vmm_migration_started(vmm);
     return ret;
 }
 

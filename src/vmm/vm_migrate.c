@@ -730,6 +730,14 @@ int vmm_migration_resolve(struct vfmig_vmm *vmm, bool source,
     return ret;
 }
 
+void vmm_migration_started(struct vfmig_vmm *vmm)
+{
+    pthread_mutex_lock(&vmm->migration.lock);
+    if (vmm->migration.destination)
+        vfmig_destination_started(vmm->migration.destination);
+    pthread_mutex_unlock(&vmm->migration.lock);
+}
+
 uint16_t vmm_migration_port(struct vfmig_vmm *vmm)
 {
     uint16_t port = 0;

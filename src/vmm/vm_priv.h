@@ -179,6 +179,7 @@ int vmm_migration_check(struct vfmig_vmm *vmm, const char *uri, bool local,
                         const struct vfmig_security *security,
                         struct json_object **ret_result, struct vfmig_error *reterr);
 void vmm_migration_cancel(struct vfmig_vmm *vmm);
+void vmm_migration_started(struct vfmig_vmm *vmm); /* a guest that stood still, by whatever it was */
 
 /* With the migration's lock held. 0 when no migration is under way or open. */
 int vmm_migration_check_idle(struct vfmig_vmm *vmm, struct vfmig_error *reterr);

@@ -179,6 +179,7 @@ class Run:
             target("cont")  # the operator takes it without that device
             done.append("destination: cont")
             at = "destination"
+            wait_until(lambda: runbook.outcome(target, source) == "runs-at-destination", "status to say so")
         if at:
             places = {side: [names.index(each) for each in dead if each in names] for side, names in DEVICES.items()}
             # What it has found at the source it takes along; at the destination it runs for good.

@@ -43,6 +43,14 @@ def runs(vm):
         return False  # it has just died
 
 
+def is_paused(vm):
+    """Nobody stops it here: a guest that has arrived and could not be started."""
+    try:
+        return lives(vm) and vm("query-status")["status"] == "paused"
+    except (ConnectionError, OSError):
+        return False
+
+
 def running(source, target):
     """Who runs. The source is asked twice: it may have been stopped in between, and never comes back then."""
     before, there, after = runs(source), runs(target), runs(source)
@@ -70,6 +78,10 @@ def decision(side, seen, peer_lives):
 def settled(source, target):
     """Both journals say so, and what they say is so; the name of the outcome."""
     who = running(source, target)
+    if not who and is_paused(target):
+        there = view(target, source)
+        if there and there["record"] == "RUNNING" and there["outcome"] != STANDS and is_paused(target):
+            raise Broken(f"it stands still at the destination, and status says {there}")
     seen = {"source": view(source, target), "destination": view(target, source)}
     names = {side: each["outcome"] if each else "none" for side, each in seen.items()}
     if any(each and not each["settled"] for each in seen.values()):
@@ -87,12 +99,15 @@ def settled(source, target):
 
 
 def stands(source, target):
-    """With RUNNING on record already vfmig status takes its journal's word for it; QMP knows that it does not run."""
-    if not lives(target) or running(source, target):
-        return False
+    """By the word of vfmig status alone, which must be true."""
     seen = view(target, source)
-    return bool(seen) and (seen["outcome"] == STANDS or
-                           seen["record"] == "RUNNING" and target("query-migrate")["status"] == "failed")
+    if not seen or seen["outcome"] != STANDS:
+        return False
+    if running(source, target):
+        return False  # it has been started meanwhile
+    if not lives(target):
+        raise Broken("it stands in a process that is gone")
+    return True
 
 
 def settle(source, target):

@@ -107,6 +107,49 @@ static bool possible(enum vfmig_ho_record s, enum vfmig_ho_record d)
     }
 }
 
+/* RUNNING says whose the guest is, and status must not take it for one that runs when its start failed. */
+static void a_guest_that_was_not_started_is_not_said_to_run(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *source, *destination;
+    struct vfmig_error err = {0};
+
+    put(p->source, VFMIG_HO_SOURCE, VFMIG_HO_RECORD_GRANT_SENT, &source);
+    put(p->destination, VFMIG_HO_DESTINATION, VFMIG_HO_RECORD_GRANTED, &destination);
+    assert_int_equal(vfmig_journal_note_standing(destination, true, "no", &err), -EINVAL);
+    assert_int_equal(vfmig_journal_append(destination, 1, VFMIG_HO_RECORD_RUNNING, NULL, NULL, NULL), 0);
+    assert_int_equal(look(p->destination, p->source).outcome, VFMIG_HO_OUTCOME_RUNS_AT_DESTINATION);
+    assert_int_equal(vfmig_journal_note_standing(destination, true, "device x is gone", &err), 0);
+    struct vfmig_resolve_view there = look(p->destination, p->source);
+    assert_int_equal(there.outcome, VFMIG_HO_OUTCOME_PAUSED_AT_DESTINATION);
+    assert_int_equal(there.own.last.record, VFMIG_HO_RECORD_RUNNING);
+    assert_string_equal(there.own.last.text, "device x is gone");
+    assert_non_null(strstr(there.todo, "cont"));
+    assert_true(there.memory_here && !there.settled && !there.may_start);
+    /* The source has not learnt that it is over, and gives it up all the same. */
+    struct vfmig_resolve_view here = look(p->source, p->destination);
+    assert_int_equal(here.outcome, VFMIG_HO_OUTCOME_PAUSED_AT_DESTINATION);
+    assert_false(here.settled);
+    vfmig_journal_close(source);
+    here = resolve(p->source, p->destination);
+    assert_int_equal(here.own.last.record, VFMIG_HO_RECORD_RELEASED);
+    assert_int_equal(here.outcome, VFMIG_HO_OUTCOME_PAUSED_AT_DESTINATION);
+    assert_true(here.settled && !here.may_start);
+
+    assert_int_equal(vfmig_journal_note_standing(destination, false, NULL, &err), 0);
+    there = look(p->destination, p->source);
+    assert_int_equal(there.outcome, VFMIG_HO_OUTCOME_RUNS_AT_DESTINATION);
+    assert_true(there.settled);
+    assert_int_equal(look(p->source, p->destination).outcome, VFMIG_HO_OUTCOME_RUNS_AT_DESTINATION);
+
+    assert_int_equal(vfmig_journal_note_standing(destination, true, "again", &err), 0);
+    vfmig_journal_close(destination);
+    there = look(p->destination, p->source);
+    assert_int_equal(there.outcome, VFMIG_HO_OUTCOME_DIED_AT_DESTINATION);
+    assert_true(there.settled && there.may_start);
+    assert_int_equal(look(p->source, p->destination).outcome, VFMIG_HO_OUTCOME_DIED_AT_DESTINATION);
+}
+
 static void after_both_died_resolve_settles_every_pair(void **state)
 {
     struct place *p = *state;
@@ -269,6 +312,7 @@ static void damage_and_a_saved_guest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(a_guest_that_was_not_started_is_not_said_to_run),
         TEST(after_both_died_resolve_settles_every_pair),
         TEST(a_source_that_returns_learns_the_outcome_first),
         TEST(a_held_journal_is_left_to_its_process),
