@@ -13,6 +13,7 @@ that can be seen are listed in tests/mutation/equivalent.txt with the reason."""
 import argparse
 import concurrent.futures
 import glob
+import hashlib
 import json
 import os
 import pathlib
@@ -63,7 +64,10 @@ SETS = {
     "checker": {
         "files": ["src/core/dev.c", "src/core/state.c", "tables/next_hop.def", "tables/states.def",
                   "src/device/log.c"],
-        "killers": [program("check", "mutants", "--good")]},
+        "killers": [program("check", "mutants", "--devices")],
+        # What nobody outside can see is no mutant of a device, and is told apart mechanically: the compiler makes the
+        # same of it (what is there for deliberate faults only), or the machine does the same whatever happens.
+        "unseen": {"machine": ["src/core/dev.c", "src/core/state.c"]}, "patience": 100},
 }
 # Which killers can see a file at all: the others are not asked.
 ONLY = {
@@ -206,8 +210,12 @@ def copy_changed(source, target):
 
 
 class Copy:
-    def __init__(self, folder):
+    def __init__(self, folder, chosen):
         self.folder = folder
+        self.unseen = chosen.get("unseen")
+        self.patience = chosen.get("patience", PATIENCE_S)
+        self.said = ""
+        self.clean, self.tree = {}, None
         self.objects = folder / "obj"
 
     def run(self, command, **more):
@@ -272,6 +280,64 @@ class Copy:
         (self.folder / mutant["file"]).write_text(TEXTS[mutant["file"]])
         self.rebuild(mutant["file"])
 
+    # --- a tree that was tried without a mutant is not tried again by the next piece of a run ---
+
+    def digest(self):
+        found = hashlib.sha256()
+        for part in ("src", "include", "tables", "tests"):
+            for path in sorted((self.folder / part).rglob("*.*")):
+                found.update(path.read_bytes() if path.is_file() else b"")
+        return found.hexdigest()
+
+    def is_known_clean(self):
+        note = self.folder / "clean"
+        return note.exists() and note.read_text() == self.digest()
+
+    def note_clean(self):
+        (self.folder / "clean").write_text(self.digest())
+
+    # --- what nobody outside can see ---
+
+    def optimised(self, source):
+        """What the compiler makes of it; without deliberate faults, as everything here."""
+        made = self.objects / "optimised.o"
+        if self.run(["gcc", *FLAGS, "-O2", "-c", source, "-o", str(made)]).returncode:
+            return None
+        return made.read_bytes()
+
+    def machine(self, name):
+        made = self.folder / name
+        done = self.run(["gcc", *FLAGS, "-O1", "-fPIC", "-shared", "-Wl,-Bsymbolic", *self.unseen["machine"], "-o", str(made)])
+        return made if done.returncode == 0 else None
+
+    def remember(self, mutant):
+        """What the unchanged tree makes of the mutant's files, to be compared with."""
+        for source in self.depends.get(mutant["file"], []):
+            if source.startswith("src/") and source not in self.clean:
+                self.clean[source] = self.optimised(source)
+        if self.tree:
+            return
+        self.tree = self.machine("tree.so")
+        self.outside = self.folder / "outside"
+        self.run(["gcc", *FLAGS, "-O2", "tests/mutation/outside.c", "-o", str(self.outside)])
+        if not self.tree or self.is_same_machine(self.tree) is not True:
+            sys.exit("the machine is not even the same as itself")
+
+    def is_same_machine(self, other):
+        try:
+            done = self.run([str(self.outside), str(self.tree), str(other)], timeout=2 * self.patience)
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+    def why_unseen(self, mutant):
+        sources = [s for s in self.depends.get(mutant["file"], []) if s.startswith("src/")]
+        if all(self.optimised(source) == self.clean[source] for source in sources):
+            return "the same code"
+        others = [s for s in sources if s not in self.unseen["machine"] and self.optimised(s) != self.clean[s]]
+        changed = None if others else self.machine("changed.so")
+        return "the same machine" if changed and self.is_same_machine(changed) else None
+
     def killed_by(self, killers):
         linked = set()
         for killer in killers:
@@ -280,9 +346,10 @@ class Copy:
                 return killer[0] + " (does not link)"
             linked.add(name)
             try:
-                done = self.run([str(self.folder / name), *killer[2]], timeout=PATIENCE_S)
+                done = self.run([str(self.folder / name), *killer[2]], timeout=self.patience)
             except subprocess.TimeoutExpired:
                 return killer[0] + " (no end)"
+            self.said = done.stdout.strip().split("\n")[-1]
             if done.returncode:
                 return killer[0]
         return None
@@ -305,16 +372,19 @@ def killers_for(name, killers):
 
 def work_off(folder, chosen, options, killers):
     """One worker: its own copy."""
-    copy = Copy(folder)
+    copy = Copy(folder, SETS[options.set])
     folder.mkdir(parents=True, exist_ok=True)
     copy.fill()
     copy.build(killers)
-    clean = copy.killed_by_command(options.kill_with) if options.kill_with else copy.killed_by(killers)
-    if clean:
-        sys.exit(f"without any mutant, {clean} fails already")
+    if not copy.is_known_clean():
+        failed = copy.killed_by_command(options.kill_with) if options.kill_with else copy.killed_by(killers)
+        if failed:
+            sys.exit(f"without any mutant, {failed} fails already: {copy.said}")
+        copy.note_clean()
     for mutant in chosen:
         if time.monotonic() > options.until:
             return
+        unseen, copy.said = None, ""
         if not copy.change(mutant):
             verdict = "not built"
         elif options.kill_with:
@@ -322,10 +392,20 @@ def work_off(folder, chosen, options, killers):
         else:
             verdict = copy.killed_by(killers_for(mutant["file"], killers))
         copy.restore(mutant)
+        if not verdict and copy.unseen:
+            copy.remember(mutant)
+            copy.change(mutant)
+            unseen = copy.why_unseen(mutant)
+            copy.restore(mutant)
         result = {**{key: mutant[key] for key in ("file", "line", "kind", "key")}, "by": verdict}
+        if unseen:
+            result["unseen"] = unseen
+        if verdict and copy.said:
+            result["said"] = copy.said
         with LOG_LOCK, options.log.open("a") as out:
             out.write(json.dumps(result) + "\n")
-        print(f"{mutant['file']}:{mutant['line']}: {mutant['kind']}: {verdict or 'SURVIVED ' + mutant['key']}", flush=True)
+        print(f"{mutant['file']}:{mutant['line']}: {mutant['kind']}: {verdict or unseen or 'SURVIVED ' + mutant['key']}"
+              f"{': ' + copy.said if verdict and copy.said else ''}", flush=True)
 
 
 # --- what came of it ---
@@ -345,7 +425,10 @@ def equivalents():
 def report(results):
     known = equivalents()
     built = {r["key"]: r for r in results if r["by"] != "not built"}.values()
-    counted = [r for r in built if r["by"] or r["key"] not in known]
+    for r in built:
+        if not r["by"] and r["key"] in known:
+            r.setdefault("unseen", known[r["key"]])
+    counted = [r for r in built if not r.get("unseen")]
     for title, key in (("file", "file"), ("kind", "kind")):
         print(f"| {title} | mutants | killed | share |\n|---|---|---|---|")
         for value in sorted({r[key] for r in counted}) + ["all"]:
@@ -361,7 +444,7 @@ def report(results):
         print(f"{count:5} {name}")
     for r in built:
         if not r["by"]:
-            print(f"{'equivalent' if r['key'] in known else 'SURVIVED'}: {r['line']}: {r['key']}")
+            print(f"{'equivalent' if r.get('unseen') else 'SURVIVED'}: {r['line']}: {r['key']}")
     share = 100 * sum(1 for r in counted if r["by"]) / max(len(counted), 1)
     print(f"{len(counted)} mutants, {share:.1f} % killed, {len(built) - len(counted)} equivalent")
     return share

@@ -11,7 +11,7 @@
 
 static const char *dialect = "auto", *format = "table", *output, *replay, *workload, *peer;
 static struct tool_list only, skip;
-static bool list, destructive, quick, verbose;
+static bool list, destructive, quick, fail_fast, verbose;
 static uint64_t repeat = 1, seed = 1, timeout_ms = 2000;
 
 static const struct tool_option options[] = {
@@ -21,6 +21,7 @@ static const struct tool_option options[] = {
     {"only", TOOL_LIST, &only, "NAME", "just this rule, clause or theme; may be repeated"},
     {"skip", TOOL_LIST, &skip, "NAME", "all but this rule, clause or theme; may be repeated"},
     {"quick", TOOL_FLAG, &quick, NULL, "leave out the rules that take long"},
+    {"fail-fast", TOOL_FLAG, &fail_fast, NULL, "end at the first rule that fails or warns"},
     {"allow-destructive", TOOL_FLAG, &destructive, NULL,
      "also the rules that may upset a device that is not isolated"},
     {"workload", TOOL_TEXT, &workload, "NAME",
@@ -114,6 +115,7 @@ int cmd_check(int argc, char **argv)
         .workload = workload,
         .allow_destructive = destructive,
         .quick = quick,
+        .fail_fast = fail_fast,
         .repeat = (unsigned)repeat,
         .seed = seed,
         .deadline_ms = (uint32_t)timeout_ms,

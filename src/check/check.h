@@ -110,6 +110,8 @@ struct check_options {
     const char *workload; /* NULL: one that fits the device; "none" */
     bool allow_destructive;
     bool quick;      /* without the deep rules */
+    bool fail_fast;  /* end at the first rule that fails or warns */
+    bool bare;       /* without looking for the shortest sequence */
     unsigned repeat; /* 0 is 1 */
     uint64_t seed;
     uint32_t deadline_ms; /* 0: 2 s */

@@ -326,6 +326,7 @@ static void describe(struct check_kernel *k)
     facts->log_region = region && info->dma_log && !facts->log_feature;
     facts->log_region_pgsize = info->log_page_size;
     facts->data_size = probed(k, KERNEL_FEATURE_GET | KERNEL_F_DATA_SIZE);
+    facts->data_fd = !region;
     facts->precopy_info = !region && (info->features & VFMIG_FEATURE_PRE_COPY);
     facts->max_read = facts->max_write = CHECK_MAX_DATA;
     facts->region_count = info->region_count;

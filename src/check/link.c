@@ -195,11 +195,20 @@ static int serve_dma(struct check_link *link, struct vfmig_user_msg *msg, bool o
     if (write)
         memcpy(at, msg->payload + sizeof(held.access), held.access.count);
     if (link->hold_ms && link->held_count < CHECK_MAX_HELD) {
-        held.due_ns = vfmig_now_ns() + link->hold_ms * MS;
+        held.came_ns = vfmig_now_ns();
         link->held[link->held_count++] = held;
         return 0;
     }
     return send_reply(link, &held, 0, at, write ? 0 : (uint32_t)held.access.count);
+}
+
+/* A DMA stays open until a command has waited for its answer for hold_ms, however long that takes
+ * to come about: what a device does while DMA is open does not depend on who is faster. */
+static uint64_t due_ns(const struct check_link *link, const struct check_held *held)
+{
+    uint64_t since = held->came_ns > link->call_ns ? held->came_ns : link->call_ns;
+
+    return link->call_ns ? since + link->hold_ms * MS : UINT64_MAX;
 }
 
 /* Answers what has been held long enough; all: everything. */
@@ -209,7 +218,7 @@ static int release_held(struct check_link *link, bool all)
 
     for (uint32_t i = 0; i < link->held_count; i++) {
         struct check_held held = link->held[i];
-        if (!all && held.due_ns > now)
+        if (!all && due_ns(link, &held) > now)
             continue;
         link->held[i--] = link->held[--link->held_count];
         bool write = held.header.command == VFMIG_USER_DMA_WRITE;
@@ -271,8 +280,8 @@ static int wait_bytes(struct check_link *link, uint64_t deadline_ns)
     uint64_t now = vfmig_now_ns(), until = deadline_ns;
 
     for (uint32_t i = 0; i < link->held_count; i++)
-        if (link->held[i].due_ns < until)
-            until = link->held[i].due_ns;
+        if (due_ns(link, &link->held[i]) < until)
+            until = due_ns(link, &link->held[i]);
     int ms = until <= now ? 0 : (int)((until - now) / MS + 1);
     if (poll(polls, link->fd[TWIN] >= 0 ? 2 : 1, ms) < 0 && errno != EINTR)
         return broken(link, "poll failed");
@@ -367,18 +376,10 @@ static int take_reply(struct check_link *link, struct check_call *call, struct v
     return 0;
 }
 
-int check_link_call(struct check_link *link, struct check_call *call)
+static int await_reply(struct check_link *link, struct check_call *call, uint16_t id,
+                       uint64_t deadline)
 {
-    uint16_t id = ++link->next_id;
-    uint64_t deadline = vfmig_deadline_ns(call->deadline_ms * MS);
-
-    link->dmas = 0;
-    if (link->fd[MAIN] < 0 || link->port->trouble)
-        return -ENOTCONN;
-    int r = send_command(link, call, id, deadline);
-    if (r < 0 || (call->flags & VFMIG_USER_NO_REPLY))
-        return r;
-    for (;;) {
+    for (int r = 0;;) {
         struct vfmig_user_msg msg;
         /* DMA that came before the reply is seen before it. */
         if (link->fd[TWIN] >= 0)
@@ -403,6 +404,23 @@ int check_link_call(struct check_link *link, struct check_call *call)
         if (r < 0)
             return r;
     }
+}
+
+int check_link_call(struct check_link *link, struct check_call *call)
+{
+    uint16_t id = ++link->next_id;
+    uint64_t deadline = vfmig_deadline_ns(call->deadline_ms * MS);
+
+    link->dmas = 0;
+    if (link->fd[MAIN] < 0 || link->port->trouble)
+        return -ENOTCONN;
+    int r = send_command(link, call, id, deadline);
+    if (r < 0 || (call->flags & VFMIG_USER_NO_REPLY))
+        return r;
+    link->call_ns = vfmig_now_ns();
+    r = await_reply(link, call, id, deadline);
+    link->call_ns = 0;
+    return r;
 }
 
 int check_link_serve(struct check_link *link, uint32_t ms)

@@ -20,7 +20,7 @@ struct check_held {
     bool on_twin;
     struct vfmig_user_header header;
     struct vfmig_user_dma_access access;
-    uint64_t due_ns;
+    uint64_t came_ns;
 };
 
 struct check_link {
@@ -31,6 +31,7 @@ struct check_link {
     uint16_t next_id;
     uint32_t max_data;
     uint32_t hold_ms;
+    uint64_t call_ns; /* when the command was sent that waits for its reply, 0: none */
     struct check_map *maps;
     uint32_t map_count;
     struct check_held held[CHECK_MAX_HELD];

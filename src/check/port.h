@@ -95,6 +95,7 @@ struct check_facts {
     bool posted;                            /* steps without a reply are possible */
     bool data_size;                         /* feature 9 answers */
     bool precopy_info;                      /* the amounts in pre-copy can be asked for */
+    bool data_fd;                           /* data is read as from a file: 0 is its end */
     bool log_feature;                       /* features 6 to 8 answer */
     bool log_region;                        /* v1 DIRTY_PAGES answers */
     uint64_t log_region_pgsize;

@@ -7,6 +7,7 @@
 #define ROOM  0x400000ull
 #define PIECE 4096u
 #define EMPTY 0xe5u
+#define HOLD_MS 40u /* who does not wait for DMA has answered by then */
 
 static bool ready(struct check *c, bool by_message)
 {
@@ -129,10 +130,11 @@ static void drains_messages(struct check *c, enum vfmig_state s)
 {
     uint64_t begin = 0;
 
-    check_doing(c, "DMA by message that is answered 20 ms late, then %s", check_state_name(s));
+    check_doing(c, "DMA by message that is not answered, then %s, and %u ms later the answer",
+                check_state_name(s), HOLD_MS);
     if (!ready(c, true))
         return;
-    check_hold(c, 20);
+    check_hold(c, HOLD_MS);
     ring(c, 0, 2);
     while (!c->port->dma.open && check_wait(c, &begin))
         ;

@@ -21,6 +21,7 @@ static int get64(struct check *c, uint32_t reg, uint64_t *ret_value)
 
 void check_region_is_there(struct check *c)
 {
+    const uint32_t both = VFMIG_USER_REGION_F_READ | VFMIG_USER_REGION_F_WRITE;
     uint32_t raw = 0;
 
     check_doing(c, "four bytes at 0 of the region of type 3, subtype 1");
@@ -28,6 +29,9 @@ void check_region_is_there(struct check *c)
     if (check_ok(c, r, "reading device_state"))
         check_that(c, raw == VFMIG_V1_RUNNING, "device_state is 1 on a fresh connection", "%u",
                    raw);
+    check_that(c, (c->port->facts.region_flags[region_of(c)] & both) == both,
+               "a region that says it can be read and written", "flags 0x%x",
+               c->port->facts.region_flags[region_of(c)]);
     check_that(c, c->port->facts.region_size[region_of(c)] > sizeof(struct vfmig_user_mig_region),
                "room for registers and data", "%llu bytes",
                (unsigned long long)c->port->facts.region_size[region_of(c)]);
@@ -146,10 +150,13 @@ void check_region_reads_repeat(struct check *c)
 void check_region_geometry(struct check *c)
 {
     uint64_t region = c->port->facts.region_size[region_of(c)], offset = 0;
-    static const uint8_t states[] = {VFMIG_STATE_STOP_COPY, VFMIG_STATE_PRE_COPY};
+    static const uint8_t states[] = {VFMIG_STATE_STOP_COPY, VFMIG_STATE_PRE_COPY,
+                                     VFMIG_STATE_PRE_COPY_NDMA};
 
     for (size_t i = 0; i < sizeof(states) && !check_over(c); i++) {
         struct look l = {0, 0, 0};
+        if (!check_has(c, (enum vfmig_state)states[i]))
+            continue;
         check_doing(c, "where the data lies in %s", check_state_name(states[i]));
         if (!check_reach(c, (enum vfmig_state)states[i]))
             return;

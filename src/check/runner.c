@@ -170,7 +170,7 @@ static void judge_rule(struct check *c)
     } else {
         c->rule->run(c);
         conclude(c);
-        if (c->found)
+        if (c->found && !c->options->bare)
             c->result.sequence = check_shortest(c);
     }
     check_session_end(c);
@@ -250,12 +250,18 @@ static int check_names(const char *const *names, unsigned count, struct vfmig_er
     return 0;
 }
 
+/* --fail-fast: it was found. */
+static bool is_enough(const struct check *c, const struct check_report *report)
+{
+    return c->options->fail_fast && report->tally[CHECK_FAIL] + report->tally[CHECK_WARN] != 0;
+}
+
 static int run_dialect(struct check *c, struct check_report *report, unsigned round)
 {
     unsigned lost = 0;
     int r = 0;
 
-    for (unsigned i = 0; r == 0 && i < check_rule_count; i++) {
+    for (unsigned i = 0; r == 0 && i < check_rule_count && !is_enough(c, report); i++) {
         c->rule = &check_rules[i];
         if (c->options->only_count && !listed(c->rule, c->options->only, c->options->only_count))
             continue;

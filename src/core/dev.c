@@ -413,6 +413,8 @@ static void state_write(struct vfmig_dev *dev, const struct vfmig_dev_event *eve
                         struct vfmig_dev_actions *out)
 {
     if (vfmig_dev_busy(dev)) {
+        if (dev->phase == PHASE_DRAIN && vfmig_sabotage("dev-busy-forgets"))
+            finish(dev, out, -ECANCELED);
         reply(out, event->id, -EBUSY);
         return;
     }
@@ -459,6 +461,8 @@ static void reset_done(struct vfmig_dev *dev, struct vfmig_dev_actions *out, int
         dev->failed = 0;
         dev->running = 1;
         dev->bits = vfmig_sabotage("dev-reset-keeps-state") ? dev->shown : R;
+        if (dev->owner_gone && dev->err == -EDOM && vfmig_sabotage("dev-drain-outlives-owner"))
+            dev->bits = dev->to;
         if (!vfmig_sabotage("dev-reset-shows-late"))
             dev->shown = dev->bits; /* before any answer: the first read says so (X10) */
         add(out, VFMIG_DEV_ACT_IRQ_DROP);
@@ -478,7 +482,8 @@ static void reset_done(struct vfmig_dev *dev, struct vfmig_dev_actions *out, int
 static void client_reset(struct vfmig_dev *dev, uint64_t id, struct vfmig_dev_actions *out)
 {
     if (dev->owner_gone || dev->reset_count == VFMIG_DEV_MAX_RESETS ||
-        (dev->failed && vfmig_sabotage("dev-error-refuses-reset"))) {
+        (dev->failed && vfmig_sabotage("dev-error-refuses-reset")) ||
+        (dev->phase == PHASE_DRAIN && vfmig_sabotage("dev-drain-refuses-reset"))) {
         reply(out, id, -EBUSY);
         return;
     }
@@ -492,6 +497,8 @@ static void lose_owner(struct vfmig_dev *dev, struct vfmig_dev_actions *out)
     if (vfmig_sabotage("dev-owner-gone-keeps-state"))
         return;
     dev->owner_gone = 1;
+    if (dev->phase == PHASE_DRAIN && vfmig_sabotage("dev-drain-outlives-owner"))
+        dev->err = -EDOM;
     dev->write_open = 0;
     dev->reset_count = 0;
     if (dev->phase != PHASE_RESET)

@@ -158,6 +158,8 @@ static int get_migration_info(struct client *c, struct vfmig_user_msg *msg,
 
     if (vfmig_sabotage("region-size-lies"))
         r.info.size = sizeof(struct vfmig_user_mig_region);
+    if (vfmig_sabotage("region-read-only"))
+        r.info.flags &= ~VFMIG_USER_REGION_F_WRITE;
     r.info.argsz = size; /* tells what the rest takes */
     struct shared *section = fits && c->client_max_fds ? region_section(c) : NULL;
     if (!fits)
@@ -235,6 +237,15 @@ static int get_irq_info(struct client *c, struct vfmig_user_msg *msg)
 
 /* ---- regions --------------------------------------------------------------------------------- */
 
+/* For a deliberate fault: there is memory that is no file's. */
+static bool is_by_message(const struct dma_map *map)
+{
+    for (uint32_t i = 0; i < map->count; i++)
+        if (!map->list[i].host)
+            return true;
+    return false;
+}
+
 bool mmio_reaches(const struct vfmig_device *dev)
 {
     if (vfmig_sabotage("mmio-while-stopped"))
@@ -243,6 +254,8 @@ bool mmio_reaches(const struct vfmig_device *dev)
         dma_gate_open((struct vfmig_device *)dev);
         return true;
     }
+    if (dev->irq.latch && is_by_message(&dev->dma) && vfmig_sabotage("peer-dma-under-ndma"))
+        dma_gate_open((struct vfmig_device *)dev);
     if (vfmig_sabotage("mmio-dropped-under-ndma") && dev->irq.latch)
         return false;
     if (dev->session.frozen && (vfmig_dev_bits(&dev->mig) & ~VFMIG_V1_NDMA) <= VFMIG_V1_SAVING)

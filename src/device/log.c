@@ -94,9 +94,11 @@ static int add_range(struct log_set *set, uint64_t iova, uint64_t size)
 
     if (size == 0 || range.last < iova)
         return -EOVERFLOW;
+    if (set->count == 16 && vfmig_sabotage("log-first-ranges"))
+        return 0;
     range.base = (iova >> set->page_shift) & ~UINT64_C(63);
     range.words = ((range.last >> set->page_shift) - range.base) / 64 + 1;
-    if (at < set->count && set->list[at].iova <= range.last)
+    if (at < set->count && set->list[at].iova <= range.last && !vfmig_sabotage("log-ranges-overlap"))
         return -EINVAL;
     if (set->count == VFMIG_MAX_LOG_RANGES ||
         range.words > (VFMIG_MAX_LOG_BYTES - set->bytes) / 8)
@@ -156,7 +158,8 @@ int log_start(struct vfmig_device *dev, uint64_t page_size,
     struct log_set fresh = {.everything = count == 0};
     int r = 0;
 
-    if (page_size < PAGE || (page_size & (page_size - 1)) || page_size > VFMIG_MAX_LOG_PAGE)
+    if (page_size < PAGE || page_size > VFMIG_MAX_LOG_PAGE ||
+        ((page_size & (page_size - 1)) && !vfmig_sabotage("log-page-any")))
         return -EINVAL;
     fresh.page_shift = (uint32_t)__builtin_ctzll(page_size);
     for (uint32_t i = 0; r == 0 && i < count; i++)
@@ -207,7 +210,7 @@ int log_mapped(struct vfmig_device *dev, uint64_t iova, uint64_t size)
     struct dma_log *log = &dev->log;
     int r = 0;
 
-    if (log->mode == LOG_ON && log->set.everything) {
+    if (log->mode == LOG_ON && log->set.everything && !vfmig_sabotage("log-late-map-missed")) {
         pthread_rwlock_wrlock(&log->lock);
         r = add_range(&log->set, iova, size);
         pthread_rwlock_unlock(&log->lock);
@@ -296,6 +299,8 @@ static void put_words(const struct view *view, int64_t pos, const uint64_t *word
     }
     for (uint32_t i = 0; i < count; i++, at++) {
         uint64_t low = words[i] << shift, high = words[i] >> (64 - shift);
+        if (vfmig_sabotage("report-odd-drops"))
+            high = 0;
         if (low)
             view->bitmap[at] |= low;
         if (high)
@@ -387,7 +392,8 @@ static bool take(struct dma_log *log, uint64_t *words, uint32_t count, uint64_t 
         memcpy(out, words, count * sizeof(*out));
         out[0] &= head;
         out[count - 1] &= tail;
-        bool keep = vfmig_sabotage("log-not-cleared");
+        bool keep = vfmig_sabotage("log-not-cleared") ||
+                    (tail != ~UINT64_C(0) && vfmig_sabotage("report-part-kept"));
         for (uint32_t i = 0; i < count && !keep; i++)
             words[i] &= ~out[i];
     }
@@ -422,7 +428,8 @@ static void add_rest(struct dma_log *log, const struct log_range *range, uint64_
 {
     struct log_set *set = &log->set;
 
-    if (vfmig_sabotage("log-rest-lost"))
+    if (vfmig_sabotage("log-rest-lost") ||
+        (set->rest_count == 200 && vfmig_sabotage("log-rests-few")))
         return;
     cut_rests(set, iova, last);
     if (set->rest_count < VFMIG_MAX_LOG_RESTS) {
@@ -475,6 +482,8 @@ static void take_part(struct dma_log *log, const struct part *part, const struct
                 put_runs(view, part, shift, page + i * 64, words[i]);
         }
         w += count;
+        if (vfmig_sabotage("report-wide-cut"))
+            break;
     }
     add_rests(log, part, first_set, end_set);
 }
@@ -715,8 +724,12 @@ static int feature_report(struct client *c, struct vfmig_user_msg *msg)
         return (int)bytes;
     if (req.report.page_size >> dev->log.set.page_shift == 0 && vfmig_sabotage("report-smaller-refused"))
         return -EINVAL;
-    if (req.head.argsz < sizeof(req) + (uint64_t)bytes)
+    if (req.head.argsz < sizeof(req) + (uint64_t)bytes) {
+        if (vfmig_sabotage("report-no-room-clears"))
+            log_report(dev, req.report.iova, req.report.length, req.report.page_size,
+                       (uint64_t *)c->reply);
         return -EINVAL;
+    }
     int r = log_report(dev, req.report.iova, req.report.length, req.report.page_size,
                        (uint64_t *)c->reply);
     if (r < 0)

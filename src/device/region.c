@@ -114,6 +114,9 @@ int region_v1_read(struct client *c, struct vfmig_user_msg *msg)
             value = 0;
         if (vfmig_dev_precopying(&dev->mig) && vfmig_sabotage("precopy-size-too-large"))
             value = vfmig_window_region_size(&dev->window);
+        if (vfmig_dev_precopying(&dev->mig) && !vfmig_dev_dma_allowed(&dev->mig) &&
+            vfmig_sabotage("ndma-size-too-large"))
+            value = vfmig_window_region_size(&dev->window);
         break;
     case VFMIG_WINDOW_DATA:
         if (access.count < 8 && vfmig_sabotage("window-words-only"))

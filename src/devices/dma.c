@@ -24,6 +24,8 @@ static void step_done(void *user, int err)
          * gate opens (head has not moved). */
         vfmig_dma_end(&d->dma);
         d->phase = DMA_IDLE;
+        if (vfmig_sabotage("aborted-dma-lost"))
+            d->regs.tail = d->regs.head;
         return;
     }
     d->err = d->err ? d->err : err;

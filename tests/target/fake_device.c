@@ -32,8 +32,17 @@ static bool saves(uint32_t state)
     return state == COPY || state == PRE || state == PRE_P2P;
 }
 
+bool fake_runs(const struct fake_kernel *f)
+{
+    if (!f->features)
+        return f->running;
+    return f->state == RUN || f->state == RUN_P2P || f->state == PRE || f->state == PRE_P2P;
+}
+
 static bool resumed_well(struct fake_kernel *f)
 {
+    if (f->loaded_size == 0 && !f->strict)
+        return true;
     return f->loaded_size == FAKE_IMAGE && !memcmp(f->loaded, f->image, FAKE_IMAGE);
 }
 
@@ -50,7 +59,7 @@ static int step(struct fake_kernel *f, uint32_t to, bool *ret_opens)
         }
         return f->quirk.fail_arc;
     }
-    bool bad = from == RESUME && f->loaded_size && !resumed_well(f);
+    bool bad = from == RESUME && !resumed_well(f);
     if ((saves(from) && !saves(to)) || from == RESUME)
         f->session = 0;
     if (bad) {
@@ -333,7 +342,7 @@ static ssize_t write_bits(struct fake_kernel *f, uint32_t value)
         return refuse(f);
     if (f->quirk.no_way_back && from == 0 && to == VFMIG_V1_RUNNING)
         return refuse(f);
-    if ((from & VFMIG_V1_RESUMING) && f->loaded_size && !resumed_well(f)) {
+    if ((from & VFMIG_V1_RESUMING) && to != from && !resumed_well(f)) {
         f->bits = VFMIG_V1_ERROR | f->quirk.reserved_bits;
         return -EIO;
     }

@@ -331,9 +331,12 @@ static ssize_t any_access(struct fake_kernel *f, int fd, uint8_t *read_to,
     uint64_t room = bytes == f->bar ? sizeof(f->bar) : sizeof(f->config);
     if (!bytes || at > room || size > room - at)
         return -EINVAL;
-    if (read_to)
+    bool dead = f->strict && bytes == f->bar && !fake_runs(f);
+    if (read_to && dead)
+        memset(read_to, 0xff, size);
+    else if (read_to)
         memcpy(read_to, bytes + at, size);
-    else if (write_from)
+    else if (write_from && !dead)
         memcpy(bytes + at, write_from, size);
     return (ssize_t)size;
 }

@@ -84,6 +84,7 @@ struct fake_kernel {
     uint32_t features; /* feature dialect, 0: the region's */
     bool device_log, iommu_log, data_size;
     struct fake_quirks quirk;
+    bool strict; /* a stream of nothing is refused, and the BAR of a stopped device reads all ones */
     void (*on_read)(struct fake_kernel *f); /* of device data, while it runs; NULL: nothing */
 
     /* Seen. */
@@ -143,6 +144,7 @@ ssize_t fake_write(struct fake_kernel *f, const struct fake_file *file, const ui
                    size_t size);
 int fake_new_data_fd(struct fake_kernel *f); /* fake_kernel.c */
 int fake_reset(struct fake_kernel *f);
+bool fake_runs(const struct fake_kernel *f);
 ssize_t fake_region(struct fake_kernel *f, uint64_t offset, uint8_t *read_to,
                     const uint8_t *write_from, size_t size);
 /* fake_dirty.c: type1, iommufd and the device's log */
