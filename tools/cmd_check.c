@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* vfmig check: does a device keep the rules of VFIO migration? */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,9 +10,10 @@
 #include "commands.h"
 #include "options.h"
 
-static const char *dialect = "auto", *format = "table", *output, *replay, *workload, *peer;
+static const char *dialect = "auto", *format = "table", *output, *replay, *steps, *workload, *peer;
 static struct tool_list only, skip;
 static bool list, destructive, quick, fail_fast, verbose;
+static volatile sig_atomic_t interrupted;
 static uint64_t repeat = 1, seed = 1, timeout_ms = 2000;
 
 static const struct tool_option options[] = {
@@ -35,6 +37,8 @@ static const struct tool_option options[] = {
     {"format", TOOL_CHOICE, &format, "NAME", "table, tap, junit or json",
      .choices = "table|tap|junit|json"},
     {"output", TOOL_TEXT, &output, "FILE", "write the report there"},
+    {"steps", TOOL_TEXT, &steps, "DIR",
+     "write the steps of each finding to DIR/RULE-DIALECT.steps"},
     {"replay", TOOL_TEXT, &replay, "FILE", "do the steps of FILE again instead"},
     {"verbose", TOOL_FLAG, &verbose, NULL, "say on stderr what came of each rule"},
     {NULL},
@@ -60,36 +64,96 @@ static void show(void *opaque, const struct check_result *result)
 
 static int run_replay(const char *target)
 {
+    static const char *const ends[] = {
+        [CHECK_REPLAY_DIFFERS] = "# the last step ended differently",
+        [CHECK_REPLAY_SAME] = "# the last step ended as recorded",
+        [CHECK_REPLAY_UNSEEN] = "# the last step ended as recorded; what was found is not in its "
+                                "outcome: --only RULE judges it again"};
+    static const int codes[] = {[CHECK_REPLAY_DIFFERS] = TOOL_OK,
+                                [CHECK_REPLAY_SAME] = TOOL_NOT_CONFORMING,
+                                [CHECK_REPLAY_UNSEEN] = TOOL_FAILED};
     struct vfmig_error error = {0};
-    bool same = false;
+    enum check_replay_end end = CHECK_REPLAY_DIFFERS;
 
-    if (check_replay(target, replay, (uint32_t)timeout_ms, stdout, &same, &error) < 0)
+    if (check_replay(target, replay, (uint32_t)timeout_ms, stdout, &end, &error) < 0)
         return tool_fail(&usage, error.origin == VFMIG_ORIGIN_LOCAL ? TOOL_USAGE : TOOL_FAILED,
                          "%s", error.text);
-    puts(same ? "# the last step ended as recorded" : "# the last step ended differently");
-    return same ? TOOL_NOT_CONFORMING : TOOL_OK;
+    puts(ends[end]);
+    return codes[end];
 }
 
-static int print_report(const struct check_report *report)
+/* A finding of an earlier round or rule with the same name stays. */
+static int write_steps(const struct check_report *report)
 {
+    char path[512];
+
+    for (unsigned i = 0; i < report->count; i++) {
+        const struct check_result *r = &report->results[i];
+        if (!r->sequence || r->round)
+            continue;
+        snprintf(path, sizeof(path), "%s/%s-%s.steps", steps, r->rule->id,
+                 r->dialect == CHECK_DIALECT_REGION ? "region" : "feature");
+        FILE *out = fopen(path, "we");
+        bool written = out && fputs(r->sequence, out) >= 0;
+        if (!out || fclose(out) || !written)
+            return tool_fail(&usage, TOOL_FAILED, "%s: %s", path, strerror(errno));
+    }
+    return TOOL_OK;
+}
+
+/* out: opened before the device was touched. */
+static int print_report(const struct check_report *report, FILE *out)
+{
+    int r = check_print(report, format, !output && isatty(STDOUT_FILENO), out);
+
+    if ((output ? fclose(out) : fflush(out)) || r < 0)
+        return tool_fail(&usage, TOOL_FAILED, "%s: the report could not be written: %s",
+                         output ? output : "standard output", strerror(errno));
+    int code = steps ? write_steps(report) : TOOL_OK;
+    if (code != TOOL_OK)
+        return code;
+    if (report->tally[CHECK_FAIL])
+        return TOOL_NOT_CONFORMING;
+    if (interrupted)
+        return tool_fail(&usage, TOOL_FAILED, "interrupted after %u rules", report->count);
+    if (report->tally[CHECK_PASS] + report->tally[CHECK_WARN] == 0)
+        return tool_fail(&usage, TOOL_FAILED, "no rule could be judged");
+    return TOOL_OK;
+}
+
+/* The rule under way ends, and what was judged is told; a second time kills. */
+static void on_interrupt(int number)
+{
+    interrupted = 1;
+}
+
+static int judge(const struct check_options *request)
+{
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    struct vfmig_error error = {0};
+    struct check_report report;
     FILE *out = output ? fopen(output, "we") : stdout;
-    int r;
 
     if (!out)
         return tool_fail(&usage, TOOL_FAILED, "%s: %s", output, strerror(errno));
-    r = check_print(report, format, !output && isatty(STDOUT_FILENO), out);
-    if (output && fclose(out))
-        r = -EIO;
-    if (r < 0)
-        return tool_fail(&usage, TOOL_FAILED, "the report could not be written");
-    return report->tally[CHECK_FAIL] ? TOOL_NOT_CONFORMING : TOOL_OK;
+    sigaction(SIGINT, &action, NULL);
+    int r = check_run(request, &report, &error);
+    int code;
+    if (r < 0) {
+        if (output)
+            fclose(out);
+        code = tool_fail(&usage, error.origin == VFMIG_ORIGIN_LOCAL ? TOOL_USAGE : TOOL_FAILED,
+                         "%s", error.text);
+    } else {
+        code = print_report(&report, out);
+    }
+    check_report_free(&report);
+    return code;
 }
 
 int cmd_check(int argc, char **argv)
 {
-    struct vfmig_error error = {0};
     struct tool_list operands = {.count = 0};
-    struct check_report report;
     int code = tool_parse(&usage, argc, argv, &operands);
 
     if (code >= 0)
@@ -119,18 +183,8 @@ int cmd_check(int argc, char **argv)
         .repeat = (unsigned)repeat,
         .seed = seed,
         .deadline_ms = (uint32_t)timeout_ms,
+        .interrupted = &interrupted,
         .progress = verbose ? show : NULL,
     };
-    int r = check_run(&request, &report, &error);
-    if (r < 0)
-        code = tool_fail(&usage, error.origin == VFMIG_ORIGIN_LOCAL ? TOOL_USAGE : TOOL_FAILED,
-                         "%s", error.text);
-    else if (report.tally[CHECK_PASS] + report.tally[CHECK_FAIL] + report.tally[CHECK_WARN] == 0)
-        code = print_report(&report) == TOOL_OK
-                   ? tool_fail(&usage, TOOL_FAILED, "no rule could be judged")
-                   : TOOL_FAILED;
-    else
-        code = print_report(&report);
-    check_report_free(&report);
-    return code;
+    return judge(&request);
 }

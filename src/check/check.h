@@ -10,6 +10,7 @@
 #ifndef VFMIG_CHECK_CHECK_H
 #define VFMIG_CHECK_CHECK_H
 
+#include <signal.h>
 #include <stdio.h>
 
 #include "check/port.h"
@@ -115,6 +116,7 @@ struct check_options {
     unsigned repeat; /* 0 is 1 */
     uint64_t seed;
     uint32_t deadline_ms; /* 0: 2 s */
+    const volatile sig_atomic_t *interrupted; /* not NULL, and set: no further rule begins */
     void (*progress)(void *opaque, const struct check_result *result);
     void *opaque;
 };
@@ -136,9 +138,15 @@ int check_run(const struct check_options *options, struct check_report *report,
               struct vfmig_error *reterr);
 void check_report_free(struct check_report *report);
 
-/* Does the steps of a file again and prints what came of each. *ret_same: as it was recorded. */
+enum check_replay_end {
+    CHECK_REPLAY_DIFFERS = 0, /* the last step ended otherwise than it was recorded */
+    CHECK_REPLAY_SAME,
+    CHECK_REPLAY_UNSEEN, /* the same, but what was found is not in the outcome of a step */
+};
+
+/* Does the steps of a file again and prints what came of each. */
 int check_replay(const char *target, const char *path, uint32_t deadline_ms, FILE *out,
-                 bool *ret_same, struct vfmig_error *reterr);
+                 enum check_replay_end *ret_end, struct vfmig_error *reterr);
 
 /* Prints a report: "table", "tap", "junit" or "json". */
 int check_print(const struct check_report *report, const char *format, bool color, FILE *out);

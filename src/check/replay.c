@@ -8,6 +8,8 @@
 #define SHORTEN_NS 3000000000ull /* spent on looking for a shorter sequence */
 #define MAX_LINE   (CHECK_MAX_DATA * 2 + 256)
 #define MAX_ROOM   CHECK_MAX_DATA
+/* A comment of a sequence whose finding is in the bytes, the memory or the DMA that a rule saw. */
+#define BESIDE "# not in the outcome of a step: only the rule sees it"
 
 /* Does a kept step again. */
 static void redo(struct check *c, const struct check_kept *kept, uint8_t *room,
@@ -84,8 +86,9 @@ char *check_shortest(struct check *c)
         memset(wanted, true, CHECK_MAX_KEPT * sizeof(*wanted));
         if (c->last_shows && !check_gone(c))
             shorten(c, wanted, count, room);
-        fprintf(out, "# vfmig check, rule %s (%s)\n# expected: %s\n# seen: %s\ndialect %s\n",
+        fprintf(out, "# vfmig check, rule %s (%s)\n# expected: %s\n# seen: %s\n%sdialect %s\n",
                 c->rule->id, c->rule->clause, c->result.expected, c->result.seen,
+                c->last_shows ? "" : BESIDE "\n",
                 c->dialect == CHECK_DIALECT_REGION ? "region" : "feature");
         for (uint32_t i = 0; i < count; i++)
             if (wanted[i])
@@ -104,7 +107,7 @@ struct replay {
     FILE *in, *out;
     char *line;
     uint8_t *data, *room;
-    bool started, same;
+    bool started, same, beside;
     unsigned number; /* of the line */
 };
 
@@ -144,6 +147,7 @@ static int replay_lines(struct replay *r, const char *path, struct vfmig_error *
 
     while (result == 0 && fgets(r->line, MAX_LINE, r->in)) {
         r->number++;
+        r->beside = r->beside || !strncmp(r->line, BESIDE, strlen(BESIDE));
         if (r->line[0] == '#' || r->line[0] == '\n')
             fputs(r->line, r->out);
         else if (!strcmp(r->line, "dialect region\n") && !r->started)
@@ -162,7 +166,7 @@ static int replay_lines(struct replay *r, const char *path, struct vfmig_error *
 }
 
 int check_replay(const char *target, const char *path, uint32_t deadline_ms, FILE *out,
-                 bool *ret_same, struct vfmig_error *reterr)
+                 enum check_replay_end *ret_end, struct vfmig_error *reterr)
 {
     struct replay r = {.out = out, .c.dialect = CHECK_DIALECT_FEATURE};
     int result = 0;
@@ -180,7 +184,7 @@ int check_replay(const char *target, const char *path, uint32_t deadline_ms, FIL
         result = check_port_open(target, deadline_ms ? deadline_ms : 2000, &r.c.port, reterr);
     if (result == 0)
         result = replay_lines(&r, path, reterr);
-    *ret_same = r.same;
+    *ret_end = !r.same ? CHECK_REPLAY_DIFFERS : r.beside ? CHECK_REPLAY_UNSEEN : CHECK_REPLAY_SAME;
     check_port_free(r.c.port);
     free(r.line);
     free(r.data);

@@ -33,9 +33,7 @@ static void print_finding(FILE *out, const struct check_result *r)
         fprintf(out, "    done      %s\n", r->done);
     fprintf(out, "    expected  %s\n    seen      %s\n", r->expected, r->seen);
     if (r->sequence) {
-        fputs("    steps     (again: vfmig check --replay FILE, with the sequence of --format "
-              "json)\n",
-              out);
+        fputs("    steps     (--steps DIR writes them into files for --replay)\n", out);
         print_sequence(out, r->sequence, "      ");
     }
 }

@@ -436,35 +436,47 @@ void check_log_start_page(struct check *c)
     }
 }
 
-/* A report that there is no room for is refused, and what it would have told is told later. */
-void check_log_room(struct check *c)
+/* A report with room for so many bytes of a bitmap. What v1 has: the message has room, the bitmap
+ * is said to be smaller. */
+static int report_into(struct check *c, uint64_t length, uint32_t bitmap)
 {
-    struct model m = {.c = c, .log_page = PAGE, .count = 1, .range = {{IOVA, LENGTH}}};
     struct {
         struct vfmig_user_feature head;
         struct vfmig_user_feature_log_report report;
-    } VFMIG_PACKED get = {{0, VFMIG_USER_FEATURE_GET | VFMIG_USER_F_LOG_REPORT},
-                          {IOVA, LENGTH, PAGE}};
-    const uint32_t full = (uint32_t)(sizeof(get) + bytes_of(LENGTH, PAGE));
-    const uint32_t rooms[] = {sizeof(get), sizeof(get) + 8, full - 8, full - 1};
+    } VFMIG_PACKED get = {{sizeof(get) + bitmap, VFMIG_USER_FEATURE_GET | VFMIG_USER_F_LOG_REPORT},
+                          {IOVA, length, PAGE}};
+    struct {
+        struct vfmig_user_dirty_pages head;
+        struct vfmig_user_dirty_range range;
+    } VFMIG_PACKED dirty = {{UINT32_MAX, VFMIG_USER_DIRTY_GET},
+                            {IOVA, length, {c->port->facts.log_region_pgsize, bitmap}}};
+
+    return is_region(c) ? check_command(c, VFMIG_USER_DIRTY_PAGES, 0, &dirty, sizeof(dirty))
+                        : check_command(c, VFMIG_USER_FEATURE, 0, &get, sizeof(get));
+}
+
+/* A report that there is no room for is refused, and what it would have told is told later. */
+void check_log_room(struct check *c)
+{
+    uint64_t page = is_region(c) ? c->port->facts.log_region_pgsize : PAGE;
+    struct model m = {.c = c, .log_page = page, .count = 1, .range = {{IOVA, LENGTH}}};
+    const uint32_t full = (uint32_t)bytes_of(LENGTH, page);
+    const uint32_t rooms[] = {0, 8, full - 8, full - 1};
 
     if (!ready(c) || !check_need(c, check_map(c, IOVA, LENGTH, 0, false), "MAP") ||
         !check_need(c, start_log(&m), "LOG_START") || !dma(&m, IOVA, 8) ||
         !dma(&m, IOVA + LENGTH - 8, 8))
         return;
     for (size_t i = 0; i < sizeof(rooms) / sizeof(rooms[0]) && !check_over(c); i++) {
-        get.head.argsz = rooms[i];
         check_doing(c, "a report with room for %u bytes of %u", rooms[i], full);
-        check_refused(c, check_command(c, VFMIG_USER_FEATURE, 0, &get, sizeof(get)), "the report");
+        check_refused(c, report_into(c, LENGTH, rooms[i]), "the report");
     }
-    get.report.length = LENGTH << 20;
-    get.head.argsz = UINT32_MAX;
     check_doing(c, "a report that no message holds");
     if (!check_over(c))
-        check_refused(c, check_command(c, VFMIG_USER_FEATURE, 0, &get, sizeof(get)), "the report");
+        check_refused(c, report_into(c, LENGTH << 20, INT32_MAX), "the report");
     check_doing(c, "the report, with room");
     if (!check_over(c))
-        model_report(&m, IOVA, LENGTH, PAGE, true);
+        model_report(&m, IOVA, LENGTH, page, true);
 }
 
 /* ---- mappings that come and go while the log is on (type1 logs all that is mapped) ---- */

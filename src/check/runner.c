@@ -250,9 +250,11 @@ static int check_names(const char *const *names, unsigned count, struct vfmig_er
     return 0;
 }
 
-/* --fail-fast: it was found. */
+/* --fail-fast: it was found; or the caller wants no more. */
 static bool is_enough(const struct check *c, const struct check_report *report)
 {
+    if (c->options->interrupted && *c->options->interrupted)
+        return true;
     return c->options->fail_fast && report->tally[CHECK_FAIL] + report->tally[CHECK_WARN] != 0;
 }
 

@@ -13,8 +13,9 @@
 static int explain(struct check_user *u, int r, const char *what, struct vfmig_error *reterr)
 {
     if (r == -ENOTCONN)
-        return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0, "%s: %s (%s)", what,
-                               u->base.trouble_text, check_trouble_name(u->base.trouble));
+        return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
+                               "the device is %s, asked for %s: %s",
+                               check_trouble_name(u->base.trouble), what, u->base.trouble_text);
     return vfmig_error_set(reterr, r, VFMIG_ORIGIN_PEER, 0, "%s was refused: %s", what,
                            strerror(-r));
 }
@@ -156,11 +157,39 @@ static bool probe(struct check_user *u, uint32_t flags, int *ret_r)
     return r >= 0;
 }
 
+/* DIRTY_PAGES without a bitmap. */
+static int say_dirty(struct check_user *u, uint32_t flag)
+{
+    struct vfmig_user_dirty_pages say = {sizeof(say), flag};
+    uint64_t room[2];
+    struct check_call call = {.command = VFMIG_USER_DIRTY_PAGES,
+                              .fixed = &say,
+                              .fixed_size = sizeof(say),
+                              .reply = room,
+                              .reply_room = sizeof(room),
+                              .deadline_ms = u->base.deadline_ms};
+
+    return check_link_call(&u->link, &call);
+}
+
+/* The v1 log is there when it can be stopped; or started, if a log that is off refuses to stop. */
+static int describe_region_log(struct check_user *u)
+{
+    int r = say_dirty(u, VFMIG_USER_DIRTY_STOP);
+    bool there = r == 0;
+
+    if (!there && r != -ENOTCONN && (r = say_dirty(u, VFMIG_USER_DIRTY_START)) == 0) {
+        there = true;
+        r = say_dirty(u, VFMIG_USER_DIRTY_STOP);
+    }
+    u->base.facts.log_region = there && check_port_log_page_fits(u->base.facts.log_region_pgsize);
+    return r == -ENOTCONN ? r : 0;
+}
+
 static int describe_dialects(struct check_user *u)
 {
     struct check_facts *facts = &u->base.facts;
     struct vfmig_user_feature_migration migration = {0};
-    struct vfmig_user_dirty_pages stop = {sizeof(stop), VFMIG_USER_DIRTY_STOP};
     uint64_t room[2];
     int trouble = 0;
     int r = check_user_feature(u, VFMIG_USER_FEATURE_GET | VFMIG_USER_F_MIGRATION, NULL, 0,
@@ -180,15 +209,8 @@ static int describe_dialects(struct check_user *u)
                            u->base.deadline_ms);
     facts->data_size = r == 8;
     facts->precopy_info = probe(u, VFMIG_USER_FEATURE_GET | VFMIG_USER_F_PRECOPY_INFO, &trouble);
-    struct check_call call = {.command = VFMIG_USER_DIRTY_PAGES,
-                              .fixed = &stop,
-                              .fixed_size = sizeof(stop),
-                              .reply = room,
-                              .reply_room = sizeof(room),
-                              .deadline_ms = u->base.deadline_ms};
-    r = check_link_call(&u->link, &call);
-    facts->log_region = r == 0 && check_port_log_page_fits(facts->log_region_pgsize);
-    return r == -ENOTCONN ? r : trouble;
+    r = describe_region_log(u);
+    return r < 0 ? r : trouble;
 }
 
 int check_user_describe(struct check_user *u, struct vfmig_error *reterr)

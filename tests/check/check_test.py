@@ -2,6 +2,7 @@
 """Good devices pass in both dialects; a device with a fault is told apart, whatever the format."""
 import concurrent.futures
 import os
+import signal
 import socket
 import subprocess
 import struct
@@ -49,6 +50,41 @@ def test_a_faulty_device_is_caught_and_the_steps_show_it(tmp_path):
     with Device(tmp_path, "null") as device:
         again = check(device.path, "--replay", str(steps))
         assert again.returncode == 0, again.stdout
+
+
+def test_the_steps_of_each_finding_are_written(tmp_path):
+    with faulty(tmp_path) as device:
+        result = check(device.path, "--fail-fast", "--steps", str(tmp_path))
+        assert result.returncode == 3 and result.stdout.count("fail  ") == 1, result.stdout
+        assert check(device.path, "--replay", str(tmp_path / "C42-feature.steps")).returncode == 3
+        assert not (tmp_path / "C42-region.steps").exists()  # another rule was not begun
+
+
+def test_what_only_the_rule_sees_is_not_replayed(tmp_path):
+    steps = tmp_path / "steps"
+    steps.write_text("# not in the outcome of a step: only the rule sees it\ndialect feature\nstate-set 1 = 0\n")
+    with Device(tmp_path, "null") as device:
+        again = check(device.path, "--replay", str(steps))
+    assert again.returncode == 1 and "--only RULE" in again.stdout
+
+
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path):
+    with Device(tmp_path, "null") as device:
+        full = check(device.path, "--only", "reset", "--output", "/dev/full")
+        missing = check(device.path, "--only", "reset", "--output", str(tmp_path / "no" / "report"))
+    assert full.returncode == 1 and "/dev/full" in full.stderr and "No space" in full.stderr
+    assert missing.returncode == 1 and "No such file" in missing.stderr
+
+
+def test_an_interrupt_tells_what_was_judged(tmp_path):
+    with Device(tmp_path, "null") as device:
+        run = subprocess.Popen([VFMIG, "check", f"vfio-user:{device.path}", "--repeat", "1000", "--verbose"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        first = run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=PATIENCE)
+    assert first.startswith("pass") and run.returncode == 1, (first, err)
+    assert "interrupted after" in err and "pass     feature C42" in out
 
 
 def test_every_format_tells_the_failure(tmp_path):

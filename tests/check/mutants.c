@@ -6,8 +6,8 @@
  *   mutants                    each bug under its own rule
  *   mutants --all DOCUMENT     each bug under all rules, good devices too; writes the table
  *   mutants --bug ID           this one under all rules
- *   mutants --devices          whatever devices they are, do they pass? Ends at the first that does not
- *   mutants --document FILE    the document has a row for each bug, and no other */
+ *   mutants --devices          whatever devices they are, do they pass? Ends at the first that does
+ * not mutants --document FILE    the document has a row for each bug, and no other */
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
@@ -29,7 +29,7 @@
 #define GOOD_SEEDS   20u
 #define DEADLINE_MS  1000u
 #define TRIES        8u
-#define HURRIED_MS   3000u /* --devices; who hangs is asked again */
+#define HURRIED_MS   3000u  /* --devices; who hangs is asked again */
 #define PATIENT_MS   20000u /* good devices: a machine that is busy is no device that hangs */
 #define MAX_PARALLEL 4u
 
@@ -226,7 +226,7 @@ static void work(const struct job *job, struct outcome *out)
         .allow_destructive = true,
         .repeat = job->seeds,
         .seed = 1,
-        .deadline_ms = job->bug ? DEADLINE_MS
+        .deadline_ms = job->bug  ? DEADLINE_MS
                        : hurried ? HURRIED_MS
                                  : PATIENT_MS,
         .fail_fast = hurried,
@@ -477,12 +477,17 @@ static int run_all(const char *document, const char *only)
 /* For scripts/mutate.py, which changes the device: whatever device it is now, does it pass? */
 static int run_devices(void)
 {
-    static const char *const kind[] = {"two dma", "dma, no NDMA", "dma, drain in time", "bulk"};
+    static const struct {
+        const char *name, *only;
+    } kind[] = {{"two dma", NULL},
+                {"dma, no NDMA", NULL},
+                {"dma, drain in time", "DRAIN-LONG"},
+                {"bulk", NULL}};
 
     hurried = true;
     for (unsigned i = 0; i < sizeof(kind) / sizeof(kind[0]); i++)
         for (unsigned d = REGION; d <= FEATURE; d++)
-            add_job(NULL, kind[i], d, NULL, 1);
+            add_job(NULL, kind[i].name, d, kind[i].only, 1);
     run_jobs();
     for (unsigned i = 0; i < job_count; i++)
         if (outcomes[i].text[0]) {
@@ -491,7 +496,8 @@ static int run_devices(void)
         }
     for (unsigned i = 0; i < job_count; i++)
         if (!outcomes[i].done) {
-            printf("%s, %s: the watchdog ended it\n", jobs[i].device, dialect_name(jobs[i].dialect));
+            printf("%s, %s: the watchdog ended it\n", jobs[i].device,
+                   dialect_name(jobs[i].dialect));
             return 1;
         }
     return 0;
@@ -555,10 +561,10 @@ int main(int argc, char **argv)
         perror("mutants");
         return 1;
     }
-    int failed = argc == 3 && !strcmp(argv[1], "--all")    ? run_all(argv[2], NULL)
-                 : argc == 3 && !strcmp(argv[1], "--bug")  ? run_all(NULL, argv[2])
+    int failed = argc == 3 && !strcmp(argv[1], "--all")       ? run_all(argv[2], NULL)
+                 : argc == 3 && !strcmp(argv[1], "--bug")     ? run_all(NULL, argv[2])
                  : argc == 2 && !strcmp(argv[1], "--devices") ? run_devices()
-                                                           : run_own();
+                                                              : run_own();
     remove_folder();
     return failed;
 }

@@ -117,9 +117,8 @@ static bool same_action(const struct vfmig_dev_action *a, const struct vfmig_dev
 
 static bool same_look(const struct vfmig_dev *a, const struct vfmig_dev *b)
 {
-    return a->shown == b->shown && a->bits == b->bits && a->gate == b->gate &&
-           a->running == b->running && a->stream == b->stream &&
-           machines[0].state(a) == machines[1].state(b) &&
+    return a->shown == b->shown && a->gate == b->gate && a->running == b->running &&
+           a->stream == b->stream && machines[0].state(a) == machines[1].state(b) &&
            machines[0].busy(a) == machines[1].busy(b) &&
            machines[0].deadline(a) == machines[1].deadline(b);
 }
