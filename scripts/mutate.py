@@ -5,11 +5,13 @@ the tree; what depends on it is compiled anew, and a few fast test programs say 
 
   mutate.py DIR [--set core|device|checker] [--count N] [--seed S] [--seconds T] [--jobs J] [FILE...]
   mutate.py DIR --report [--set ...]      the shares and the survivors of all parts so far
+  mutate.py DIR --report --set checker --document docs/conformance.md   and the section there
   mutate.py DIR --kill-with 'CMD' ...     CMD in the copy instead of the set's own programs; not zero: killed
 
 DIR keeps the copy, its objects and one line of JSON for each mutant that was tried; what is there is not tried
 again, so a run may be cut in pieces. Mutants that change nothing
-that can be seen are listed in tests/mutation/equivalent.txt with the reason."""
+that can be seen are listed in tests/mutation/equivalent.txt with the reason; why others survive the checker, in
+survivors.txt."""
 import argparse
 import concurrent.futures
 import glob
@@ -430,8 +432,8 @@ def work_off(folder, chosen, options, killers):
 # --- what came of it ---
 
 
-def equivalents():
-    path = ROOT / "tests/mutation/equivalent.txt"
+def reasons(name):
+    path = ROOT / "tests/mutation" / name
     reason, result = None, {}
     for line in path.read_text().split("\n") if path.exists() else []:
         if line.startswith("# "):
@@ -442,7 +444,7 @@ def equivalents():
 
 
 def report(results):
-    known = equivalents()
+    known = reasons("equivalent.txt")
     built = {r["key"]: r for r in results if r["by"] != "not built"}.values()
     for r in built:
         if not r["by"] and r["key"] in known:
@@ -469,6 +471,51 @@ def report(results):
     return share
 
 
+SECTION = "## Mechanical mutation"
+
+
+def write_section(path, chosen, results, seed):
+    """What came of it, behind the table of the document; survivors with the reasons of survivors.txt. False: one of
+    them has none."""
+    why = reasons("survivors.txt")
+    built = list({r["key"]: r for r in results if r["by"] != "not built"}.values())
+    counted = [r for r in built if not r.get("unseen")]
+    caught = [r for r in counted if r["by"]]
+    same = {what: sum(1 for r in built if r.get("unseen") == what) for what in ("the same code", "the same machine")}
+    rules, survivors = {}, {}
+    for r in caught:
+        said = re.match(r"[^:]*: ([A-Z0-9-]+):", r.get("said", ""))
+        rule = said.group(1) if said else "no device any more"
+        rules[rule] = rules.get(rule, 0) + 1
+    for r in counted:
+        if not r["by"]:
+            survivors.setdefault(why.get(r["key"], "no reason is known"), []).append(r)
+    lines = [SECTION, "", f"Written by `scripts/mutate.py DIR --set checker --seed {seed} --report --document` of {len(built)} mutants, "
+             "picked by that seed: a cell of a table,", "a condition or a statement of the device machine and of the DMA log is "
+             "changed, and `vfmig check` is asked what it thinks of such devices.", "",
+             "Not counted, because nobody outside can see them:", "",
+             f"- {same['the same code']} of which the compiler makes the same code: what is there for deliberate faults only;",
+             f"- {same['the same machine']} that are the same machine for every client: `tests/mutation/outside.c` leads both through all "
+             "that can happen, side by side;",
+             "- never made: in functions of the DMA log that only vfmig's own control session calls "
+             f"({', '.join(f'`{name}`' for name in sorted(chosen['elsewhere']))}), and where a lock is taken or memory given back",
+             "  (seen by other threads and by the sanitizers of `make check`).", "",
+             "| file | mutants | caught | share |", "|---|---|---|---|"]
+    for name in sorted({r["file"] for r in counted}) + ["all"]:
+        mine = [r for r in counted if name in (r["file"], "all")]
+        hits = sum(1 for r in mine if r["by"])
+        lines.append(f"| {name} | {len(mine)} | {hits} | {100 * hits // len(mine)} % |")
+    lines += ["", "Caught first by: " + ", ".join(f"{rule} {n}" for rule, n in sorted(rules.items(), key=lambda i: (-i[1], i[0]))) +
+              ".", "", "### Survivors", ""]
+    for reason, mine in sorted(survivors.items()):
+        lines += [f"{reason[0].upper()}{reason[1:]}:", ""]
+        lines += [f"- `{r['key']}`" for r in sorted(mine, key=lambda r: r["key"])] + [""]
+    text = path.read_text()
+    head = text[:text.index(SECTION)] if SECTION in text else text + "\n"
+    path.write_text(head + "\n".join(lines).rstrip() + "\n")
+    return "no reason is known" not in survivors
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=pathlib.Path)
@@ -480,6 +527,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--kill-with", action="append", default=[])
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--document", type=pathlib.Path, help="the section on mechanical mutation is written there")
     parser.add_argument("--floor", type=float, default=0, help="fail below this share")
     options = parser.parse_args()
     log = options.log = options.dir.resolve() / f"{options.set}.jsonl"
@@ -503,7 +551,10 @@ def main():
     if not log.exists():
         sys.exit("nothing was tried yet")
     current = {mutant["key"] for mutant in every}
-    share = report([r for r in map(json.loads, log.read_text().splitlines()) if r["key"] in current])
+    results = [r for r in map(json.loads, log.read_text().splitlines()) if r["key"] in current]
+    share = report(results)
+    if options.document and not write_section(options.document, chosen, results, options.seed):
+        return 1
     return 1 if share < options.floor else 0
 
 

@@ -416,12 +416,35 @@ static int judge_firsts(void)
     return failed;
 }
 
+/* What scripts/mutate.py has written behind the table. Malloc'ed; NULL: nothing. */
+static char *read_rest(const char *path)
+{
+    FILE *in = fopen(path, "re"), *out;
+    char line[4096], *rest = NULL;
+    size_t size;
+
+    out = in ? open_memstream(&rest, &size) : NULL;
+    for (bool is_rest = false; out && fgets(line, sizeof(line), in);) {
+        is_rest = is_rest || !strncmp(line, "## ", 3);
+        if (is_rest)
+            fputs(line, out);
+    }
+    if (out)
+        fclose(out);
+    if (in)
+        fclose(in);
+    return rest;
+}
+
 static int write_document(const char *path)
 {
+    char *rest = read_rest(path);
     FILE *out = fopen(path, "we");
 
-    if (!out)
+    if (!out) {
+        free(rest);
         return 1;
+    }
     fprintf(out,
             "# Is the checker right?\n\n"
             "Written by `make check-mutants`. The good devices `null`, `dma` and `bulk` pass all "
@@ -435,6 +458,9 @@ static int write_document(const char *path)
           out);
     for (unsigned i = 0; i < job_count; i++)
         write_row(out, i);
+    if (rest && *rest)
+        fprintf(out, "\n%s", rest);
+    free(rest);
     return fclose(out) ? 1 : 0;
 }
 
@@ -530,7 +556,7 @@ static int compare_document(const char *path)
     unsigned i = 0;
 
     add_bugs(/* own= */ true, NULL);
-    while (in && fgets(line, sizeof(line), in)) {
+    while (in && fgets(line, sizeof(line), in) && strncmp(line, "## ", 3) != 0) {
         if (strncmp(line, "| ", 2) != 0 || !strncmp(line, "| rule ", 7))
             continue;
         if (i == job_count ||
@@ -538,7 +564,7 @@ static int compare_document(const char *path)
             break;
         i++;
     }
-    bool same = in && i == job_count && feof(in);
+    bool same = in && i == job_count;
     if (in)
         fclose(in);
     if (!same)
