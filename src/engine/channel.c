@@ -183,7 +183,7 @@ static int send_error(struct vfmig_channel *channel, int code, struct vfmig_erro
     if (atomic_load(&channel->cancelled))
         return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
                                "sending on channel %u was cancelled", channel->index);
-    if (code == -EAGAIN || code == -EWOULDBLOCK)
+    if (code == -EAGAIN)
         return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
                                "the peer took no byte of channel %u within the time limit",
                                channel->index);

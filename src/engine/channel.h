@@ -132,10 +132,6 @@ int vfmig_channel_recv(struct vfmig_channel *channel, struct vfmig_record *ret_r
 /* Reads and drops everything until the peer closes, the stall limit or a shutdown. */
 void vfmig_channel_drain(struct vfmig_channel *channel);
 
-/* Waits until something can be received: 0, or -ETIMEDOUT. UINT64_MAX waits for ever. */
-int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
-                       struct vfmig_error *reterr);
-
 /* How many threads wait for their turn to send. Turns are taken in the order in which they were asked
  * for, record by record. Any thread, any time; so is stats. */
 uint32_t vfmig_channel_waiting(struct vfmig_channel *channel);

@@ -46,7 +46,7 @@ static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool
         return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
                                "the peer's greeting on channel %u took longer than the time limit",
                                channel->index);
-    if (code == -EAGAIN || code == -EWOULDBLOCK)
+    if (code == -EAGAIN)
         return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
                                "the peer sent no byte on channel %u within the time limit",
                                channel->index);
@@ -513,35 +513,6 @@ void vfmig_channel_drain(struct vfmig_channel *channel)
     do {
         got = recv(channel->fd, dropped, sizeof(dropped), 0);
     } while (got > 0 || (got < 0 && errno == EINTR));
-}
-
-int vfmig_channel_wait(struct vfmig_channel *channel, uint64_t timeout_ns,
-                       struct vfmig_error *reterr)
-{
-    struct pollfd poll_fd = {.fd = channel->fd, .events = POLLIN};
-    uint64_t begin_ns = vfmig_channel_now_ns();
-
-    if (channel->ahead_at < channel->ahead_end ||
-        (channel->tls && vfmig_tls_pending(channel->tls)))
-        return 0;
-    for (;;) {
-        uint64_t passed_ns = vfmig_channel_now_ns() - begin_ns;
-        uint64_t left_ns = passed_ns < timeout_ns ? timeout_ns - passed_ns : 0;
-        struct timespec left = {.tv_sec = (time_t)(left_ns / 1000000000u),
-                                .tv_nsec = (long)(left_ns % 1000000000u)};
-        int ready = ppoll(&poll_fd, 1, timeout_ns == UINT64_MAX ? NULL : &left, NULL);
-        int code = ready < 0 ? -errno : 0;
-        if (ready > 0)
-            return 0;
-        if (ready == 0)
-            return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
-                                   "the peer sent nothing on channel %u within the time limit",
-                                   channel->index);
-        if (code != -EINTR)
-            return vfmig_error_set(reterr, code, VFMIG_ORIGIN_KERNEL, 0,
-                                   "waiting on channel %u failed: %s", channel->index,
-                                   strerror(-code));
-    }
 }
 
 int vfmig_channel_ping(struct vfmig_channel *channel, uint64_t id, struct vfmig_clock_offset *clock,

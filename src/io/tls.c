@@ -72,7 +72,7 @@ static int bio_read(BIO *bio, char *data, int size)
         tls->cut = true;
         BIO_set_flags(bio, BIO_FLAGS_IN_EOF);
     }
-    if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+    if (got < 0 && errno == EAGAIN)
         BIO_set_retry_read(bio);
     return (int)got;
 }
