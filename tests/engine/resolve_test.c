@@ -19,16 +19,27 @@ struct place {
     char source[96], destination[96];
 };
 
-static int make_place(void **state)
+static int make_place_in(const char *folder, void **state)
 {
     struct place *p = calloc(1, sizeof(*p));
 
-    strcpy(p->top, "/tmp/vfmig-resolve-XXXXXX");
+    snprintf(p->top, sizeof(p->top), "%s/vfmig-resolve-XXXXXX", folder);
     assert_non_null(mkdtemp(p->top));
     snprintf(p->source, sizeof(p->source), "%s/s", p->top);
     snprintf(p->destination, sizeof(p->destination), "%s/d", p->top);
     *state = p;
     return 0;
+}
+
+static int make_place(void **state)
+{
+    return make_place_in("/tmp", state);
+}
+
+/* Where a sync costs nothing. */
+static int make_place_in_memory(void **state)
+{
+    return make_place_in("/dev/shm", state);
 }
 
 static void empty(const struct place *p)
@@ -307,6 +318,86 @@ static void damage_and_a_saved_guest(void **state)
     assert_int_equal(vfmig_resolve_check_start(p->source, true, &err), -EBUSY);
 }
 
+/* What every decision does with every pair of records, also with those that no run leaves behind. */
+static void decide(const struct place *p, unsigned decision, bool at_source, bool peer_known)
+{
+    const char *dir = at_source ? p->source : p->destination, *peer = at_source ? p->destination : p->source;
+    const struct vfmig_resolve_request request = {
+        .decision = (enum vfmig_resolve_decision)decision, .file_is_gone = decision & 1, .peer_epoch = 1};
+    struct vfmig_resolve_view view = look(dir, peer_known ? peer : NULL), again;
+    struct vfmig_error err = {0};
+    uint8_t before = view.own.last.record;
+
+    assert_string_not_equal(view.now, "");
+    int ret = vfmig_resolve_apply(dir, &view, &request, &err);
+    again = look(dir, peer_known ? peer : NULL);
+    if (ret) {
+        assert_true(ret == err.code && err.text[0]);
+        assert_int_equal(err.origin, VFMIG_ORIGIN_LOCAL);
+    }
+    /* Nobody is made to run by a journal alone, and what was decided stays. */
+    assert_int_not_equal(ret == 0 && decision == VFMIG_RESOLVE_RUN, true);
+    assert_true(again.own.last.record != VFMIG_HO_RECORD_RUNNING || before == VFMIG_HO_RECORD_RUNNING);
+    if (ret == 0) {
+        assert_int_equal(again.own.last.record, view.own.last.record);
+        assert_int_equal(again.settled, view.settled);
+        assert_int_equal(again.may_start, view.may_start);
+    }
+}
+
+static void remove_journals(const struct place *p)
+{
+    char path[192], text[2 * VFMIG_HO_ID_BYTES + 1];
+
+    vfmig_ho_id_format(id, text);
+    snprintf(path, sizeof(path), "%s/%s.source", p->source, text);
+    unlink(path);
+    snprintf(path, sizeof(path), "%s/%s.destination", p->destination, text);
+    unlink(path);
+}
+
+static void every_decision_over_every_pair(void **state)
+{
+    struct place *p = *state;
+
+    for (unsigned s = VFMIG_HO_RECORD_NONE; s < VFMIG_HO_RECORD_READY; s++)
+        for (unsigned d = VFMIG_HO_RECORD_NONE; d < VFMIG_HO_RECORD_COUNT; d = d ? d + 1 : VFMIG_HO_RECORD_READY)
+            for (unsigned way = 0; way < 4 * VFMIG_RESOLVE_DECISION_COUNT; way++) {
+                put(p->source, VFMIG_HO_SOURCE, s, NULL);
+                put(p->destination, VFMIG_HO_DESTINATION, d, NULL);
+                decide(p, way / 4, way & 1, way & 2);
+                remove_journals(p);
+            }
+}
+
+/* The peer's journal as one file, and one that is none. */
+static void a_peer_s_journal_by_its_name(void **state)
+{
+    const struct vfmig_resolve_request settle = {0};
+    struct vfmig_resolve_view *views = NULL;
+    struct place *p = *state;
+    char path[192], text[2 * VFMIG_HO_ID_BYTES + 1];
+    struct vfmig_error err;
+    size_t count = 0;
+
+    put(p->source, VFMIG_HO_SOURCE, VFMIG_HO_RECORD_GRANT_SENT, NULL);
+    put(p->destination, VFMIG_HO_DESTINATION, VFMIG_HO_RECORD_NONE, NULL);
+    vfmig_ho_id_format(id, text);
+    snprintf(path, sizeof(path), "%s/%s.destination", p->destination, text);
+    assert_true(look(p->source, path).peer_known);
+    put(p->destination, VFMIG_HO_DESTINATION, VFMIG_HO_RECORD_READY, NULL);
+    FILE *file = fopen(path, "r+");
+    assert_non_null(file);
+    fputs("garbage", file);
+    fclose(file);
+    assert_true(vfmig_resolve_status(p->source, path, &views, &count, &err) < 0);
+    assert_true(vfmig_resolve_status(p->source, path, &views, &count, NULL) < 0);
+    assert_true(vfmig_resolve_status(p->source, "/nowhere/at/all", &views, &count, &err) < 0);
+    struct vfmig_resolve_view view = look(p->destination, NULL);
+    assert_true(vfmig_resolve_apply(p->destination, &view, &settle, NULL) < 0);
+    assert_true(vfmig_resolve_apply(p->destination, &view, &settle, &err) < 0);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_place, remove_place)
 
 int main(void)
@@ -319,6 +410,8 @@ int main(void)
         TEST(running_needs_a_grant_or_an_operators_word),
         TEST(a_destination_that_never_heard_of_it_can_refuse),
         TEST(damage_and_a_saved_guest),
+        cmocka_unit_test_setup_teardown(every_decision_over_every_pair, make_place_in_memory, remove_place),
+        TEST(a_peer_s_journal_by_its_name),
     };
     return cmocka_run_group_tests_name("resolve", tests, NULL, NULL);
 }
