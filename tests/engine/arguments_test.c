@@ -163,6 +163,64 @@ static void memory_that_cannot_be_passed_on(void **state)
     rig_close(&rig);
 }
 
+/* --- what a dry run finds on its own side --- */
+
+static unsigned findings;
+static char last_finding[400];
+
+static void keep_finding(void *opaque, bool source, const char *text)
+{
+    findings++;
+    snprintf(last_finding, sizeof(last_finding), "%s", text);
+}
+
+static void what_a_dry_run_finds(void **state)
+{
+    static const struct {
+        const char *journal;
+        bool local;
+        uint32_t features;
+        const char *uri, *finding;
+    } runs[] = {
+        {NULL, false, FULL, NULL, "there is no directory for the journal"},
+        {"/nowhere/at/all", false, FULL, NULL, "the journal /nowhere/at/all cannot be written"},
+        {"/proc/journal", false, FULL, NULL, "the journal /proc/journal cannot be written"},
+        {"/", false, FULL, NULL, ""},
+        {"not-there-yet", false, FULL, NULL, ""},
+        {"/not-there-yet", false, FULL, NULL, ""},
+        {"/dev/shm", true, FULL, NULL, "cannot be passed on"},
+        {"/dev/shm", false, 0, NULL, "device dev0 cannot migrate"},
+        {"/dev/shm", false, FULL, "tcp:192.0.2.1:7", "is off this host"},
+        {"/dev/shm", false, FULL, "unix:/nowhere/at/all", ""},
+    };
+
+    rig_open(&rig, 1, features, /* tcp= */ false);
+    assert_int_equal(vfmig_destination_new(&rig.side[RIG_DEST].vm, &rig.options, &rig.destination, NULL), 0);
+    assert_int_equal(vfmig_destination_listen(rig.destination, rig.uri, NULL), 0);
+    for (size_t i = 0; i < COUNT(runs); i++) {
+        struct vfmig_error error = {0};
+
+        findings = 0;
+        last_finding[0] = 0;
+        options = rig.options;
+        options.journal_dir = runs[i].journal;
+        options.local = runs[i].local;
+        rig.side[RIG_SOURCE].devices[0].base.info.features = runs[i].features;
+        int ret = vfmig_source_check(&rig.side[RIG_SOURCE].vm, &options, runs[i].uri ? runs[i].uri : rig.uri,
+                                     keep_finding, NULL, &error);
+        assert_true(ret == error.code && (ret < 0 || !findings));
+        if (runs[i].finding[0])
+            assert_true(findings > 0 && ret == -EPERM);
+        if (runs[i].finding[0] && findings == 1 && !strstr(last_finding, runs[i].finding))
+            fail_msg("%zu: %s", i, last_finding);
+        if (runs[i].uri && !runs[i].finding[0])
+            assert_int_equal(error.origin, VFMIG_ORIGIN_KERNEL);
+    }
+    rig.side[RIG_SOURCE].devices[0].base.info.features = FULL;
+    rig_assert_source_runs(&rig);
+    rig_close(&rig);
+}
+
 /* --- whom a certificate must name, and who is off this host --- */
 
 static void names_of_peers(void **state)
@@ -313,6 +371,7 @@ int main(void)
         cmocka_unit_test(what_cannot_be_migrated),
         cmocka_unit_test(what_was_done_before),
         cmocka_unit_test(memory_that_cannot_be_passed_on),
+        cmocka_unit_test(what_a_dry_run_finds),
         cmocka_unit_test(names_of_peers),
         cmocka_unit_test(what_is_no_record),
         cmocka_unit_test(decisions_that_fit_nobody),

@@ -178,6 +178,11 @@ WRAP(int, stat64, (const char *path, struct stat *st), (path, st), FAILS, -1, EA
 WRAP(int, fstatfs64, (int fd, struct statfs *st), (fd, st), FAILS, -1, EIO)
 WRAP(int, statvfs64, (const char *path, struct statvfs *st), (path, st), FAILS, -1, EIO)
 WRAP(int, rename, (const char *from, const char *to), (from, to), FAILS, -1, EACCES)
+WRAP(int, renameat2, (int from_at, const char *from, int to_at, const char *to, unsigned flags),
+     (from_at, from, to_at, to, flags), FAILS, -1, EINVAL)
+WRAP(off_t, lseek64, (int fd, off_t at, int from), (fd, at, from), FAILS, -1, EINVAL)
+WRAP(int, lstat64, (const char *path, struct stat *st), (path, st), FAILS, -1, EACCES)
+WRAP(char *, realpath, (const char *path, char *to), (path, to), FAILS, NULL, EACCES)
 WRAP(int, link, (const char *from, const char *to), (from, to), FAILS, -1, EMLINK)
 WRAP(int, unlink, (const char *path), (path), FAILS, -1, EACCES)
 WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), FAILS, -1, EACCES)

@@ -575,7 +575,9 @@ static void chatter(void)
 {
     static uint8_t much[VFMIG_MAX_STREAM_TEXT];
     static const char *const said[] = {"a", "r", "rxxxx", "mxxx", "lxxx", "zoo", "fno room", "t\x01\x7f\xff no",
-                                       "e{\"t_ns\":1,\"n\":2,\"side\":\"destination\",\"ev\":\"x\"}", "enothing"};
+                                       "e{\"t_ns\":1,\"n\":2,\"side\":\"destination\",\"ev\":\"x\"}", "enothing", "enothing}",
+                                       "e{\"t_ns\":1,\"m\":2}", "e{\"t_ns\":1,\"n\":2,\"side\":\"source\"}",
+                                       "e{\"t_ns\":\x01}", "e{\"t_ns\":\x7f}"};
 
     until_the_offer();
     for (size_t i = 0; i < COUNT(said); i++)
@@ -645,6 +647,15 @@ static void *read_away(void *arg)
     return NULL;
 }
 
+/* Its lines may come into the source's trace; what is none does not. */
+static struct vfmig_vm_ops sifting;
+static unsigned taken_lines;
+
+static void count_line(void *opaque, const char *json)
+{
+    taken_lines += strstr(json, "\"side\":\"destination\"") != NULL;
+}
+
 static void lie_to_a_source(const struct lie *lie)
 {
     struct vfmig_progress progress;
@@ -653,6 +664,11 @@ static void lie_to_a_source(const struct lie *lie)
 
     rig_open(&rig, 2, features, /* tcp= */ false);
     memcpy(rig.options.migration_id, "one that is lied", 16);
+    rig.options.trace_peer = true;
+    sifting = *rig.side[RIG_SOURCE].vm.ops;
+    sifting.trace = count_line;
+    rig.side[RIG_SOURCE].vm.ops = &sifting;
+    taken_lines = 0;
     assert_int_equal(vfmig_sock_listen(rig.uri, &door, &error), 0);
     assert_int_equal(vfmig_source_new(&rig.side[RIG_SOURCE].vm, &rig.options, &rig.source, &error), 0);
     assert_int_equal(vfmig_source_start(rig.source, rig.uri, &error), 0);
@@ -668,6 +684,7 @@ static void lie_to_a_source(const struct lie *lie)
     if (!strstr(progress.error.text, lie->why))
         fail_msg("%s, not: %s", progress.error.text, lie->why);
     rig_assert_source_runs(&rig);
+    assert_int_equal(taken_lines, lie->tell == chatter);
     close(door);
     vfmig_source_free(rig.source);
     rig.source = NULL;

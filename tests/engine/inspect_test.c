@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/crc32c.h"
@@ -235,6 +236,110 @@ static void whatever_is_sealed_again(void **state)
     free(copy);
 }
 
+/* --- records that are whole and come where they must not --- */
+
+static void record(int fd, uint64_t sequence, enum vfmig_record_tag tag, const uint32_t *words, uint32_t count)
+{
+    uint8_t head[VFMIG_RECORD_HEAD_BYTES], out[64];
+    struct iovec iov[2] = {{head, sizeof(head)}, {out, 4 * count}};
+
+    for (uint32_t i = 0; i < count; i++)
+        vfmig_le32_put(out + 4 * i, words[i]);
+    vfmig_record_head_encode(head, tag, VFMIG_RECORD_CONTROL, sequence, 4 * count, vfmig_crc32c(0, out, 4 * count));
+    assert_int_equal(writev(fd, iov, 2), sizeof(head) + 4 * count);
+}
+
+static const struct wrong {
+    struct {
+        enum vfmig_record_tag tag;
+        uint32_t count, words[6];
+    } records[3];
+    const char *why;
+} wrong[] = {
+    {{{VFMIG_RECORD_DEVDATA, 5, {0, 1, 0, 0, 7}}, {VFMIG_RECORD_DEVDATA, 5, {0, 0, 0, 0, 7}},
+      {VFMIG_RECORD_DEVDATA, 5, {0, 0, 0, 0, 7}}}, "where 1 was due"},
+    {{{VFMIG_RECORD_DEVDATA, 5, {3, 0, 1, 0, 7}}}, "segment 1 of device 3 where 0 was due"},
+    {{{VFMIG_RECORD_DEVEND, 6, {0}}, {VFMIG_RECORD_DEVDATA, 5, {0, 0, 0, 0, 7}}}, "nothing behind"},
+    {{{VFMIG_RECORD_DEVEND, 6, {0, 0, 5}}}, "ends with 5 segments"},
+    {{{VFMIG_RECORD_DEVEND, 6, {0}}, {VFMIG_RECORD_DEVEND, 6, {0}}}, ""},
+    {{{VFMIG_RECORD_ROUND, 6, {1, 0, 9}}}, ""},
+    {{{VFMIG_RECORD_VMSTATE, 4, {9}}, {VFMIG_RECORD_HANDOVER, 6, {1, 2, 3, 4, 1}},
+      {VFMIG_RECORD_ZERO, 2, {1, 1}}}, "ZERO"},
+    {{{VFMIG_RECORD_ERROR, 3, {5, 2, 0x6f6f6d}}, {VFMIG_RECORD_VMSTATE, 4, {3}}}, ""},
+};
+
+static void records_out_of_place(void **state)
+{
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        struct vfmig_inspect_totals t;
+        static uint8_t data[4096];
+        struct vfmig_error err;
+        uint64_t items;
+        int fd = memfd_create("wrong", MFD_CLOEXEC);
+
+        for (unsigned k = 0; k < 3 && wrong[i].records[k].tag; k++)
+            record(fd, k, wrong[i].records[k].tag, wrong[i].records[k].words, wrong[i].records[k].count);
+        ssize_t size = pread(fd, data, sizeof(data), 0);
+        close(fd);
+        assert_true(size > 0);
+        assert_true(inspect(data, (size_t)size, &t, &items, &err) < 0);
+        if (!strstr(err.text, wrong[i].why))
+            fail_msg("%zu: %s", i, err.text);
+        assert_true(vfmig_inspect(read_source, &(struct source){.data = data, .size = (size_t)size}, count_item,
+                                  &items, &t, NULL) < 0);
+    }
+}
+
+/* Maps that cannot be: the pages are counted without them. */
+static void maps_that_are_none(void **state)
+{
+    static const char *const maps[] = {"memory.1=0x0+0x4000\n", "memory.0=0x0+0x7fffffffffff0000\n", "no memory",
+                                       "memory.0=0x0+0x4000\nmemory.0=0x0+0x4000\n"};
+
+    for (size_t i = 0; i < sizeof(maps) / sizeof(maps[0]); i++) {
+        const struct vfmig_page_run run = {.page_count = 2};
+        struct vfmig_inspect_totals t;
+        struct vfmig_channel *channel;
+        static uint8_t data[16384];
+        struct vfmig_error err;
+        uint64_t items;
+        int fd = memfd_create("map", MFD_CLOEXEC);
+
+        assert_int_equal(vfmig_channel_new_file(dup(fd), VFMIG_SIDE_SOURCE, &channel, NULL), 0);
+        assert_int_equal(vfmig_channel_send(channel, VFMIG_RECORD_IDENTITY, maps[i], strlen(maps[i]), NULL), 0);
+        assert_int_equal(vfmig_channel_send(channel, VFMIG_RECORD_IDENTITY, maps[i], strlen(maps[i]), NULL), 0);
+        assert_int_equal(vfmig_channel_send_pages(channel, &memory, &run, 1, NULL), 0);
+        assert_int_equal(vfmig_channel_send(channel, VFMIG_RECORD_BYE, NULL, 0, NULL), 0);
+        vfmig_channel_free(channel);
+        ssize_t size = pread(fd, data, sizeof(data), 0);
+        close(fd);
+        assert_true(size > 0);
+        assert_int_equal(inspect(data, (size_t)size, &t, &items, &err), 0);
+        assert_int_equal(t.pages, 2);
+    }
+}
+
+static ssize_t read_error(void *user, void *buf, size_t size)
+{
+    unsigned *good = user;
+
+    return (*good)-- ? read_source(&(struct source){.data = stream, .size = stream_bytes}, buf, size) : -EIO;
+}
+
+static void a_file_that_cannot_be_read(void **state)
+{
+    for (unsigned reads = 0; reads < 3; reads++) {
+        struct vfmig_inspect_totals t;
+        struct vfmig_error err = {0};
+        unsigned good = reads;
+        uint64_t items = 0;
+
+        assert_true(vfmig_inspect(read_error, &good, count_item, &items, &t, &err) < 0);
+        if (reads == 0)
+            assert_int_equal(err.code, -EIO);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -242,6 +347,9 @@ int main(void)
         cmocka_unit_test(cut_anywhere),
         cmocka_unit_test(every_altered_byte),
         cmocka_unit_test(whatever_is_sealed_again),
+        cmocka_unit_test(records_out_of_place),
+        cmocka_unit_test(maps_that_are_none),
+        cmocka_unit_test(a_file_that_cannot_be_read),
     };
 
     return cmocka_run_group_tests(tests, make_stream, free_stream);

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <limits.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -281,6 +282,41 @@ static void one_of_many(void **state)
 }
 
 /* With a name: that test alone. */
+static void names_that_are_none(void **state)
+{
+    static char long_one[PATH_MAX + 10];
+    static const struct {
+        const char *path;
+        int code; /* 0: any */
+    } names[] = {{"", -EINVAL},     {".", -EINVAL},      {"..", -EINVAL},               {"/", -EINVAL},
+                 {"/tmp/", -EINVAL}, {"/tmp/..", -EINVAL}, {"/nowhere/at/all", -ENOENT}, {long_one, -EINVAL},
+                 {"/proc/guest", 0}};
+    struct vfmig_save_file *file = NULL;
+    struct vfmig_error err = {0};
+    struct place *p = *state;
+    char deep[400];
+
+    memset(long_one, 'x', sizeof(long_one) - 1);
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        int ret = vfmig_save_create(names[i].path, id, 1, "/j/source", &file, &err);
+        assert_true(ret < 0 && ret == err.code && !file);
+        if (names[i].code)
+            assert_int_equal(ret, names[i].code);
+        ret = vfmig_save_open(names[i].path, /* claim= */ true, &file, &err);
+        assert_true(ret < 0 && ret == err.code && !file);
+    }
+    /* Too long for a record, and what is no file. */
+    snprintf(deep, sizeof(deep), "%s/%0250d", p->folder, 1);
+    assert_true(vfmig_save_create(deep, id, 1, "/j/source", &file, &err) < 0);
+    assert_true(vfmig_save_open(p->folder, /* claim= */ false, &file, &err) < 0);
+    /* In the folder where the process stands. */
+    assert_int_equal(chdir(p->folder), 0);
+    assert_int_equal(vfmig_save_create("here", id, 1, "/j/source", &file, &err), 0);
+    vfmig_save_abandon(file);
+    vfmig_save_close(file);
+    assert_int_equal(chdir("/"), 0);
+}
+
 int main(int argc, char **argv)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -288,6 +324,7 @@ int main(int argc, char **argv)
         TEST(claimed_once),
         TEST(given_back),
         TEST(one_of_many),
+        TEST(names_that_are_none),
         TEST(nobody_has_it_while_it_is_written),
         TEST(discarded_for_good),
         TEST(a_claim_that_its_journal_refuses_is_none),
