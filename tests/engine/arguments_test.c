@@ -184,7 +184,7 @@ static void what_a_dry_run_finds(void **state)
     } runs[] = {
         {NULL, false, FULL, NULL, "there is no directory for the journal"},
         {"/nowhere/at/all", false, FULL, NULL, "the journal /nowhere/at/all cannot be written"},
-        {"/proc/journal", false, FULL, NULL, "the journal /proc/journal cannot be written"},
+        {"/proc/journal", false, FULL, NULL, "journal /proc/journal"},
         {"/", false, FULL, NULL, ""},
         {"not-there-yet", false, FULL, NULL, ""},
         {"/not-there-yet", false, FULL, NULL, ""},
