@@ -361,6 +361,7 @@ static const struct scenario {
 static const struct scenario *chosen;
 static uint64_t key = FAULT_NOWHERE;
 static enum fault_kind kind;
+static uint32_t nth; /* call of the point that fails, from 0 */
 
 static void one(void **state)
 {
@@ -372,7 +373,7 @@ static void one(void **state)
     /* Faults that must not matter may take their time, others are over soon. */
     rig.options.stall_ns = harmless ? 20 * SECOND : SECOND / 2;
     rig.options.device_timeout_ns = 5 * SECOND;
-    fault_points_arm(key, kind, 0);
+    fault_points_arm(key, kind, nth);
     chosen->run();
     vfmig_source_free(rig.source);
     vfmig_destination_free(rig.destination);
@@ -474,6 +475,7 @@ int main(int argc, char **argv)
         key = strtoull(argv[3], NULL, 16);
         kind = (enum fault_kind)strtoul(argv[4], NULL, 10);
     }
+    nth = getenv("SWEEP_NTH") ? (uint32_t)strtoul(getenv("SWEEP_NTH"), NULL, 10) : 0;
     const char *given = getenv("SWEEP_STRIDE") ? getenv("SWEEP_STRIDE") : argc > 2 ? argv[2] : "1";
     begin(0); /* without a fault, unless one was named: what is called at all */
     wait_for_all();
