@@ -69,11 +69,13 @@ explore: $(DEMO_BUILD)/build.ninja
 	VFMIG_SABOTAGE=$(SABOTAGE) $(DEMO_BUILD)/tests/explore/explore $(if $(BREAKS),--breaks $(BREAKS)) $(SCOPE)
 
 # Real processes are stopped at each point that they pass and killed there, cut off, frozen: docs/reliability.md.
-# SEED, COUNT (of the cases that are not kills); a quarter of an hour.
+# SEED, COUNT (of the cases that are not kills); a quarter of an hour. KEEP=FILE: all cases, in as many runs as
+# it takes; an hour and a half.
 COUNT ?= 400
 torture: $(BUILD)/sabotage/build.ninja
 	ninja -C $(BUILD)/sabotage tools/vfmig tests/engine/order_judge
-	python3 scripts/torture.py $(BUILD)/sabotage --seed $(SEED) --count $(COUNT)
+	python3 scripts/torture.py $(BUILD)/sabotage --seed $(SEED) \
+	  $(if $(KEEP),--keep $(KEEP),--count $(COUNT))
 
 # One change at a time to the machines, the handover and the stream: which tests notice. MUTANTS of them,
 # chosen by SEED; what was tried is kept in $(BUILD)/mutate and not tried again.

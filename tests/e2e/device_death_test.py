@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The process of one of two devices is killed with -9 as its side enters a step of a migration: nothing
 aborts, the attempt unwinds by the ladder, and the guest lives on at the source with the other device. With
-RUNNING on record it stands still at the destination until its devices have started. `make torture` does it at all of them."""
+RUNNING on record it stands still at the destination, which vfmig status says, until QMP's cont starts it.
+`make torture` does it at all of them."""
 import concurrent.futures
 
 import pytest
