@@ -53,6 +53,8 @@ static const struct kind {
     {"two dma", "dma", {0}, WITH_PEER},
     {"the peer", "dma", {0}, BUG_IN_PEER},
     {"dma, no NDMA", "dma", {.no_ndma = true, .no_precopy = true}, ALONE},
+    {"dma, pre-copy only", "dma", {.no_ndma = true}, ALONE},
+    {"dma, NDMA only", "dma", {.no_precopy = true}, ALONE},
     {"dma, slow", "dma", {.latency_ns = 2000000000}, ALONE},
     {"dma, drain in time", "dma", {.drain_timeout_ns = 200000000}, ALONE},
     {"bulk", "bulk", {.state_bytes = 256 << 10}, ALONE},
@@ -507,6 +509,8 @@ static int run_devices(void)
         const char *name, *only;
     } kind[] = {{"two dma", NULL},
                 {"dma, no NDMA", NULL},
+                {"dma, pre-copy only", "arcs"},
+                {"dma, NDMA only", "arcs"},
                 {"dma, drain in time", "DRAIN-LONG"},
                 {"bulk", NULL}};
 

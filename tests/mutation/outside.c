@@ -36,11 +36,12 @@ struct machine {
     bool (*busy)(const struct vfmig_dev *);
 };
 
-/* Both machines, and what their world knows. */
+/* Both machines, and what their world knows. The server drops answers to what is not open. */
 struct pair {
     struct vfmig_dev dev[2];
     uint32_t awaited; /* enum vfmig_dev_call, of the last awaited action */
-    uint32_t gone;    /* the client is, and the next one waits */
+    uint16_t gone;    /* the client is, and the next one waits */
+    uint16_t open;    /* requests without an answer, bit per id */
 };
 
 static struct machine machines[2];
@@ -123,30 +124,57 @@ static bool same_look(const struct vfmig_dev *a, const struct vfmig_dev *b)
            machines[0].deadline(a) == machines[1].deadline(b);
 }
 
+/* Leaves out the answers that the server drops; *open: what is open after the others. */
+static void drop_answers(struct vfmig_dev_actions *actions, uint16_t *open)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < actions->count; i++) {
+        const struct vfmig_dev_action *action = &actions->list[i];
+        if (action->type == VFMIG_DEV_ACT_REPLY) {
+            uint32_t bit = action->id < 16 ? 1u << action->id : 0;
+            if (!(*open & bit))
+                continue;
+            *open &= (uint16_t)~bit;
+        }
+        actions->list[kept++] = *action;
+    }
+    actions->count = kept;
+}
+
+static void compare_actions(struct pair *pair, const struct vfmig_dev_event *event,
+                            const struct vfmig_dev_actions *actions)
+{
+    if (actions[0].count != actions[1].count)
+        differ(event, "more or fewer actions");
+    for (uint32_t i = 0; i < actions[0].count; i++) {
+        const struct vfmig_dev_action *a = &actions[0].list[i], *b = &actions[1].list[i];
+        if (!same_action(a, b))
+            differ(event, "another action");
+        if (is_awaited(a) &&
+            (a->token != TOKEN + 1 || b->token != TOKEN + 1 || pair->dev[1].token != TOKEN + 1))
+            differ(event, "a token that is not the next one");
+        if (is_awaited(a))
+            pair->awaited = a->type == VFMIG_DEV_ACT_CALL ? a->call : VFMIG_DEV_CALL_NONE;
+        if (a->type == VFMIG_DEV_ACT_RELEASED)
+            pair->gone = 0;
+    }
+}
+
 static void happen(const struct pair *from, struct vfmig_dev_event event, uint64_t now_ns)
 {
     struct pair pair = *from;
     struct vfmig_dev_actions actions[2];
+    uint16_t open[2] = {pair.open, pair.open};
 
     for (int i = 0; i < 2; i++) {
         memset(&actions[i], 0, sizeof(actions[i]));
         if (machines[i].step(&pair.dev[i], &event, now_ns, &actions[i]))
             differ(&event, "an event is refused");
+        drop_answers(&actions[i], &open[i]);
     }
-    if (actions[0].count != actions[1].count)
-        differ(&event, "more or fewer actions");
-    for (uint32_t i = 0; i < actions[0].count; i++) {
-        const struct vfmig_dev_action *a = &actions[0].list[i], *b = &actions[1].list[i];
-        if (!same_action(a, b))
-            differ(&event, "another action");
-        if (is_awaited(a) &&
-            (a->token != TOKEN + 1 || b->token != TOKEN + 1 || pair.dev[1].token != TOKEN + 1))
-            differ(&event, "a token that is not the next one");
-        if (is_awaited(a))
-            pair.awaited = a->type == VFMIG_DEV_ACT_CALL ? a->call : VFMIG_DEV_CALL_NONE;
-        if (a->type == VFMIG_DEV_ACT_RELEASED)
-            pair.gone = 0;
-    }
+    compare_actions(&pair, &event, actions);
+    pair.open = pair.gone ? 0 : open[0];
     if (pair.dev[0].token != pair.dev[1].token)
         differ(&event, "another token");
     if (!same_look(&pair.dev[0], &pair.dev[1]))
@@ -155,16 +183,25 @@ static void happen(const struct pair *from, struct vfmig_dev_event event, uint64
     visit(&pair);
 }
 
+/* A request of the client: the first id of its kind that is not open. */
+static void request(const struct pair *from, enum vfmig_dev_event_type type, uint32_t value,
+                    uint32_t id)
+{
+    struct pair pair = *from;
+
+    while (pair.open >> id & 1)
+        id++;
+    pair.open |= (uint16_t)(1u << id);
+    happen(&pair, (struct vfmig_dev_event){type, value, id, 0, 0}, NOW_NS);
+}
+
 static void all_that_clients_do(const struct pair *pair)
 {
     for (uint32_t value = 0; value < VALUES_V1; value++)
-        happen(pair, (struct vfmig_dev_event){VFMIG_DEV_EVENT_WRITE_V1, value, WRITE_ID, 0, 0},
-               NOW_NS);
+        request(pair, VFMIG_DEV_EVENT_WRITE_V1, value, WRITE_ID);
     for (uint32_t value = 0; value < VALUES_V2; value++)
-        happen(pair, (struct vfmig_dev_event){VFMIG_DEV_EVENT_SET_V2, value, WRITE_ID, 0, 0},
-               NOW_NS);
-    uint64_t id = RESET_ID + pair->dev[0].reset_count;
-    happen(pair, (struct vfmig_dev_event){VFMIG_DEV_EVENT_RESET, 0, id, 0, 0}, NOW_NS);
+        request(pair, VFMIG_DEV_EVENT_SET_V2, value, WRITE_ID);
+    request(pair, VFMIG_DEV_EVENT_RESET, 0, RESET_ID);
     struct pair last = *pair;
     last.gone = 1;
     happen(&last, (struct vfmig_dev_event){VFMIG_DEV_EVENT_OWNER_GONE, 0, 0, 0, 0}, NOW_NS);
