@@ -247,24 +247,24 @@ static void names_of_peers(void **state)
     static const struct {
         const char *uri;
         struct vfmig_security security;
-        bool listening;
         int ret;
     } far[] = {
-        {"tcp:192.0.2.1:1", {0}, false, -EPERM},
-        {"tcp:192.0.2.1:1", {0}, true, -EPERM},
-        {"tcp:192.0.2.1:1", {.plaintext = true}, false, 0},
-        {"tcp:192.0.2.1:1", {.tls_psk = "x"}, false, 0},
-        {"tcp:192.0.2.1:1", {.tls_creds = "x"}, false, 0},
-        {"tcp:127.0.0.1:1", {0}, false, 0},
-        {"unix:/x", {0}, true, 0},
-        {"file:/x", {0}, false, 0},
-        {"nonsense", {0}, false, 0}, /* whoever connects tells */
+        {"tcp:192.0.2.1:1", {0}, -EPERM},
+        {"tcp:192.0.2.1:1", {.plaintext = true}, 0},
+        {"tcp:192.0.2.1:1", {.tls_psk = "x"}, 0},
+        {"tcp:192.0.2.1:1", {.tls_creds = "x"}, 0},
+        {"tcp:127.0.0.1:1", {0}, 0},
+        {"file:/x", {0}, 0},
+        {"nonsense", {0}, 0}, /* whoever connects tells */
     };
     for (size_t i = 0; i < COUNT(far); i++) {
         struct vfmig_error error = {0};
-        assert_int_equal(engine_secure_check(&far[i].security, far[i].uri, far[i].listening, &error), far[i].ret);
+        assert_int_equal(engine_secure_check(&far[i].security, far[i].uri, &error), far[i].ret);
     }
-    assert_true(engine_secure_check(&(struct vfmig_security){0}, "nonsense", true, NULL) < 0);
+    int fd = -1;
+    assert_int_equal(engine_secure_listen(&(struct vfmig_security){0}, "tcp:192.0.2.1:1", &fd, NULL), -EPERM);
+    assert_true(engine_secure_listen(&(struct vfmig_security){0}, "nonsense", &fd, NULL) < 0);
+    assert_int_equal(fd, -1);
 }
 
 /* --- a channel --- */
