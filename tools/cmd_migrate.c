@@ -192,8 +192,8 @@ static void print_report(struct json_object *status)
     struct json_object *ram = get(status, "ram");
     struct json_object *prediction = get(ours, "prediction");
 
-    printf("migrated in %.2f s: downtime %.1f ms, %.0f MiB sent, %.0f rounds\n",
-           number(status, "total-time") / 1e3, number(ours, "downtime-ns") / 1e6,
+    printf("migrated in %.4f s: downtime %.1f ms, %.0f MiB sent, %.0f rounds\n",
+           number(ours, "total-ns") / 1e9, number(ours, "downtime-ns") / 1e6,
            number(ram, "transferred") / (1 << 20), number(ram, "dirty-sync-count"));
     print_steps(get(ours, "steps"));
     if (number(ours, "page-faults-open"))

@@ -230,7 +230,8 @@ static void add_trackers(struct json_object *ours, const struct vfmig_vmm *vmm,
     json_object_object_add(ours, "trackers", trackers);
 }
 
-static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_progress *p)
+static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_progress *p,
+                                     uint64_t elapsed)
 {
     struct json_object *ours = json_object_new_object();
 
@@ -245,6 +246,7 @@ static struct json_object *ours_json(struct vfmig_vmm *vmm, const struct vfmig_p
     json_object_object_add(ours, "devices", devices_json(vmm, p));
     add_u64(ours, "devices-lost", p->devices_lost);
     add_u64(ours, "devices-reset", p->devices_reset);
+    add_u64(ours, "total-ns", elapsed);
     add_u64(ours, "rounds", p->rounds);
     add_u64(ours, "rate-bytes-s", p->rate_bytes);
     add_u64(ours, "dirty-bytes-s", p->dirty_bytes);
@@ -293,11 +295,12 @@ static uint64_t elapsed_ns(const struct vfmig_progress *p)
 struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_progress *progress)
 {
     struct json_object *result = json_object_new_object();
+    const uint64_t elapsed = elapsed_ns(progress);
 
     if (progress->state == VFMIG_MIGRATE_NONE)
         return result; /* as QEMU: no migration, nothing to say */
     add_text(result, "status", vmm_migration_word(progress->state));
-    add_u64(result, "total-time", elapsed_ns(progress) / 1000000);
+    add_u64(result, "total-time", elapsed / 1000000);
     if (progress->state == VFMIG_MIGRATE_COMPLETED)
         add_u64(result, "downtime", progress->downtime.total_ns / 1000000);
     else
@@ -307,7 +310,7 @@ struct json_object *vmm_progress_json(struct vfmig_vmm *vmm, const struct vfmig_
     if (progress->throttle_percent) /* QEMU's name, and it has it only while it is not 0, too */
         add_u64(result, "cpu-throttle-percentage", progress->throttle_percent);
     json_object_object_add(result, "ram", ram_json(progress));
-    json_object_object_add(result, "x-vfmig", ours_json(vmm, progress));
+    json_object_object_add(result, "x-vfmig", ours_json(vmm, progress, elapsed));
     return result;
 }
 

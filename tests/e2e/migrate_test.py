@@ -64,6 +64,7 @@ def test_there_and_back_over_tcp(world):
     told = report["x-vfmig"]["prediction"]
     assert told["ns"] == sum(part["expected-ns"] for part in told["parts"])
     assert 0 < told["bound-ns"] <= 2e9 and told["error"] >= -1
+    assert report["x-vfmig"]["total-ns"] // 1000000 == report["total-time"]
     assert told["parts"][0]["ns"] == report["x-vfmig"]["parts"][0]["ns"]
     assert "cpu-throttle-percentage" not in report and not report["x-vfmig"]["not-converging"]
     back = world.vm("c", devices=[world.device("dev-c")], incoming=world.uri())
