@@ -69,6 +69,7 @@ struct vfmig_vm_sample {
     uint64_t interrupts_latched; /* raised by quiet devices and not delivered */
     uint64_t page_faults_open;   /* DMAs that wait for the guest to answer a page request */
     uint64_t peer_accesses;      /* DMAs of devices to other devices, so far */
+    uint64_t vcpus_run_since_ns; /* CLOCK_MONOTONIC, when the last of the vCPUs that run began to; 0: some wait */
 };
 
 /* Callbacks return 0 or a negative errno with *reterr filled. */

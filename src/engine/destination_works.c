@@ -358,6 +358,29 @@ static int load_state(struct engine *e, struct vfmig_error *reterr)
     return ret;
 }
 
+/* vCPUs that were let go may take the CPU from the thread that did it, for some milliseconds: the downtime
+ * was over when the last of them ran, if the VMM can tell. */
+static int start_vcpus(struct engine *e, struct vfmig_error *reterr)
+{
+    struct vfmig_vm_sample now = {0};
+    uint64_t asked_ns = vfmig_now_ns();
+    int ret = engine_vcpus_start(e, reterr);
+
+    if (ret)
+        return ret;
+    if (e->vm.ops->sample)
+        e->vm.ops->sample(e->vm.opaque, &now);
+    if (now.vcpus_run_since_ns < asked_ns || now.vcpus_run_since_ns > vfmig_now_ns()) {
+        engine_stamp(e, &e->stamps.running); /* paused, not all of them yet, or not known */
+        return 0;
+    }
+    pthread_mutex_lock(&e->status_lock);
+    if (!e->stamps.running)
+        e->stamps.running = now.vcpus_run_since_ns;
+    pthread_mutex_unlock(&e->status_lock);
+    return 0;
+}
+
 int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
 {
     int ret;
@@ -371,10 +394,7 @@ int destination_do_work(struct engine *e, uint32_t work, struct vfmig_error *ret
     case VFMIG_WORK_STATE_LOAD:
         return load_state(e, reterr);
     case VFMIG_WORK_VCPU_START:
-        ret = engine_vcpus_start(e, reterr);
-        if (ret == 0)
-            engine_stamp(e, &e->stamps.running);
-        return ret;
+        return start_vcpus(e, reterr);
     default:
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                "%s is no work of a destination", vfmig_work_name(work));

@@ -104,6 +104,14 @@ void machine_mmio(struct vfmig_machine *m, uint32_t vcpu, uint64_t gpa, bool is_
         memset(data, 0xff, size);
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 static void *vcpu_main(void *arg)
 {
     struct machine_vcpu *v = arg;
@@ -116,6 +124,7 @@ static void *vcpu_main(void *arg)
             pthread_cond_wait(&m->wake, &m->lock);
             continue;
         }
+        v->run_ns = v->parked ? now_ns() : v->run_ns;
         v->parked = false;
         pthread_mutex_unlock(&m->lock);
         m->ops->run(m, v->index);
@@ -340,6 +349,22 @@ int vfmig_machine_stop(struct vfmig_machine *m, struct vfmig_error *reterr)
 bool vfmig_machine_running(const struct vfmig_machine *m)
 {
     return !machine_stopping((struct vfmig_machine *)m);
+}
+
+uint64_t vfmig_machine_run_since(struct vfmig_machine *m)
+{
+    uint64_t last_ns = 0;
+    bool waits = false;
+
+    pthread_mutex_lock(&m->lock);
+    for (uint32_t i = 0; i < m->config.vcpu_count; i++) {
+        const struct machine_vcpu *v = &m->vcpus[i];
+        waits |= v->has_thread && !v->dead && v->parked;
+        if (v->has_thread && !v->dead && v->run_ns > last_ns)
+            last_ns = v->run_ns;
+    }
+    pthread_mutex_unlock(&m->lock);
+    return waits ? 0 : last_ns;
 }
 
 int vfmig_machine_failed(struct vfmig_machine *m, struct vfmig_error *reterr)

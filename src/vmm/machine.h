@@ -90,6 +90,8 @@ int vfmig_machine_stop(struct vfmig_machine *m, struct vfmig_error *reterr);
 #define VFMIG_MACHINE_MAX_THROTTLE 99u
 int vfmig_machine_throttle(struct vfmig_machine *m, uint32_t percent, struct vfmig_error *reterr);
 bool vfmig_machine_running(const struct vfmig_machine *m);
+/* CLOCK_MONOTONIC, when the last of the vCPUs that run began to; 0 while one waits to, or none runs. */
+uint64_t vfmig_machine_run_since(struct vfmig_machine *m);
 /* Negative once a vCPU died (*reterr says how); asked by the VMM now and then. Any thread. */
 int vfmig_machine_failed(struct vfmig_machine *m, struct vfmig_error *reterr);
 

@@ -17,6 +17,7 @@ struct machine_vcpu {
     bool has_thread;
     bool parked;    /* under the lock */
     bool dead;      /* under the lock; parked for good */
+    uint64_t run_ns; /* under the lock; when it left its park last */
     uint64_t reads; /* of GUEST_CTL_COUNT so far: part of the state */
     uint64_t turn;  /* of the throttle that it has slept for; written by its own thread */
 };

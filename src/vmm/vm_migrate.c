@@ -230,7 +230,9 @@ static void on_sample(void *opaque, struct vfmig_vm_sample *ret_sample)
     struct vfmig_vmm *vmm = opaque;
     const struct guest_scoreboard *board = vfmig_machine_scoreboard(vmm->machine);
 
-    *ret_sample = (struct vfmig_vm_sample){.interrupts_latched = vmm->migration.latched};
+    *ret_sample = (struct vfmig_vm_sample){.interrupts_latched = vmm->migration.latched,
+                                           .vcpus_run_since_ns =
+                                               vfmig_machine_run_since(vmm->machine)};
     if (vmm->iommu)
         ret_sample->page_faults_open = vmm_iommu_faults(vmm->iommu);
     for (uint32_t i = 0; i < vmm->device_count; i++)

@@ -13,6 +13,14 @@ static enum vfmig_accel accel;
 static const struct vfmig_guest_config small_guest = {
     .working_set_bytes = 16u << 20, .rate_mib_s = 200, .irq_timeout_ms = 60000};
 
+static uint64_t monotonic_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 static void test_guest_works(void **state)
 {
     (void)state;
@@ -20,6 +28,8 @@ static void test_guest_works(void **state)
     rig_open(&vm, accel, NULL, NULL);
     RIG_OK(vfmig_machine_load_guest(vm.machine, &small_guest, &rig_error));
     assert_false(vfmig_machine_running(vm.machine));
+    assert_int_equal(vfmig_machine_run_since(vm.machine), 0);
+    uint64_t begin_ns = monotonic_ns();
     RIG_OK(vfmig_machine_start(vm.machine, &rig_error));
     assert_true(vfmig_machine_running(vm.machine));
     const struct guest_scoreboard *score = rig_score(&vm);
@@ -28,6 +38,7 @@ static void test_guest_works(void **state)
         assert_true(score->cpu[i].pages_verified >= 2 * 2048);
         assert_true(score->cpu[i].sleeps > 0);
     }
+    assert_in_range(vfmig_machine_run_since(vm.machine), begin_ns, monotonic_ns());
     if (accel == VFMIG_ACCEL_KVM) {
         rig_progress(&vm, &score->cpu[1].ticks, 2);
         rig_progress(&vm, &score->cpu[1].register_checks, 2);
@@ -35,6 +46,7 @@ static void test_guest_works(void **state)
     RIG_OK(vfmig_machine_stop(vm.machine, &rig_error));
     struct guest_scoreboard before = *score;
     RIG_OK(vfmig_machine_stop(vm.machine, &rig_error)); /* again is fine */
+    assert_int_equal(vfmig_machine_run_since(vm.machine), 0);
     struct timespec wait = {.tv_nsec = 30000000};
     nanosleep(&wait, NULL); /* time enough for a vCPU that were still running to show it */
     assert_memory_equal(score, &before, sizeof(before));
