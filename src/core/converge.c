@@ -131,12 +131,16 @@ void vfmig_measured_fill(const struct vfmig_measured *m, bool careful,
     in->drain_ns = vfmig_samples_quantile(&m->drain, wary ? high : 0, in->drain_ns);
     in->stop_ns = vfmig_samples_quantile(&m->stop, high, in->stop_ns);
     in->log_ns = vfmig_samples_quantile(&m->log, high, in->log_ns);
-    in->vm_state_ns = vfmig_samples_quantile(&m->vm_state, high, in->vm_state_ns);
-    in->vm_load_ns = vfmig_samples_quantile(&m->vm_load, high, in->vm_load_ns);
-    in->journal_ns = vfmig_samples_quantile(&m->journal, synced, in->journal_ns);
+    in->vm_state_ns = vfmig_samples_quantile(careful ? &m->vm_state : &m->vm_state_alone, high,
+                                             in->vm_state_ns);
+    in->vm_load_ns = vfmig_samples_quantile(careful ? &m->vm_load : &m->vm_load_alone, high,
+                                            in->vm_load_ns);
+    const struct vfmig_samples *journal = careful ? &m->journal : &m->journal_alone;
+    const struct vfmig_samples *peer = careful ? &m->peer_journal : &m->peer_journal_alone;
+    in->journal_ns = vfmig_samples_quantile(journal, synced, in->journal_ns);
     /* Two of them: that both come late is not reckoned with. */
-    in->peer_journal_ns = add(vfmig_samples_quantile(&m->peer_journal, synced, in->peer_journal_ns),
-                              vfmig_samples_quantile(&m->peer_journal, other, in->peer_journal_ns)) / 2;
+    in->peer_journal_ns = add(vfmig_samples_quantile(peer, synced, in->peer_journal_ns),
+                              vfmig_samples_quantile(peer, other, in->peer_journal_ns)) / 2;
 }
 
 uint64_t vfmig_converge_bound(const struct vfmig_converge_input *careful)
@@ -173,10 +177,13 @@ void vfmig_converge_predict_parked(const struct vfmig_converge_input *input,
     }
     vfmig_converge_predict(&in, ret);
     ret->bandwidth = in.bandwidth;
-    /* The last reading finds hardly more than the snapshot did, which found hardly any. */
+    /* The last reading finds hardly more than the snapshot did, which found hardly any, but shares the
+     * CPUs with those who send. */
     ret->stop_ns = parked->stop_ns;
     ret->logs_ns = add(parked->snapshot_ns, parked->snapshot_ns);
-    ret->send_ns = add(ret->send_ns, parked->since_ns);
+    if (in.usual && parked->trial_bytes)
+        ret->logs_ns = add(ret->logs_ns, parked->snapshot_ns / 2);
+    ret->send_ns = add(ret->send_ns, add(parked->since_ns, in.usual ? 2 * USUAL_WAKE_NS : 0));
     sum_up(ret);
 }
 

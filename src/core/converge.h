@@ -52,6 +52,8 @@ struct vfmig_measured {
     struct vfmig_samples bandwidth, dirty_rate; /* per second */
     struct vfmig_samples alone; /* bandwidth without the vCPUs beside it: what is to be expected */
     struct vfmig_samples until_stop, drain, stop, log, vm_state, vm_load, journal, peer_journal;
+    /* The same without the waits for a CPU that the guest had: what is to be expected. */
+    struct vfmig_samples vm_state_alone, vm_load_alone, journal_alone, peer_journal_alone;
 };
 
 /* Which end of the measurements the careful calculation takes. */
@@ -99,7 +101,7 @@ struct vfmig_converge_parked {
 
 /* Of what is dirty a trial takes one part in VFMIG_TRIAL_PART, within these pages; less says little
  * about the rate, more is no trial any more. */
-#define VFMIG_TRIAL_PART 4u
+#define VFMIG_TRIAL_PART 3u
 #define VFMIG_TRIAL_MIN  768u
 #define VFMIG_TRIAL_MAX  32768u
 /* How many pages to try. None where they would be more than a third of all, or where waiting for the

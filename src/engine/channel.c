@@ -71,7 +71,8 @@ int vfmig_channel_new(int fd, uint32_t index, enum vfmig_side side,
     pthread_mutex_init(&channel->pack_lock, NULL);
     /* Control records are small and awaited; a unix socket says no, which is fine. */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    if (peer_is_here(fd))
+    channel->near = peer_is_here(fd);
+    if (channel->near)
         (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &near_bytes, sizeof(near_bytes));
     *ret_channel = channel;
     return 0;

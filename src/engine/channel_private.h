@@ -18,6 +18,7 @@
 struct vfmig_channel {
     int fd;
     bool file; /* read and written, never waited for */
+    bool near; /* both ends of a TCP connection are on this host */
     uint32_t index;
     enum vfmig_side side;
     int stall_ms; /* 0: no limit */

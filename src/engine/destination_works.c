@@ -323,14 +323,20 @@ static int wait_inbox(struct engine *e, uint32_t kind, struct vfmig_error *reter
 static int load_external(struct engine *e, uint32_t kind, struct vfmig_error *reterr)
 {
     int ret = wait_inbox(e, kind, reterr);
+    const bool first = kind == VMSTATE_EXTERNAL_FIRST; /* the other one is too late to foretell anything */
+    const struct vfmig_cpu_use use = first ? vfmig_cpu_use() : (struct vfmig_cpu_use){0};
     uint64_t begin = vfmig_now_ns();
 
     if (ret || !e->vm.ops->external_load)
         return ret;
     ret = e->vm.ops->external_load(e->vm.opaque, e->inbox[kind].data, e->inbox[kind].size, reterr);
-    pthread_mutex_lock(&e->measure.lock);
-    e->measure.external_load_ns = vfmig_now_ns() - begin;
-    pthread_mutex_unlock(&e->measure.lock);
+    if (first) {
+        uint64_t took_ns = vfmig_now_ns() - begin, alone_ns = vfmig_cpu_alone(&use, took_ns);
+        pthread_mutex_lock(&e->measure.lock);
+        e->measure.external_load_ns = took_ns;
+        e->measure.external_load_alone_ns = alone_ns;
+        pthread_mutex_unlock(&e->measure.lock);
+    }
     engine_trace_vmstate(e, kind, e->inbox[kind].size, ret);
     return ret;
 }

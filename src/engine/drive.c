@@ -195,6 +195,8 @@ static int write_journal(struct engine *e, uint32_t record)
 
     if (record == VFMIG_HO_RECORD_GRANT_SENT)
         engine_stamp(e, &e->stamps.grant_journal_begin);
+    const bool foretells = e->role == VFMIG_FLOW_SOURCE && !e->stamps.parked;
+    const struct vfmig_cpu_use use = foretells ? vfmig_cpu_use() : (struct vfmig_cpu_use){0};
     ret = vfmig_journal_append(e->journal, e->handover.epoch, record,
                                record == VFMIG_HO_RECORD_SAVED ? vfmig_save_path(e->file)
                                                                : e->failure.text,
@@ -206,9 +208,10 @@ static int write_journal(struct engine *e, uint32_t record)
     e->progress.journal_total_ns += sync_ns;
     e->progress.journal_writes++;
     pthread_mutex_unlock(&e->status_lock);
-    if (e->role == VFMIG_FLOW_SOURCE) {
+    if (foretells) {
         pthread_mutex_lock(&e->measure.lock);
-        vfmig_samples_add(&e->measure.samples.journal, sync_ns);
+        engine_measure_sample(&e->measure.samples.journal, sync_ns, &e->measure.samples.journal_alone,
+                              vfmig_cpu_alone(&use, sync_ns));
         pthread_mutex_unlock(&e->measure.lock);
     }
     if (e->flow.parked && !e->stamps.running)

@@ -21,7 +21,7 @@
 #define PROBE_EVERY_NS UINT64_C(50000000)
 /* Between two processes that send each other no memory: what a unix socket carries at least. */
 #define LOCAL_BANDWIDTH (UINT64_C(1) << 30)
-#define TAKEN_BYTES   64u
+#define TAKEN_BYTES   80u
 #define LOADED_BYTES  20u
 
 void engine_measure_init(struct engine_measure *m)
@@ -33,6 +33,14 @@ void engine_measure_init(struct engine_measure *m)
 void engine_measure_done(struct engine_measure *m)
 {
     pthread_mutex_destroy(&m->lock);
+}
+
+/* Under the lock. Nothing takes no time at all: 0 would mean that it is not known. */
+void engine_measure_sample(struct vfmig_samples *all, uint64_t took_ns, struct vfmig_samples *alone,
+                           uint64_t alone_ns)
+{
+    vfmig_samples_add(all, took_ns);
+    vfmig_samples_add(alone, alone_ns ? alone_ns : 1);
 }
 
 static uint64_t rate_of(uint64_t bytes, uint64_t ns)
@@ -109,14 +117,17 @@ void engine_measure_taken(struct engine *e, const void *data, size_t size)
     const struct engine_taken taken = {.round = value[0], .cold_pages = value[1],
                                        .cold_page_ns = value[2], .cold_page_high_ns = value[3],
                                        .change_ns = value[4], .change_high_ns = value[5],
-                                       .load_ns = value[6], .journal_ns = value[7]};
+                                       .load_ns = value[6], .journal_ns = value[7],
+                                       .load_alone_ns = value[8], .journal_alone_ns = value[9]};
     pthread_mutex_lock(&m->lock);
     if (taken.round == m->round && taken.round > m->taken.round && e->channel_count)
         sample_round(e, &taken, now_ns);
     if (taken.journal_ns)
-        vfmig_samples_add(&m->samples.peer_journal, taken.journal_ns);
-    if (taken.load_ns && !m->samples.vm_load.count)
-        vfmig_samples_add(&m->samples.vm_load, 2 * taken.load_ns); /* and the vCPUs' about as much */
+        engine_measure_sample(&m->samples.peer_journal, taken.journal_ns,
+                              &m->samples.peer_journal_alone, taken.journal_alone_ns);
+    if (taken.load_ns && !m->samples.vm_load.count) /* and the vCPUs' about as much */
+        engine_measure_sample(&m->samples.vm_load, 2 * taken.load_ns, &m->samples.vm_load_alone,
+                              2 * taken.load_alone_ns);
     m->taken = taken;
     m->taken_ns = now_ns;
     pthread_mutex_unlock(&m->lock);
@@ -146,12 +157,15 @@ void engine_measure_journal(struct engine *e)
         return;
     /* A disk that fails is found out by the record that matters. */
     m->probe_at_ns = vfmig_now_ns() + PROBE_EVERY_NS;
+    const struct vfmig_cpu_use begin = vfmig_cpu_use();
     if (!e->journal || vfmig_journal_probe(e->journal, &took_ns, NULL) < 0)
         return;
+    uint64_t alone_ns = vfmig_cpu_alone(&begin, took_ns);
     pthread_mutex_lock(&m->lock);
     if (e->role == VFMIG_FLOW_SOURCE)
-        vfmig_samples_add(&m->samples.journal, took_ns);
+        engine_measure_sample(&m->samples.journal, took_ns, &m->samples.journal_alone, alone_ns);
     m->journal_ns = took_ns;
+    m->journal_alone_ns = alone_ns;
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -229,8 +243,9 @@ void engine_measure_tell(struct engine *e)
     pthread_mutex_lock(&m->lock);
     const uint64_t value[TAKEN_BYTES / 8] = {round, cold_pages, page_ns(&cold, 50), page_ns(&cold, VFMIG_CAREFUL_LOW),
                                              slowest_change(e, USUAL_CHANGE_PERCENT), slowest_change(e, 100),
-                                             m->external_load_ns, m->journal_ns};
-    m->journal_ns = 0;
+                                             m->external_load_ns, m->journal_ns,
+                                             m->external_load_alone_ns, m->journal_alone_ns};
+    m->journal_ns = m->journal_alone_ns = 0;
     pthread_mutex_unlock(&m->lock);
     for (unsigned i = 0; i < TAKEN_BYTES / 8; i++)
         vfmig_le64_put(out + 8 * i, value[i]);
@@ -285,9 +300,12 @@ void engine_measure_input(struct engine *e, bool careful, struct vfmig_converge_
     if (!careful) {
         input->dirty_pages_per_s = e->dirty_rate;
         input->stop_ns = input->stop_ns ? input->stop_ns : USUAL_STOP_NS;
-        /* Loaded once so far, when the guest had the CPUs; saving it was seen later. */
+        /* Saved and loaded once so far, when the guest had the CPUs: it is much the same work, and the one
+         * that was late says nothing about it. */
         if (input->vm_state_ns && input->vm_state_ns < input->vm_load_ns)
             input->vm_load_ns = input->vm_state_ns;
+        if (input->vm_load_ns && input->vm_load_ns < input->vm_state_ns)
+            input->vm_state_ns = input->vm_load_ns;
         input->log_ns = vfmig_converge_log(&m->readings[0], &m->readings[1], 0);
     }
     input->change_ns = slowest_change(e, careful ? 100 : USUAL_CHANGE_PERCENT);

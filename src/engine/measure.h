@@ -27,6 +27,7 @@ struct engine_taken {
     uint64_t change_high_ns;
     uint64_t load_ns;             /* external state */
     uint64_t journal_ns;          /* a durable record, as tried last; 0: not tried */
+    uint64_t load_alone_ns, journal_alone_ns; /* the last two without the waits for a CPU */
 };
 
 struct engine_measure {
@@ -47,7 +48,7 @@ struct engine_measure {
     /* Destination. */
     atomic_uint_fast64_t round_done; /* for the control thread */
     atomic_bool round_posted;
-    uint64_t external_load_ns, journal_ns;
+    uint64_t external_load_ns, external_load_alone_ns, journal_ns, journal_alone_ns;
     uint64_t probe_at_ns; /* control thread */
 };
 
@@ -60,6 +61,8 @@ void engine_measure_round(struct engine *e, uint64_t bytes, const struct vfmig_m
                           uint64_t process_ns);
 void engine_measure_log(struct engine *e, uint64_t pages, uint64_t since_ns, uint64_t took_ns);
 void engine_measure_taken(struct engine *e, const void *data, size_t size);
+void engine_measure_sample(struct vfmig_samples *all, uint64_t took_ns, struct vfmig_samples *alone,
+                           uint64_t alone_ns);
 void engine_measure_loaded(struct engine *e, const void *data, size_t size);
 
 /* Both sides: what a durable record costs right now. Control thread. */

@@ -17,6 +17,7 @@
 #include "base/zero.h"
 #include "core/pace.h"
 #include "engine/channel_private.h"
+#include "engine/seats.h"
 
 /* Pages in one record: each system call of a loopback connection costs as much as the copying of some
  * dozen pages. docs/performance.md has the measurements. */
@@ -39,6 +40,7 @@ struct worker {
     uint64_t waited_ns; /* of this round, for its share of the bandwidth */
     uint64_t taken;     /* pages of it */
     struct vfmig_cpu_use use; /* of its thread, when the round began */
+    struct vfmig_seat seat;
     uint32_t zero_misses;
     uint32_t page_count, run_count, zero_run_count;
     struct vfmig_page_run runs[RECORD_PAGES];
@@ -60,6 +62,8 @@ struct vfmig_mover {
     struct vfmig_dirty_map *map; /* of the running round */
     uint64_t round, rounds_started, pages_total;
     uint64_t part; /* of a round: pages of each worker; 0: all */
+    bool seated;
+    struct vfmig_seats seats;
     uint32_t busy; /* workers that have not finished the round */
     bool running, stopping;
     struct vfmig_error failed;
@@ -281,28 +285,10 @@ static int send_round(struct worker *w, struct vfmig_error *reterr)
     return rc;
 }
 
-/* What the scheduler says of this thread; nothing where the kernel does not tell. */
-static struct vfmig_cpu_use thread_use(void)
-{
-    struct vfmig_cpu_use use = {0};
-    char text[64] = {0};
-    int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-
-    if (fd < 0)
-        return use;
-    if (read(fd, text, sizeof(text) - 1) > 0) {
-        char *end;
-        use.cpu_ns = strtoull(text, &end, 10);
-        use.waited_ns = strtoull(end, NULL, 10);
-    }
-    close(fd);
-    return use;
-}
-
 /* Under the lock. */
 static void add_use(struct worker *w)
 {
-    const struct vfmig_cpu_use now = thread_use();
+    const struct vfmig_cpu_use now = vfmig_cpu_use();
     uint64_t waited_ns = now.waited_ns - w->use.waited_ns;
 
     w->mover->use.cpu_ns += now.cpu_ns - w->use.cpu_ns;
@@ -347,12 +333,16 @@ static void *worker_main(void *argument)
             pthread_cond_wait(&mover->changed, &mover->lock);
         bool stop = mover->rounds_started == w->round_seen;
         w->round_seen = mover->rounds_started;
+        if (mover->seated && w->channel->near && !stop)
+            vfmig_seat_take(&mover->seats, &w->seat);
+        else
+            vfmig_seat_leave(&mover->seats, &w->seat);
         pthread_mutex_unlock(&mover->lock);
         if (stop)
             return NULL;
         struct vfmig_error error = {0};
         uint64_t begin_ns = vfmig_channel_now_ns();
-        w->use = thread_use();
+        w->use = vfmig_cpu_use();
         send_round(w, &error);
         end_of_round(w, vfmig_channel_now_ns() - begin_ns, &error);
     }
@@ -524,6 +514,13 @@ int vfmig_mover_send(struct vfmig_mover *mover, struct vfmig_dirty_map *map, uin
     int rc = vfmig_mover_start(mover, map, round, reterr);
 
     return rc < 0 ? rc : vfmig_mover_wait(mover, reterr);
+}
+
+void vfmig_mover_set_seated(struct vfmig_mover *mover, bool seated)
+{
+    pthread_mutex_lock(&mover->lock);
+    mover->seated = seated;
+    pthread_mutex_unlock(&mover->lock);
 }
 
 void vfmig_mover_set_part(struct vfmig_mover *mover, uint64_t pages)

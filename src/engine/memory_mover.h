@@ -19,17 +19,13 @@
 #include "core/rates.h"
 #include "dirty/tracker.h"
 #include "engine/channel.h"
+#include "engine/cpu_use.h"
 
 #define VFMIG_STRIPE_PAGES 512u /* 2 MiB; a multiple of 64, so that no two channels share a word */
 
 /* --- Source --- */
 
 struct vfmig_mover;
-
-/* CPU time used, and time that a CPU was waited for. */
-struct vfmig_cpu_use {
-    uint64_t cpu_ns, waited_ns;
-};
 
 struct vfmig_mover_progress {
     uint64_t round;       /* of the last start */
@@ -71,6 +67,9 @@ int vfmig_mover_wait(struct vfmig_mover *mover, struct vfmig_error *reterr);
 /* start and wait. */
 int vfmig_mover_send(struct vfmig_mover *mover, struct vfmig_dirty_map *map, uint64_t round,
                      struct vfmig_error *reterr);
+/* From the next round on: threads whose peers are on this host keep to a CPU of their own each
+ * (engine/seats.h), or go where they like again. For while the guest has no use for the CPUs. */
+void vfmig_mover_set_seated(struct vfmig_mover *mover, bool seated);
 /* About so many pages and no more in the following rounds; the others' bits stay set. 0: all. Between
  * two rounds. */
 void vfmig_mover_set_part(struct vfmig_mover *mover, uint64_t pages);

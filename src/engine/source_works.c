@@ -29,6 +29,7 @@ static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
     engine_throttle_off(e);
     e->stop_round = e->round;
     vfmig_mover_set_bandwidth(e->mover, 0); /* the limit is for the guest's sake; it waits now */
+    vfmig_mover_set_seated(e->mover, true);
     return 0;
 }
 
@@ -50,6 +51,9 @@ int source_send_external(struct engine *e, uint32_t kind, struct vfmig_error *re
 
     e->blob.size = 0;
     e->blob.limit = VFMIG_MAX_VMSTATE - VMSTATE_HEAD_BYTES;
+    struct vfmig_cpu_use use = {0};
+    if (kind == VMSTATE_EXTERNAL_FIRST)
+        use = vfmig_cpu_use();
     uint64_t begin = vfmig_now_ns();
     if (e->vm.ops->external_save &&
         !(kind == VMSTATE_EXTERNAL_FINAL && vfmig_sabotage("external-saved-once")))
@@ -59,8 +63,12 @@ int source_send_external(struct engine *e, uint32_t kind, struct vfmig_error *re
     engine_trace_vmstate(e, kind, e->blob.size, ret);
     /* That of the vCPUs, which cannot be tried, is taken as as much again. */
     e->vm_state_bytes = 2 * e->blob.size;
+    if (kind != VMSTATE_EXTERNAL_FIRST)
+        return ret; /* nothing is foretold any more, and the guest is waiting */
+    uint64_t took_ns = vfmig_now_ns() - begin, alone_ns = vfmig_cpu_alone(&use, took_ns);
     pthread_mutex_lock(&e->measure.lock);
-    vfmig_samples_add(&e->measure.samples.vm_state, 2 * (vfmig_now_ns() - begin));
+    engine_measure_sample(&e->measure.samples.vm_state, 2 * took_ns, &e->measure.samples.vm_state_alone,
+                          2 * alone_ns);
     pthread_mutex_unlock(&e->measure.lock);
     return ret;
 }

@@ -5,8 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
 
@@ -733,6 +735,61 @@ static void segments_keep_their_boundaries(void **state)
     rig_channels_done(&c);
 }
 
+/* Threads of this process that may use one CPU only, and how many CPUs this one may use. */
+static unsigned threads_on_one_cpu(void)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *task;
+    unsigned count = 0;
+
+    assert_non_null(tasks);
+    while ((task = readdir(tasks))) {
+        cpu_set_t set;
+        int tid = atoi(task->d_name);
+        if (tid > 0 && sched_getaffinity(tid, sizeof(set), &set) == 0)
+            count += CPU_COUNT(&set) == 1;
+    }
+    closedir(tasks);
+    return count;
+}
+
+/* Senders to this host, of as many as there are CPUs, while they are told to; no others. */
+static void senders_keep_to_a_cpu_of_their_own(void **state)
+{
+    const uint64_t pages[RIG_BLOCKS] = {2 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
+    cpu_set_t ours;
+
+    assert_int_equal(sched_getaffinity(0, sizeof(ours), &ours), 0);
+    const unsigned cpus = (unsigned)CPU_COUNT(&ours), channels = 3;
+    for (int tcp = 0; tcp < 2 && cpus > 1; tcp++) { /* with one, all threads are on it anyway */
+        struct rig_memory memory, to;
+        struct rig_channels c;
+        struct rig_map map;
+        struct seen seen = {0};
+        struct vfmig_mover *mover;
+        struct vfmig_receiver *receiver;
+
+        rig_memory_init(&memory, pages);
+        rig_memory_init(&to, pages);
+        rig_channels_init(&c, channels, tcp);
+        rig_map_init(&map, &memory.memory);
+        assert_int_equal(vfmig_receiver_new(c.dest, channels, &to.memory, note_record, &seen, &receiver, NULL), 0);
+        assert_int_equal(vfmig_mover_new(c.source, channels, &memory.memory, &mover, NULL), 0);
+        for (uint64_t round = 1; round <= 4; round++) {
+            bool seated = round == 2 || round == 3;
+            vfmig_mover_set_seated(mover, seated);
+            assert_int_equal(vfmig_mover_send(mover, &map.map, round, NULL), 0);
+            assert_int_equal(threads_on_one_cpu(), !seated || !tcp ? 0 : cpus < channels ? cpus : channels);
+        }
+        vfmig_mover_free(mover);
+        vfmig_receiver_free(receiver);
+        rig_map_done(&map);
+        rig_channels_done(&c);
+        rig_memory_done(&memory);
+        rig_memory_done(&to);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -749,6 +806,7 @@ int main(void)
         cmocka_unit_test(cancelling_ends_a_round_between_records),
         cmocka_unit_test(both_sides_know_what_is_cold),
         cmocka_unit_test(freeing_a_running_mover_ends_it),
+        cmocka_unit_test(senders_keep_to_a_cpu_of_their_own),
         cmocka_unit_test(memory_before_the_map_is_agreed_is_refused),
         cmocka_unit_test(hello_binds_channels),
         cmocka_unit_test(hello_turns_strangers_away),
