@@ -2,17 +2,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The promise about the downtime, and how well it is foretold.
 
-    converge_bench.py BUILD [prediction|limit ...] [--runs N] [--rate R]
+    converge_bench.py BUILD [--kind KIND ...] [--runs N] [--long] [--results FILE [--seconds S]]
 
-limit: a guest of 4 GiB with --downtime-limit 300, that dirties 0 to 1600 MiB/s, with and without a device
-with data, into memory that the destination has (warm) or takes from the host as it comes (cold). A run
-keeps the promise when the guest moved within the limit, or did not move and stayed where it was with a
-reason; and how far off the prediction was. prediction: the same of smaller guests, whose downtime is
-short. Prints a JSON list of rows."""
+Kinds limit-300-*: a guest of 4 GiB with --downtime-limit 300, that dirties 0 to 1600 MiB/s, with and
+without a device with data, into memory that the destination has (warm) or takes from the host as it comes
+(cold). A run keeps the promise when the guest moved within the limit, or did not move and stayed where it
+was with a reason; and how far off the prediction was. Kinds small-*: the same of smaller guests.
+
+Without --long, a few of each kind, 50 in all; with it, N of each limit-300 kind (50). With --results each
+run is a line of FILE, and those that are there, of this build, are not made again: no run begins after S
+seconds, and the next call goes on. Prints a JSON list of rows, of what there is so far."""
 import argparse
+import hashlib
 import json
+import os
 import pathlib
 import sys
+import time
 import types
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -20,7 +26,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import demo as lab  # noqa: E402  (the demo's processes and control sockets)
 
 LIMIT_MS = 300
-RATES = (0, 200, 800, 1600)
+# How often make bench runs each kind: 50 in all.
+OF_LARGE, OF_SMALL = 2, 3
 
 
 class Lab(lab.Demo):
@@ -98,75 +105,114 @@ def describe(status):
                       for part in told.get("parts", ())) + status.get("error-desc", ""))
 
 
-def error_row(name, errors, decided, **judged):
+def kinds():
+    """By name: memory, working set, MiB/s written; bulk: every second run has a device with 16 MiB."""
+    large = {f"limit-{LIMIT_MS}-{'warm' if warm else 'cold'}-{rate}":
+             {"memory": 4096, "set": 1024, "rate": rate, "warm": warm}
+             for warm in (True, False) for rate in (0, 200, 800, 1600)}
+    small = {f"small-{'warm' if warm else 'cold'}-{memory}-{rate}":
+             {"memory": memory, "set": memory // 2, "rate": rate, "warm": warm}
+             for warm in (True, False) for memory in (1024, 2048) for rate in (400, 800, 1600)}
+    return large, small
+
+
+def one(build, name, kind, bulk):
+    """A run as a line of the results: what was promised, what was told, and how it came."""
+    os.sync()  # what was written before does not hold up the journals
+    began = time.monotonic()
+    status, right = migrate(build, dict(kind, bulk=bulk), {"downtime-limit": LIMIT_MS,
+                                                           "max-cpu-throttle": 80}, 60)
+    downtime = status["x-vfmig"]["downtime-ns"] / 1e6
+    gone = status["status"] == "completed"
+    kept = right and (downtime <= LIMIT_MS if gone else "the deadline passed" in status["error-desc"])
+    told = status["x-vfmig"].get("prediction", {})
+    say(f"{name}{' with a device' if bulk else ''}: {describe(status)}")
+    return {"kind": name, "bulk": bulk, "kept": kept, "moved": gone, "downtime-ms": downtime,
+            "error": told.get("error"), "decided-error": told.get("decided-error"),
+            "seconds": time.monotonic() - began, "status": status}
+
+
+def error_row(runs, **more):
     """Error of the prediction in percent: what the report says, and beside it that of before the stop."""
+    errors = [abs(run["error"]) for run in runs]
+    decided = [abs(run["decided-error"]) for run in runs]
     p95 = quantile(errors, 0.95)
-    return {"name": name, "unit": "%", "ours": 100 * p95, "limit": 20, "ratio": p95 / 0.2,
-            "runs": len(errors), "median": 100 * quantile(errors, 0.5), "worst": 100 * max(errors),
+    return {"name": "prediction-error-p95", "unit": "%", "ours": 100 * p95, "limit": 20,
+            "ratio": p95 / 0.2, "ceiling": 1.0, "runs": len(errors),
+            "median": 100 * quantile(errors, 0.5), "worst": 100 * max(errors),
             "decided-p95": 100 * quantile(decided, 0.95),
-            "decided-median": 100 * quantile(decided, 0.5), **judged}
+            "decided-median": 100 * quantile(decided, 0.5), **more}
 
 
-def errors_of(status):
-    told = status["x-vfmig"]["prediction"]
-    return abs(told["error"]), abs(told["decided-error"])
-
-
-def prediction(build, runs):
-    # Smaller guests, whose downtime is 5 to 100 ms.
-    kinds = [{"memory": memory, "set": working, "rate": rate, "bulk": bulk, "warm": warm}
-             for memory, working in ((1024, 512), (2048, 1024)) for rate in (400, 800, 1600)
-             for bulk, warm in ((False, False), (True, False), (False, True))]
-    errors = []
-    for run in range(runs):
-        kind = kinds[run % len(kinds)]
-        status, right = migrate(build, kind, {"downtime-limit": LIMIT_MS}, 60)
-        if status["status"] != "completed" or not right:
-            raise SystemExit(f"converge: a guest {kind} did not move: {describe(status)}")
-        errors.append(errors_of(status))
-        say(f"{kind}: {errors[-1][0]:.0%} {describe(status)}")
-    return [error_row("prediction-error-small-p95", *zip(*errors))]
-
-
-def limit(build, runs, only):
-    """Every second run has a device with 16 MiB of data."""
-    rows, errors = [], []
-    for warm in (True, False):
-        for rate in only or RATES:
-            name = f"limit-{LIMIT_MS}-{'warm' if warm else 'cold'}-{rate}"
-            kept, moved = 0, []
-            for run in range(runs):
-                kind = {"memory": 4096, "set": 1024, "rate": rate, "warm": warm, "bulk": run % 2 == 1}
-                status, right = migrate(build, kind, {"downtime-limit": LIMIT_MS,
-                                                      "max-cpu-throttle": 80}, 60)
-                downtime = status["x-vfmig"]["downtime-ns"] / 1e6
-                gone = status["status"] == "completed"
-                kept += right and (downtime <= LIMIT_MS if gone
-                                   else "the deadline passed" in status["error-desc"])
-                moved += [downtime] if gone else []
-                errors += [errors_of(status)] if gone else []
-                say(f"{name}{' with a device' if kind['bulk'] else ''}: {describe(status)}")
-            rows.append({"name": name, "unit": "runs", "ours": kept, "limit": runs,
-                         "ratio": kept / runs, "floor": 1.0, "moved": len(moved),
-                         "worst-ms": max(moved, default=0)})
-    if not errors:
+def sum_up(runs):
+    large, _ = kinds()
+    moved = [run for run in runs if run["moved"]]
+    if not moved:
         raise SystemExit("converge: no guest moved within the limit")
-    return [error_row("prediction-error-p95", *zip(*errors), ceiling=1.0)] + rows
+    rows = [error_row(moved)]
+    for name in large:
+        of = [run for run in runs if run["kind"] == name]
+        if not of:
+            continue
+        kept = sum(run["kept"] for run in of)
+        rows.append({"name": name, "unit": "runs", "ours": kept, "limit": len(of),
+                     "ratio": kept / len(of), "floor": 1.0, "moved": sum(run["moved"] for run in of),
+                     "worst-ms": max((run["downtime-ms"] for run in of if run["moved"]), default=0)})
+    return rows
+
+
+class Results:
+    """The lines of a file, of this build; without a file they are gone with the process."""
+
+    def __init__(self, path, build):
+        self.path, self.runs = path, []
+        self.build = hashlib.sha256((build / "tools" / "vfmig").read_bytes()).hexdigest()
+        if path and path.exists():
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            self.runs = [line for line in lines if line["build"] == self.build]
+
+    def add(self, run):
+        run["build"] = self.build
+        self.runs.append(run)
+        if self.path:
+            with open(self.path, "a") as out:
+                out.write(json.dumps(run) + "\n")
+
+    def count(self, name):
+        return sum(run["kind"] == name for run in self.runs)
+
+
+def plan(options):
+    """Kinds and how many runs of each; one of each in turns, so that what is there is of all of them."""
+    large, small = kinds()
+    if options.long:
+        wanted = {name: options.runs or 50 for name in large}
+    else:
+        wanted = {**{name: options.runs or OF_LARGE for name in large},
+                  **{name: options.runs or OF_SMALL for name in small}}
+    return {name: runs for name, runs in wanted.items() if name in (options.kind or wanted)}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("build", type=pathlib.Path)
-    parser.add_argument("what", nargs="*", default=["prediction", "limit"])
-    parser.add_argument("--runs", type=int)
-    parser.add_argument("--rate", type=int, action="append", help="of the limit, only this")
+    parser.add_argument("--kind", action="append", choices=[name for of in kinds() for name in of])
+    parser.add_argument("--runs", type=int, help="of each kind")
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--results", type=pathlib.Path)
+    parser.add_argument("--seconds", type=int, help="no run begins later")
     options = parser.parse_args()
-    build, rows = options.build.resolve(), []
-    if "prediction" in options.what:
-        rows += prediction(build, options.runs or 18)
-    if "limit" in options.what:
-        rows += limit(build, options.runs or 2, options.rate)
-    print(json.dumps(rows))
+    build, wanted = options.build.resolve(), plan(options)
+    results = Results(options.results, build)
+    known = {name: kind for of in kinds() for name, kind in of.items()}
+    end = time.monotonic() + (options.seconds or 1 << 30)
+    while time.monotonic() < end:
+        missing = [name for name in wanted if results.count(name) < wanted[name]]
+        if not missing:
+            break
+        name = min(missing, key=results.count)
+        results.add(one(build, name, known[name], bulk=results.count(name) % 2 == 1))
+    print(json.dumps(sum_up(results.runs)))
 
 
 if __name__ == "__main__":
