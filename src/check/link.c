@@ -44,6 +44,7 @@ void check_link_close(struct check_link *link)
     link->map_count = 0;
     link->held_count = 0;
     link->hold_ms = 0;
+    link->asked_open = false;
 }
 
 void check_link_done(struct check_link *link)
@@ -376,6 +377,19 @@ static int take_reply(struct check_link *link, struct check_call *call, struct v
     return 0;
 }
 
+/* The answer to what was asked earlier. */
+static bool take_asked(struct check_link *link, struct vfmig_user_msg *msg)
+{
+    const struct vfmig_user_header *header = &msg->header;
+
+    if (!link->asked_open || header->id != link->asked_id)
+        return false;
+    link->asked_open = false;
+    link->asked_result = header->flags & VFMIG_USER_ERROR ? -(int)header->error : 0;
+    vfmig_fds_close(&msg->fds);
+    return true;
+}
+
 static int await_reply(struct check_link *link, struct check_call *call, uint16_t id,
                        uint64_t deadline)
 {
@@ -392,6 +406,10 @@ static int await_reply(struct check_link *link, struct check_call *call, uint16_
             r = next_message(link, MAIN, &msg);
         if (r < 0)
             return r;
+        if (r == 1 && take_asked(link, &msg)) {
+            r = 0;
+            continue;
+        }
         if (r == 1) {
             r = msg.header.id == id ? take_reply(link, call, &msg)
                                     : broken(link, "a reply that nobody asked for");
@@ -417,6 +435,11 @@ int check_link_call(struct check_link *link, struct check_call *call)
     int r = send_command(link, call, id, deadline);
     if (r < 0 || (call->flags & VFMIG_USER_NO_REPLY))
         return r;
+    if (link->asking) {
+        link->asked_id = id;
+        link->asked_open = true;
+        return 0;
+    }
     link->call_ns = vfmig_now_ns();
     r = await_reply(link, call, id, deadline);
     link->call_ns = 0;
@@ -433,7 +456,10 @@ int check_link_serve(struct check_link *link, uint32_t ms)
     do {
         for (int i = 0; i < 2; i++) {
             struct vfmig_user_msg msg;
-            int r = link->fd[i] >= 0 ? next_message(link, i, &msg) : 0;
+            int r;
+            do
+                r = link->fd[i] >= 0 ? next_message(link, i, &msg) : 0;
+            while (r > 0 && take_asked(link, &msg));
             if (r > 0) {
                 vfmig_fds_close(&msg.fds);
                 r = broken(link, "a reply that nobody asked for");
@@ -446,6 +472,22 @@ int check_link_serve(struct check_link *link, uint32_t ms)
             return r;
     } while (vfmig_now_ns() < deadline);
     return release_held(link, !link->hold_ms);
+}
+
+int check_link_answer(struct check_link *link, uint32_t deadline_ms)
+{
+    uint64_t deadline = vfmig_deadline_ns(deadline_ms * MS);
+    int r = link->port->trouble ? -ENOTCONN : 0;
+
+    link->call_ns = vfmig_now_ns();
+    while (r == 0 && link->asked_open && vfmig_now_ns() < deadline)
+        r = check_link_serve(link, 1);
+    link->call_ns = 0;
+    if (r == 0 && link->asked_open) {
+        check_port_trouble(link->port, CHECK_HUNG, "a request for a state was never answered");
+        r = -ENOTCONN;
+    }
+    return r < 0 ? r : link->asked_result;
 }
 
 int check_link_send_part(struct check_link *link, uint16_t command, uint32_t size, const void *data,

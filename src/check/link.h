@@ -37,6 +37,10 @@ struct check_link {
     struct check_held held[CHECK_MAX_HELD];
     uint32_t held_count;
     uint64_t dmas; /* during this step */
+    /* A command whose answer is not waited for at once: at most one. */
+    bool asking, asked_open;
+    uint16_t asked_id;
+    int asked_result;
 };
 
 /* One command. Reply bytes go to reply, at most reply_room. */
@@ -68,6 +72,8 @@ void check_link_take_twin(struct check_link *link, int fd);
 int check_link_call(struct check_link *link, struct check_call *call);
 
 /* Serves DMA for so long. */
+/* The answer to the command that was sent with asking set, as check_link_call would have had it. */
+int check_link_answer(struct check_link *link, uint32_t deadline_ms);
 int check_link_serve(struct check_link *link, uint32_t ms);
 
 /* Part of a message whose header says size, as far as the bytes go. */

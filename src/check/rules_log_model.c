@@ -25,6 +25,7 @@ struct model {
     uint64_t log_page;
     uint32_t count;
     struct vfmig_user_log_range range[MAX_RANGES];
+    uint64_t last_write;
     bool must[PAGES], may[PAGES];
 };
 
@@ -129,6 +130,7 @@ static bool dma(struct model *m, uint64_t iova, uint32_t size)
 
     if (done)
         model_write(m, iova, size);
+    m->last_write = iova;
     return done;
 }
 
@@ -172,6 +174,13 @@ static void random_dma(struct model *m)
     uint64_t offset = check_random(c, in->length / 8) * 8;
     if (check_random(c, 3) == 0)
         offset = offset / PAGE * PAGE; /* at an edge */
+    if (check_random(c, 4) == 0) {     /* in the first or last bit of a word of the log */
+        uint64_t word = 64 * m->log_page, at = (in->iova + offset) / word * word;
+        at += check_random(c, 2) * 63 * m->log_page;
+        offset = at < in->iova ? 0 : at - in->iova;
+    }
+    if (offset >= in->length)
+        offset = in->length - 8;
     uint64_t most = in->length - offset < 3 * PAGE ? in->length - offset : 3 * PAGE;
     dma(m, in->iova + offset, 8 + (uint32_t)check_random(c, most / 8) * 8);
 }
@@ -192,7 +201,12 @@ static void random_report(struct model *m)
         pages = first + 200 < PAGES ? first + 200 : PAGES;
     }
     uint64_t count = 1 + check_random(c, pages - first);
-    if (check_random(c, 2)) { /* in line with its own pages */
+    if (m->last_write && check_random(c, 3) == 0) { /* a part of a page of the log, or some */
+        uint64_t at = (m->last_write - IOVA) / PAGE, back = check_random(c, 12);
+        first = at > back ? at - back : 0;
+        count = 1 + check_random(c, PAGES - first < 24 ? PAGES - first : 24);
+        page = is_region(c) ? page : PAGE;
+    } else if (check_random(c, 2)) { /* in line with its own pages */
         first = first * PAGE / page * page / PAGE;
         count = count * PAGE > page ? count * PAGE / page * page / PAGE : page / PAGE;
         count = first + count <= PAGES ? count : PAGES - first;
@@ -209,7 +223,9 @@ static void with_random_ranges(struct check *c, bool exact, uint64_t log_page)
     if (!random_ranges(&m) || !check_need(c, start_log(&m), "LOG_START"))
         return;
     for (unsigned n = 0; n < ROUNDS && !check_over(c); n++) {
-        for (uint64_t writes = check_random(c, 4); writes && !check_over(c); writes--)
+        /* Often none: what a report has left is reported next. */
+        uint64_t writes = check_random(c, 3) ? 0 : 1 + check_random(c, 6);
+        for (; writes && !check_over(c); writes--)
             random_dma(&m);
         random_report(&m);
     }
@@ -455,6 +471,31 @@ static int report_into(struct check *c, uint64_t length, uint32_t bitmap)
                         : check_command(c, VFMIG_USER_FEATURE, 0, &get, sizeof(get));
 }
 
+/* argsz of vfio-user's v1 report: what the answer takes. Too little gets no bitmap, and is told. */
+static void report_argsz(struct check *c, uint32_t argsz, uint32_t full)
+{
+    static struct {
+        struct vfmig_user_dirty_pages head;
+        struct vfmig_user_dirty_range range;
+        uint8_t bitmap[ROOM];
+    } VFMIG_PACKED dirty;
+    const uint32_t size = (uint32_t)(sizeof(dirty) - sizeof(dirty.bitmap));
+    struct check_step step = {.kind = CHECK_STEP_COMMAND,
+                              .arg = {VFMIG_USER_DIRTY_PAGES, 0, size},
+                              .data = &dirty,
+                              .room = &dirty,
+                              .room_size = sizeof(dirty)};
+
+    dirty.head = (struct vfmig_user_dirty_pages){argsz ? argsz : size + full, VFMIG_USER_DIRTY_GET};
+    dirty.range =
+        (struct vfmig_user_dirty_range){IOVA, LENGTH, {c->port->facts.log_region_pgsize, full}};
+    check_doing(c, "a report with argsz %u", dirty.head.argsz);
+    int64_t r = check_do(c, &step);
+    check_that(c, r < 0 || (dirty.head.argsz == size + full && r == (argsz ? size : size + full)),
+               argsz ? "a refusal, or no bitmap and what it takes" : "a bitmap, and its size",
+               "%lld bytes, argsz %u", (long long)r, dirty.head.argsz);
+}
+
 /* A report that there is no room for is refused, and what it would have told is told later. */
 void check_log_room(struct check *c)
 {
@@ -474,9 +515,16 @@ void check_log_room(struct check *c)
     check_doing(c, "a report that no message holds");
     if (!check_over(c))
         check_refused(c, report_into(c, LENGTH << 20, INT32_MAX), "the report");
+    if (is_region(c) && !check_over(c))
+        report_argsz(c,
+                     (uint32_t)(sizeof(struct vfmig_user_dirty_pages) +
+                                sizeof(struct vfmig_user_dirty_range)),
+                     full);
     check_doing(c, "the report, with room");
     if (!check_over(c))
         model_report(&m, IOVA, LENGTH, page, true);
+    if (is_region(c) && !check_over(c))
+        report_argsz(c, 0, full);
 }
 
 /* ---- mappings that come and go while the log is on (type1 logs all that is mapped) ---- */
@@ -505,6 +553,12 @@ void check_log_late_maps(struct check *c)
         check_need(c, c->workload->dma_write(c, first + i * size + 9 * PAGE, 8, i), "DMA");
     if (check_over(c) || !is_told(c, late, late + 9 * PAGE, "what is mapped later is logged"))
         return;
+    check_doing(c, "... then START once more, and DMA");
+    check_need(c, check_log_start(c, c->port->facts.log_region_pgsize, 0, 0), "START");
+    check_need(c, c->workload->dma_write(c, late + 33 * PAGE, 8, 1), "DMA");
+    if (check_over(c) || !is_told(c, late, late + 33 * PAGE, "a log that is on stays on"))
+        return;
+    check_need(c, c->workload->dma_write(c, first + 9 * PAGE, 8, 1), "DMA");
     check_doing(c, "... then a mapping is taken away");
     if (!check_need(c, check_unmap(c, between, size), "UNMAP") ||
         !is_told(c, first, first + 9 * PAGE, "another mapping's pages stay"))

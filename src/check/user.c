@@ -127,9 +127,20 @@ static int state_set(struct check_user *u, uint64_t value, uint32_t flags)
                               u->base.state_ms);
     else
         r = check_link_call(&u->link, &call);
-    if (u->link.held_count)
+    if (u->link.held_count && !u->link.asking)
         u->base.dma.answered_open++;
     return r < 0 ? r : 0;
+}
+
+/* Its answer is waited for by STATE_ANSWER. */
+static int state_ask(struct check_user *u, uint64_t value)
+{
+    if (u->link.asked_open)
+        return -EBUSY;
+    u->link.asking = true;
+    int r = state_set(u, value, 0);
+    u->link.asking = false;
+    return r;
 }
 
 static int data_read(struct check_user *u, void *room, uint32_t size)
@@ -410,6 +421,10 @@ static int64_t run(struct check_user *u, struct check_step *step)
         return state_set(u, step->arg[0], 0);
     case CHECK_STEP_STATE_POST:
         return state_set(u, step->arg[0], VFMIG_USER_NO_REPLY);
+    case CHECK_STEP_STATE_ASK:
+        return state_ask(u, step->arg[0]);
+    case CHECK_STEP_STATE_ANSWER:
+        return check_link_answer(&u->link, u->base.state_ms);
     case CHECK_STEP_RESET:
         return simple(u, VFMIG_USER_RESET, NULL, 0, u->base.state_ms);
     case CHECK_STEP_DATA_READ:

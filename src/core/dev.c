@@ -471,7 +471,7 @@ static void reset_done(struct vfmig_dev *dev, struct vfmig_dev_actions *out, int
     for (uint32_t i = 0; i < dev->reset_count; i++)
         reply(out, dev->reset_ids[i], err);
     dev->reset_count = 0;
-    if (dev->write_open)
+    if (dev->write_open && !vfmig_sabotage("dev-reset-forgets-write"))
         reply(out, dev->write_id, -ECANCELED);
     dev->write_open = 0;
     if (dev->owner_gone)
