@@ -491,8 +491,9 @@ def write_section(path, chosen, results, seed):
         if not r["by"]:
             survivors.setdefault(why.get(r["key"], "no reason is known"), []).append(r)
     lines = [SECTION, "", f"Written by `scripts/mutate.py DIR --set checker --seed {seed} --report --document` of {len(built)} mutants, "
-             "picked by that seed: a cell of a table,", "a condition or a statement of the device machine and of the DMA log is "
-             "changed, and `vfmig check` is asked what it thinks of such devices.", "",
+             "picked at random: a cell of a table,", "a condition or a statement of the device machine and of the DMA log is "
+             "changed, and `vfmig check` is asked what it thinks of such devices.", "Rules were added for some that survived at "
+             "first; all survivors were tried again then.", "",
              "Not counted, because nobody outside can see them:", "",
              f"- {same['the same code']} of which the compiler makes the same code: what is there for deliberate faults only;",
              f"- {same['the same machine']} that are the same machine for every client: `tests/mutation/outside.c` leads both through all "

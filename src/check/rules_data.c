@@ -66,9 +66,11 @@ void check_carried_forward(struct check *c)
                             c->dialect == CHECK_DIALECT_FEATURE ? check_save_some(c, &stream, 1000)
                                                                 : check_save(c, &stream),
                             "reading a portion");
-        /* On the way of the RFC, by PRE_COPY_NDMA, it is the same stream too. */
-        if (good && portions == 1 && check_has(c, VFMIG_STATE_PRE_COPY_NDMA))
-            good = check_ok(c, check_go(c, VFMIG_STATE_PRE_COPY_NDMA), "PRE_COPY to PRE_COPY_NDMA");
+        /* On the way of the RFC, by PRE_COPY_NDMA and back, it is the same stream too. */
+        if (good && portions && check_has(c, VFMIG_STATE_PRE_COPY_NDMA))
+            good = check_ok(c, check_go(c, VFMIG_STATE_PRE_COPY_NDMA), "PRE_COPY_NDMA") &&
+                   (portions == 1 ||
+                    check_ok(c, check_go(c, VFMIG_STATE_PRE_COPY), "PRE_COPY_NDMA to PRE_COPY"));
         if (good && check_ok(c, check_go(c, VFMIG_STATE_STOP_COPY), "PRE_COPY to STOP_COPY") &&
             check_ok(c, check_save_all(c, &stream), "reading in STOP_COPY") &&
             check_need(c, check_reset(c), "RESET"))
