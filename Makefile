@@ -80,11 +80,13 @@ torture: $(BUILD)/sabotage/build.ninja
 	  $(if $(KEEP),--keep $(KEEP),--count $(COUNT))
 
 # One change at a time to the machines, the handover and the stream: which tests notice. MUTANTS of them,
-# chosen by SEED; what was tried is kept in $(BUILD)/mutate and not tried again.
+# chosen by SEED; what was tried is kept in $(BUILD)/mutate and not tried again. SET=checker: what vfmig
+# check says of such devices.
 MUTANTS ?= 300
 SEED ?= 1
+SET ?= core
 mutate: | deps
-	python3 scripts/mutate.py $(BUILD)/mutate --count $(MUTANTS) --seed $(SEED) --floor 80
+	python3 scripts/mutate.py $(BUILD)/mutate --set $(SET) --count $(MUTANTS) --seed $(SEED) --floor 80
 
 # Whole migrations by seed, with faults at every step: FROM=1 SEEDS=100000. SABOTAGE as for demo;
 # make sim TABLE=1 SEEDS=40000: by which seed each deliberate fault is caught.
