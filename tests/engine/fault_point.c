@@ -32,7 +32,7 @@ static uint32_t hits[FAULT_POINTS];
 static uint64_t target;
 static uint32_t target_nth;
 static enum fault_kind target_kind;
-static bool armed, struck;
+static bool armed, struck, mended;
 
 void fault_points_init(void)
 {
@@ -56,7 +56,7 @@ void fault_points_arm(uint64_t key, enum fault_kind kind, uint32_t nth)
     target = key;
     target_kind = kind;
     target_nth = nth;
-    struck = false;
+    struck = mended = false;
     armed = true;
     pthread_mutex_unlock(&seen->lock);
 }
@@ -68,6 +68,13 @@ bool fault_points_disarm(void)
     armed = false;
     pthread_mutex_unlock(&seen->lock);
     return happened;
+}
+
+void fault_points_mend(void)
+{
+    pthread_mutex_lock(&seen->lock);
+    mended = true;
+    pthread_mutex_unlock(&seen->lock);
 }
 
 uint32_t fault_points_count(void)
@@ -85,7 +92,7 @@ const struct fault_point *fault_point(uint32_t point)
 
 const char *fault_kind_name(enum fault_kind kind)
 {
-    static const char *const names[] = {"fails", "signal", "short", "late", "eof"};
+    static const char *const names[] = {"fails", "signal", "short", "late", "eof", "stays"};
 
     return names[kind];
 }
@@ -135,11 +142,13 @@ __attribute__((noinline)) static int meets(const char *call, uint32_t kinds)
     pthread_mutex_lock(&seen->lock);
     if (armed) {
         struct fault_point *point = find(call, kinds, key);
-        if (target == key && hits[point - seen->points] == target_nth && !struck) {
+        uint32_t call_number = hits[point - seen->points]++;
+        bool due = target_kind == FAULT_STAYS ? call_number >= target_nth && !mended
+                                              : call_number == target_nth;
+        if (target == key && due) {
             struck = true;
             kind = (int)target_kind;
         }
-        hits[point - seen->points]++;
     }
     pthread_mutex_unlock(&seen->lock);
     errno = error;
@@ -147,6 +156,7 @@ __attribute__((noinline)) static int meets(const char *call, uint32_t kinds)
 }
 
 #define FAILS  (1u << FAULT_FAILS)
+#define STAYS  (1u << FAULT_FAILS | 1u << FAULT_STAYS)
 #define BLOCKS (1u << FAULT_FAILS | 1u << FAULT_SIGNAL)
 #define MOVES  (BLOCKS | 1u << FAULT_SHORT)
 
@@ -168,24 +178,24 @@ static int code_of(int kind, int usual)
         return failed;                                                                             \
     }
 
-WRAP(void *, calloc, (size_t n, size_t size), (n, size), FAILS, NULL, ENOMEM)
-WRAP(void *, malloc, (size_t size), (size), FAILS, NULL, ENOMEM)
-WRAP(void *, realloc, (void *at, size_t size), (at, size), FAILS, NULL, ENOMEM)
-WRAP(int, fsync, (int fd), (fd), FAILS, -1, EIO)
-WRAP(int, fdatasync, (int fd), (fd), FAILS, -1, EIO)
+WRAP(void *, calloc, (size_t n, size_t size), (n, size), STAYS, NULL, ENOMEM)
+WRAP(void *, malloc, (size_t size), (size), STAYS, NULL, ENOMEM)
+WRAP(void *, realloc, (void *at, size_t size), (at, size), STAYS, NULL, ENOMEM)
+WRAP(int, fsync, (int fd), (fd), STAYS, -1, EIO)
+WRAP(int, fdatasync, (int fd), (fd), STAYS, -1, EIO)
 WRAP(int, fstat64, (int fd, struct stat *st), (fd, st), FAILS, -1, EIO)
 WRAP(int, stat64, (const char *path, struct stat *st), (path, st), FAILS, -1, EACCES)
 WRAP(int, fstatfs64, (int fd, struct statfs *st), (fd, st), FAILS, -1, EIO)
 WRAP(int, statvfs64, (const char *path, struct statvfs *st), (path, st), FAILS, -1, EIO)
-WRAP(int, rename, (const char *from, const char *to), (from, to), FAILS, -1, EACCES)
+WRAP(int, rename, (const char *from, const char *to), (from, to), STAYS, -1, EACCES)
 WRAP(int, renameat2, (int from_at, const char *from, int to_at, const char *to, unsigned flags),
      (from_at, from, to_at, to, flags), FAILS, -1, EINVAL)
 WRAP(off_t, lseek64, (int fd, off_t at, int from), (fd, at, from), FAILS, -1, EINVAL)
 WRAP(int, lstat64, (const char *path, struct stat *st), (path, st), FAILS, -1, EACCES)
 WRAP(char *, realpath, (const char *path, char *to), (path, to), FAILS, NULL, EACCES)
-WRAP(int, link, (const char *from, const char *to), (from, to), FAILS, -1, EMLINK)
-WRAP(int, unlink, (const char *path), (path), FAILS, -1, EACCES)
-WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), FAILS, -1, EACCES)
+WRAP(int, link, (const char *from, const char *to), (from, to), STAYS, -1, EMLINK)
+WRAP(int, unlink, (const char *path), (path), STAYS, -1, EACCES)
+WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), STAYS, -1, EACCES)
 WRAP(int, access, (const char *path, int mode), (path, mode), FAILS, -1, EACCES)
 WRAP(int, eventfd, (unsigned count, int flags), (count, flags), FAILS, -1, EMFILE)
 WRAP(int, socket, (int domain, int type, int protocol), (domain, type, protocol), FAILS, -1, EMFILE)
@@ -219,7 +229,7 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *),
                           void *arg)
 {
-    return meets("pthread_create", FAILS) < 0 ? __real_pthread_create(thread, attr, start, arg)
+    return meets("pthread_create", STAYS) < 0 ? __real_pthread_create(thread, attr, start, arg)
                                               : EAGAIN;
 }
 
@@ -232,7 +242,7 @@ int __wrap_open64(const char *path, int flags, ...)
     va_start(args, flags);
     mode_t mode = flags & O_CREAT ? va_arg(args, mode_t) : 0;
     va_end(args);
-    if (meets("open", FAILS) < 0)
+    if (meets("open", STAYS) < 0)
         return __real_open64(path, flags, mode);
     errno = EMFILE;
     return -1;
@@ -283,7 +293,7 @@ WRAP_MOVE(write, (int fd, const void *data, size_t size), (fd, data, size), (fd,
 WRAP_MOVE(pread64, (int fd, void *data, size_t size, off_t at), (fd, data, size, at),
           (fd, data, ONE(size), at), MOVES, EIO)
 WRAP_MOVE(pwrite64, (int fd, const void *data, size_t size, off_t at), (fd, data, size, at),
-          (fd, data, ONE(size), at), MOVES, ENOSPC)
+          (fd, data, ONE(size), at), MOVES | 1u << FAULT_STAYS, ENOSPC)
 WRAP_MOVE(send, (int fd, const void *data, size_t size, int flags), (fd, data, size, flags),
           (fd, data, ONE(size), flags), SENDS, ECONNRESET)
 WRAP_MOVE(recv, (int fd, void *data, size_t size, int flags), (fd, data, size, flags),
@@ -366,5 +376,5 @@ ssize_t __wrap_recvmsg(int fd, struct msghdr *msg, int flags)
         return -1;                                                                                 \
     }
 
-WRAP_VECTOR(writev, MOVES, ENOSPC)
+WRAP_VECTOR(writev, MOVES | 1u << FAULT_STAYS, ENOSPC)
 WRAP_VECTOR(readv, MOVES | 1u << FAULT_EOF, EIO)

@@ -17,6 +17,7 @@ enum fault_kind {
     FAULT_SHORT,     /* one byte moves, no more */
     FAULT_LATE,      /* EAGAIN: the time limit of the socket is over */
     FAULT_EOF,       /* the other side has closed; zero bytes */
+    FAULT_STAYS,     /* fails, and so does each later call of the point, until it is mended */
     FAULT_KIND_COUNT
 };
 
@@ -32,6 +33,8 @@ void fault_points_init(void);
  * the point with this key meets the fault, once. FAULT_NOWHERE: none does. */
 #define FAULT_NOWHERE 0u
 void fault_points_arm(uint64_t key, enum fault_kind kind, uint32_t nth);
+/* What failed goes well again. */
+void fault_points_mend(void);
 /* True when the fault has happened. */
 bool fault_points_disarm(void);
 /* What has been seen so far by this process and its children; grows, entries stay where they are.

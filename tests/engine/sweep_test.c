@@ -5,7 +5,8 @@
  * never at both, never lost; whoever failed says one sentence; and when all is freed no descriptor
  * and no thread is left. Each run is a process of its own, so that a leak, a crash or a hang has a
  * name. sweep_test SCENARIO [STRIDE [KEY KIND]]: of the points only each STRIDE-th, or that one;
- * SWEEP_STRIDE overrides it, SWEEP_SHOW prints what is said. */
+ * SWEEP_STRIDE overrides it, SWEEP_SHOW prints what is said, SWEEP_NTH=N lets the N-th later call of each
+ * point fail instead of the first. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -93,6 +94,7 @@ static enum vfmig_migrate_state settle(void)
 {
     enum vfmig_migrate_state state = rig_wait(&rig);
 
+    fault_points_mend();
     for (unsigned i = 0; state == VFMIG_MIGRATE_UNDECIDED && i < 4000; i++) {
         usleep(5000);
         state = rig_wait(&rig);
@@ -305,6 +307,7 @@ static void save_and_restore(void)
     /* What did not come out of it the first time does the second time, at the latest when who wrote
      * it is gone. */
     if (!restores()) {
+        fault_points_mend();
         vfmig_destination_free(rig.destination);
         vfmig_source_free(rig.source);
         rig.destination = NULL;
