@@ -15,6 +15,8 @@
 /* Bytes per second, of a link on which nothing but such rounds was sent: 1 Gbit/s, until one tells more.
  * How long a few pages take says something about latency only. */
 #define UNKNOWN_BANDWIDTH     (UINT64_C(119) << 20)
+/* One page in so many was sent in a round, if that: it took the time to look at the others. */
+#define MOSTLY_EMPTY          8u
 #define MEASURED_DEVICE_BYTES (UINT64_C(256) << 10)
 /* The journal is tried once in so long: often enough to forget that it was late once, and so seldom
  * that READY hardly ever waits for a trial. */
@@ -72,6 +74,8 @@ void engine_measure_round(struct engine *e, uint64_t bytes, const struct vfmig_m
         m->rough_bandwidth = rate_of(bytes, busy_ns);
     else if (!m->rough_bandwidth)
         m->rough_bandwidth = UNKNOWN_BANDWIDTH;
+    if (bytes >= MEASURED_BYTES)
+        m->mostly_empty = bytes < moved->pages_done * VFMIG_PAGE_SIZE / MOSTLY_EMPTY;
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -96,8 +100,9 @@ static void sample_round(struct engine *e, const struct engine_taken *taken, uin
     uint64_t cold_pages = taken->cold_pages - m->taken.cold_pages;
     uint64_t late_ns = now_ns > m->round_sent_ns ? now_ns - m->round_sent_ns : 0;
 
-    /* Into cold memory it is another rate: not a word about what comes last. */
-    if (m->round_bytes >= MEASURED_BYTES && cold_pages < m->round_bytes / VFMIG_PAGE_SIZE / 8) {
+    /* Into cold memory, or of few bytes among empty pages, it is another rate: not a word about what
+     * comes last. */
+    if (m->round_bytes >= MEASURED_BYTES && !m->mostly_empty && cold_pages < m->round_bytes / VFMIG_PAGE_SIZE / 8) {
         vfmig_samples_add(&m->samples.bandwidth, rate_of(m->round_bytes, m->round_busy_ns));
         vfmig_samples_add(&m->samples.alone, rate_of(m->round_bytes, m->round_alone_ns));
     }
@@ -273,6 +278,9 @@ static void measure_device(struct device_worker *dev, bool careful, uint64_t ban
         rate = careful && bandwidth > UNKNOWN_DEVICE_RATE ? UNKNOWN_DEVICE_RATE : bandwidth;
     uint64_t ns = rate ? (uint64_t)((double)dev->left_bytes * (double)SECOND_NS / (double)rate) : 0;
     input->device_bytes += dev->left_bytes;
+    /* The link carried that already, whatever rounds of a few pages say. */
+    if (!careful && dev->rate_bytes > input->bandwidth)
+        input->bandwidth = dev->rate_bytes;
     if (ns > input->slowest_device_ns)
         input->slowest_device_ns = ns;
     pthread_mutex_unlock(&dev->lock);
@@ -292,6 +300,8 @@ void engine_measure_input(struct engine *e, bool careful, struct vfmig_converge_
                                            .rounds = e->rounds};
     pthread_mutex_lock(&m->lock);
     input->bandwidth = m->rough_bandwidth;
+    if (!careful && m->mostly_empty && input->bandwidth < UNKNOWN_BANDWIDTH)
+        input->bandwidth = UNKNOWN_BANDWIDTH;
     input->cold_page_ns = careful ? m->taken.cold_page_high_ns : m->taken.cold_page_ns;
     input->peer_change_ns = m->taken.change_ns;
     input->peer_load_ns = careful ? m->taken.change_high_ns : m->taken.change_ns;

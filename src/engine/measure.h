@@ -39,6 +39,7 @@ struct engine_measure {
     /* The round that was sent last, until the destination has it. */
     uint64_t round, round_bytes, round_busy_ns, round_alone_ns, round_sent_ns;
     uint64_t rough_bandwidth; /* cold memory included */
+    bool mostly_empty; /* the round that it is of had hardly any bytes: no rate of sending */
     uint64_t trial_bytes, trial_ns; /* work thread, then the control thread */
     /* Control thread. */
     struct vfmig_throttle throttle;
