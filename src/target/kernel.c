@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "base/sabotage.h"
 #include "core/state.h"
@@ -15,8 +14,7 @@
 
 #define DEFAULT_TIMEOUT_NS UINT64_C(5000000000)
 #define DEFAULT_RESET_NS   UINT64_C(30000000000)
-#define RESET_LOOKS        50u /* at the state, after a reset, until it is R */
-#define RESET_PAUSE_NS     10000000L
+#define RESET_PAUSE_NS     10000000L /* between looks at the state after a reset */
 
 static const char cdev_scheme[] = "vfio:", group_scheme[] = "vfio-group:";
 
@@ -107,34 +105,14 @@ int kernel_send_reset(struct kernel *k, uint32_t argument, struct vfmig_error *r
     return 0;
 }
 
-/* Where a reset ends (X10): some drivers do it in the background and tell the old state for a
- * while. */
 int kernel_reset(struct vfmig_target *t, struct vfmig_error *reterr)
 {
     struct kernel *k = (struct kernel *)t;
-    const struct timespec pause = {.tv_nsec = RESET_PAUSE_NS};
-    struct vfmig_error err = {.code = 0};
-    enum vfmig_state state;
-    int asked = 0, r = kernel_work_until(k, kernel_send_reset, 0, k->opt.reset_ns, reterr);
+    int r = kernel_work_until(k, kernel_send_reset, 0, k->opt.reset_ns, reterr);
 
-    if (r < 0 || t->info.features == 0)
+    if (r < 0 || t->info.features == 0 || vfmig_sabotage("kernel-reset-is-believed"))
         return r;
-    for (unsigned look = 0; look < RESET_LOOKS; look++) {
-        r = t->ops->get_state(t, &state, reterr);
-        if (r < 0 || state == VFMIG_STATE_RUNNING || vfmig_sabotage("kernel-reset-is-believed"))
-            return r;
-        if (look == 0)
-            asked = t->ops->set_state(t, VFMIG_STATE_RUNNING, k->opt.reset_ns, &err);
-        else
-            nanosleep(&pause, NULL);
-    }
-    if (asked == 0)
-        return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_DEVICE, state,
-                               "%s was reset and says that it is in %s", t->info.name,
-                               vfmig_state_name(state));
-    if (reterr)
-        *reterr = err;
-    return asked;
+    return vfmig_target_await_running(t, k->opt.reset_ns, RESET_PAUSE_NS, reterr);
 }
 
 /* ---- life ---- */

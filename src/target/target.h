@@ -89,6 +89,11 @@ struct vfmig_target {
     struct vfmig_target_info info;
 };
 
+/* Where a reset ends (X10). Some devices leave the state alone, so RUNNING is asked for, within reset_ns; others
+ * do the reset in the background and tell the old state for a while: it is looked at now and then, pause_ns apart. */
+int vfmig_target_await_running(struct vfmig_target *t, uint64_t reset_ns, long pause_ns,
+                               struct vfmig_error *reterr);
+
 #define VFMIG_TARGET_PCI_HEAD 0x30u /* bytes of config space with its identity in them */
 
 /* Identity from config space, as PCI lays it out. */
