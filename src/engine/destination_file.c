@@ -129,6 +129,7 @@ static int read_opening(struct engine *e, struct arrival *arrival, struct vfmig_
 struct opening {
     struct engine *e;
     struct arrival *arrival;
+    int ret;
     struct vfmig_error error;
 };
 
@@ -136,8 +137,9 @@ static void *opening_main(void *opaque)
 {
     struct opening *opening = opaque;
 
-    if (vfmig_confine(&opening->error) == 0)
-        (void)read_opening(opening->e, opening->arrival, &opening->error);
+    opening->ret = vfmig_confine(&opening->error);
+    if (opening->ret == 0)
+        opening->ret = read_opening(opening->e, opening->arrival, &opening->error);
     return NULL;
 }
 
@@ -151,9 +153,9 @@ static int read_opening_confined(struct engine *e, struct arrival *arrival, stru
     if (ret)
         return vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "cannot start a thread");
     pthread_join(thread, NULL);
-    if (opening.error.code && reterr)
+    if (opening.ret && reterr)
         *reterr = opening.error;
-    return opening.error.code;
+    return opening.ret;
 }
 
 static int choose_id(struct engine *e, struct vfmig_error *reterr)
