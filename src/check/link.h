@@ -71,9 +71,9 @@ void check_link_take_twin(struct check_link *link, int fd);
 /* 0, the negative errno of an error reply, or -ENOTCONN and the port's trouble. */
 int check_link_call(struct check_link *link, struct check_call *call);
 
-/* Serves DMA for so long. */
 /* The answer to the command that was sent with asking set, as check_link_call would have had it. */
 int check_link_answer(struct check_link *link, uint32_t deadline_ms);
+/* Serves DMA for so long. */
 int check_link_serve(struct check_link *link, uint32_t ms);
 
 /* Part of a message whose header says size, as far as the bytes go. */
