@@ -105,6 +105,8 @@ void vfmig_converge_predict(const struct vfmig_converge_input *in, struct vfmig_
         drain = min(drain, scale(min(DRAIN_BYTES, bytes / 4), SECOND_NS, in->bandwidth));
     ret->ready_ns = add(add(drain, max(peer_load, known(in->vm_load_ns, VM_STATE_NS))),
                         add(add(peer_journal, in->rtt_ns / 2), rows));
+    if (in->usual && in->devices) /* that have loaded all say so to each other, too */
+        ret->ready_ns = add(ret->ready_ns, USUAL_WAKE_NS);
     ret->grant_ns = add(journal, in->rtt_ns / 2);
     /* GRANTED and RUNNING; that both come late is not reckoned with. */
     ret->resume_ns = add(add(in->usual ? add(peer_journal, peer_journal) : peer_journal,

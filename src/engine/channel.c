@@ -167,6 +167,16 @@ void vfmig_channel_set_warm(struct vfmig_channel *channel, struct vfmig_dirty_ma
     channel->warm = warm;
 }
 
+bool vfmig_channel_is_near(const struct vfmig_channel *channel)
+{
+    return channel->near;
+}
+
+void vfmig_channel_set_follow(struct vfmig_channel *channel, const atomic_bool *when)
+{
+    channel->follow = when;
+}
+
 void vfmig_channel_shutdown(struct vfmig_channel *channel)
 {
     atomic_store(&channel->cancelled, true);

@@ -8,6 +8,7 @@
 #ifndef VFMIG_ENGINE_CHANNEL_H
 #define VFMIG_ENGINE_CHANNEL_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -79,6 +80,13 @@ void vfmig_channel_set_doubt(struct vfmig_channel *channel, struct vfmig_dirty_m
 /* Where pages are noted that were written here once; every channel of a migration shares it. Kept by
  * reference. */
 void vfmig_channel_set_warm(struct vfmig_channel *channel, struct vfmig_dirty_map *warm);
+
+/* Both ends of a TCP connection are on this host. */
+bool vfmig_channel_is_near(const struct vfmig_channel *channel);
+
+/* While *when, the thread that receives keeps to the CPU of a sender on this host (engine/seats.h). Kept by
+ * reference; before anything is received. */
+void vfmig_channel_set_follow(struct vfmig_channel *channel, const atomic_bool *when);
 
 /* Ends both directions at once; whoever is inside returns -ECANCELED. Any thread. */
 void vfmig_channel_shutdown(struct vfmig_channel *channel);

@@ -9,6 +9,7 @@
 #include "base/fds.h"
 #include "core/rates.h"
 #include "engine/channel.h"
+#include "engine/seats.h"
 #include "io/rights.h"
 
 /* Read ahead of the record that is being received: enough for the next head, its table and the CRCs
@@ -44,6 +45,8 @@ struct vfmig_channel {
     struct vfmig_pack *pack;        /* NULL: nothing is compressed; its contents under pack_lock */
 
     /* Receiving thread only. */
+    const atomic_bool *follow; /* NULL: never */
+    struct vfmig_seat seat;
     uint64_t recv_sequence;
     bool wants_fds; /* else the kernel closes what comes */
     struct vfmig_fds fds; /* came and were not taken */

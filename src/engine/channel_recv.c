@@ -467,6 +467,8 @@ static int receive_record(struct vfmig_channel *channel, struct vfmig_record *re
     if (known < 0)
         return known;
     channel->recv_sequence++;
+    if (channel->follow && channel->near)
+        vfmig_seat_follow(&channel->seat, channel->fd, channel->stripe_count, atomic_load(channel->follow));
     vfmig_sabotage_point("on-receipt", head.name);
     if (known && head.tag == VFMIG_RECORD_MEMORY)
         return receive_memory(channel, &head, reterr);

@@ -90,13 +90,17 @@ static const uint16_t allowed[] = {
     SYS_rseq,
 #endif
 };
-/* Their first argument is whom a signal is for: this process only, which may end (abort) as it likes. */
-static const uint16_t signals[] = {SYS_tgkill};
+/* Their first argument is whom it is about. A signal: this process only, which may end (abort) as it likes. A
+ * CPU to stay on: the thread itself. */
+static const struct {
+    uint16_t call;
+    bool process; /* else 0 */
+} about[] = {{SYS_tgkill, true}, {SYS_sched_setaffinity, false}};
 /* Their third argument is what memory may be used for: never for code. */
 static const uint16_t mapping[] = {SYS_mmap, SYS_mprotect};
 
 #define ALLOWED  (sizeof(allowed) / sizeof(allowed[0]))
-#define SIGNALS  (sizeof(signals) / sizeof(signals[0]))
+#define ABOUT    (sizeof(about) / sizeof(about[0]))
 #define MAPPING  (sizeof(mapping) / sizeof(mapping[0]))
 #define X32_BIT  0x40000000u
 #define REFUSE   (SECCOMP_RET_ERRNO | EPERM)
@@ -116,10 +120,11 @@ static unsigned write_filter(struct sock_filter *at)
         *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[i], 0, 1);
         *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     }
-    for (size_t i = 0; i < SIGNALS; i++) {
-        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, signals[i], 0, 4);
+    for (size_t i = 0; i < ABOUT; i++) {
+        uint32_t whom = about[i].process ? (uint32_t)getpid() : 0;
+        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, about[i].call, 0, 4);
         *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, OFFSET(args[0]));
-        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)getpid(), 0, 1);
+        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, whom, 0, 1);
         *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
         *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, REFUSE);
     }
@@ -136,7 +141,7 @@ static unsigned write_filter(struct sock_filter *at)
 
 int vfmig_confine_calls(struct vfmig_error *reterr)
 {
-    struct sock_filter filter[7 + 2 * ALLOWED + 5 * SIGNALS + 5 * MAPPING];
+    struct sock_filter filter[7 + 2 * ALLOWED + 5 * ABOUT + 5 * MAPPING];
     struct sock_fprog program = {.len = (unsigned short)write_filter(filter), .filter = filter};
 
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))

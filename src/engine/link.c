@@ -58,8 +58,10 @@ int engine_link_new(struct engine *e, struct vfmig_channel **channels, uint32_t 
     struct engine_link *held = calloc(1, sizeof(*held));
     int ret;
 
+    atomic_store(&e->peer_stopped, false);
     for (uint32_t i = 0; i < count; i++) {
         let_wait(channels[i]);
+        vfmig_channel_set_follow(channels[i], &e->peer_stopped);
         if (e->options.confine)
             vfmig_channel_set_confined(channels[i]);
     }
@@ -262,6 +264,8 @@ static void take_progress(struct engine *e, const struct vfmig_record *record)
         pthread_cond_broadcast(&e->inbox_wake);
     } else if (record->payload[0] == PROGRESS_LOADED && e->role == VFMIG_FLOW_SOURCE) {
         engine_measure_loaded(e, in, size);
+    } else if (record->payload[0] == PROGRESS_STOPPED && e->role == VFMIG_FLOW_DESTINATION && size == 1) {
+        atomic_store(&e->peer_stopped, in[0] != 0);
     } else if (record->payload[0] == PROGRESS_REASON) {
         size = size < sizeof(e->peer_reason) ? size : sizeof(e->peer_reason) - 1;
         for (size_t i = 0; i < size; i++)

@@ -21,7 +21,7 @@
 /* The journal is tried once in so long: often enough to forget that it was late once, and so seldom
  * that READY hardly ever waits for a trial. */
 #define PROBE_EVERY_NS UINT64_C(50000000)
-/* Between two processes that send each other no memory: what a unix socket carries at least. */
+/* Between two processes of one host that send each other no memory: what a socket carries at least. */
 #define LOCAL_BANDWIDTH (UINT64_C(1) << 30)
 #define TAKEN_BYTES   80u
 #define LOADED_BYTES  20u
@@ -300,8 +300,11 @@ void engine_measure_input(struct engine *e, bool careful, struct vfmig_converge_
                                            .rounds = e->rounds};
     pthread_mutex_lock(&m->lock);
     input->bandwidth = m->rough_bandwidth;
-    if (!careful && m->mostly_empty && input->bandwidth < UNKNOWN_BANDWIDTH)
-        input->bandwidth = UNKNOWN_BANDWIDTH;
+    bool told = !m->mostly_empty && m->rough_bandwidth != UNKNOWN_BANDWIDTH;
+    uint64_t unknown = e->channel_count && vfmig_channel_is_near(e->channels[0]) ? LOCAL_BANDWIDTH
+                                                                                 : UNKNOWN_BANDWIDTH;
+    if (!careful && !told && input->bandwidth < unknown)
+        input->bandwidth = unknown;
     input->cold_page_ns = careful ? m->taken.cold_page_high_ns : m->taken.cold_page_ns;
     input->peer_change_ns = m->taken.change_ns;
     input->peer_load_ns = careful ? m->taken.change_high_ns : m->taken.change_ns;

@@ -7,6 +7,7 @@
 
 #include <sched.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 /* Which are taken; zeroed before use, under the caller's lock. */
 struct vfmig_seats {
@@ -24,5 +25,10 @@ struct vfmig_seat {
  * none left, or where the kernel does not want it, it goes where it always could. */
 void vfmig_seat_take(struct vfmig_seats *seats, struct vfmig_seat *seat);
 void vfmig_seat_leave(struct vfmig_seats *seats, struct vfmig_seat *seat);
+
+/* The calling thread reads what one of channels senders on this host, each with a seat, sends over fd: with too
+ * few CPUs for all of them and their readers it goes to that of its sender, and leaves it when not wanted any
+ * more. Elsewhere it stays where it is. Cheap: called for each record. */
+void vfmig_seat_follow(struct vfmig_seat *seat, int fd, uint32_t channels, bool wanted);
 
 #endif

@@ -30,6 +30,7 @@ static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
     e->stop_round = e->round;
     vfmig_mover_set_bandwidth(e->mover, 0); /* the limit is for the guest's sake; it waits now */
     vfmig_mover_set_seated(e->mover, true);
+    (void)engine_send_progress(e, PROGRESS_STOPPED, "\1", 1);
     return 0;
 }
 

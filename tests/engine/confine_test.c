@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/syscall.h>
@@ -16,7 +17,7 @@
 #include "mover_rig.h"
 
 struct tried {
-    int open, open_at, link, make, socket, connect, fork, exec, kill, ptrace, code, protect;
+    int open, open_at, link, make, socket, connect, fork, exec, kill, ptrace, code, protect, cpu;
 };
 
 static int code_of(long result)
@@ -28,6 +29,7 @@ static int code_of(long result)
 static void try_all(struct tried *ret)
 {
     char *const none[] = {NULL};
+    const unsigned long cpu[16] = {1};
 
     ret->open = code_of(syscall(SYS_open, "/dev/null", O_RDONLY));
     ret->open_at = code_of(syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR));
@@ -39,6 +41,7 @@ static void try_all(struct tried *ret)
     ret->exec = code_of(syscall(SYS_execve, "/nonexistent/program", none, none));
     ret->kill = code_of(syscall(SYS_kill, getpid(), 0));
     ret->ptrace = code_of(syscall(SYS_ptrace, -1, 0, 0, 0));
+    ret->cpu = code_of(syscall(SYS_sched_setaffinity, getpid(), sizeof(cpu), cpu));
     void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     ret->protect = code_of(syscall(SYS_mprotect, page, 4096, PROT_READ | PROT_EXEC));
     ret->code = code_of(syscall(SYS_mmap, NULL, 4096, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -56,19 +59,26 @@ static void assert_all_refused(const struct tried *tried)
 
 static void *try_confined(void *opaque)
 {
+    cpu_set_t here;
+
     if (vfmig_confine(NULL))
         return opaque; /* with nothing tried */
     try_all(opaque);
-    return NULL;
+    /* Its own CPU it may choose (engine/seats.h). */
+    CPU_ZERO(&here);
+    CPU_SET(sched_getcpu(), &here);
+    return sched_setaffinity(0, sizeof(here), &here) == 0 ? NULL : opaque;
 }
 
 static void a_confined_thread_can_do_no_harm(void **state)
 {
     struct tried tried = {0};
     pthread_t thread;
+    void *failed;
 
     assert_int_equal(pthread_create(&thread, NULL, try_confined, &tried), 0);
-    pthread_join(thread, NULL);
+    pthread_join(thread, &failed);
+    assert_null(failed);
     assert_all_refused(&tried);
 }
 
