@@ -14,7 +14,7 @@
 #define ROWS_NS         UINT64_C(300000) /* threads that wake each other, on each side */
 /* The same as it mostly is, in the place of what nobody has measured. */
 #define USUAL_CHANGE_NS UINT64_C(200000)
-#define USUAL_WAKE_NS   UINT64_C(150000)
+#define USUAL_WAKE_NS   UINT64_C(200000)
 #define DRAIN_BYTES     (UINT64_C(4) << 20) /* what the buffers of sockets hold */
 #define PAGE_WIRE_BYTES (VFMIG_PAGE_SIZE + 20u) /* its CRC, its share of a head, a run of its own */
 
@@ -107,7 +107,7 @@ void vfmig_converge_predict(const struct vfmig_converge_input *in, struct vfmig_
                         add(add(peer_journal, in->rtt_ns / 2), rows));
     if (in->usual && in->devices) /* that have loaded all say so to each other, too */
         ret->ready_ns = add(ret->ready_ns, USUAL_WAKE_NS);
-    ret->grant_ns = add(journal, in->rtt_ns / 2);
+    ret->grant_ns = add(journal, add(in->rtt_ns / 2, in->usual ? USUAL_WAKE_NS / 2 : 0));
     /* GRANTED and RUNNING; that both come late is not reckoned with. */
     ret->resume_ns = add(add(in->usual ? add(peer_journal, peer_journal) : peer_journal,
                              add(peer_change, peer_change)),
@@ -162,6 +162,22 @@ uint64_t vfmig_converge_trial(uint64_t dirty_pages, uint64_t rtt_ns, uint64_t li
     return pages > dirty_pages / 3 || rtt_ns > limit_ns / 32 ? 0 : pages;
 }
 
+bool vfmig_converge_doubts(const struct vfmig_trial *trial, uint64_t bandwidth)
+{
+    return trial->ns && scale(trial->bytes, SECOND_NS, trial->ns) < bandwidth - bandwidth / 4;
+}
+
+struct vfmig_trial vfmig_converge_trials(const struct vfmig_trial *first, const struct vfmig_trial *second)
+{
+    const struct vfmig_trial both = {add(first->bytes, second->bytes), add(first->ns, second->ns),
+                                     first->parts + second->parts};
+    uint64_t rate = scale(first->bytes, SECOND_NS, first->ns);
+
+    if (!first->ns || !second->ns)
+        return both;
+    return scale(second->bytes, SECOND_NS, second->ns) > add(rate, rate / 4) ? *second : both;
+}
+
 void vfmig_converge_predict_parked(const struct vfmig_converge_input *input,
                                    const struct vfmig_converge_parked *parked,
                                    struct vfmig_prediction *ret)
@@ -170,11 +186,11 @@ void vfmig_converge_predict_parked(const struct vfmig_converge_input *input,
 
     in.dirty_pages_per_s = in.until_stop_ns = 0;
     in.stop_ns = parked->stop_ns;
-    if (parked->trial_bytes && parked->trial_ns) {
+    const struct vfmig_trial *trial = &parked->trial;
+    if (trial->bytes && trial->ns) {
         /* Cold pages, the drain and all: the rest is of the same kind. */
-        uint64_t woken_ns = min(3 * USUAL_WAKE_NS, parked->trial_ns / 4); /* and the answer */
-        in.bandwidth = scale(parked->trial_bytes, SECOND_NS,
-                             parked->trial_ns - (in.usual ? woken_ns : 0));
+        uint64_t woken_ns = min(3 * USUAL_WAKE_NS * trial->parts, trial->ns / 4); /* and the answers */
+        in.bandwidth = scale(trial->bytes, SECOND_NS, trial->ns - (in.usual ? woken_ns : 0));
         in.cold_page_ns = in.drain_ns = 0;
     }
     vfmig_converge_predict(&in, ret);
@@ -182,9 +198,10 @@ void vfmig_converge_predict_parked(const struct vfmig_converge_input *input,
     /* The last reading finds hardly more than the snapshot did, which found hardly any, but shares the
      * CPUs with those who send. */
     ret->stop_ns = parked->stop_ns;
-    ret->logs_ns = add(parked->snapshot_ns, parked->snapshot_ns);
-    if (in.usual && parked->trial_bytes)
-        ret->logs_ns = add(ret->logs_ns, parked->snapshot_ns / 2);
+    uint64_t last = in.usual ? known(parked->snapshot_alone_ns, parked->snapshot_ns) : parked->snapshot_ns;
+    ret->logs_ns = add(parked->snapshot_ns, last);
+    if (in.usual && trial->bytes)
+        ret->logs_ns = add(ret->logs_ns, last / 2);
     ret->send_ns = add(ret->send_ns, add(parked->since_ns, in.usual ? 2 * USUAL_WAKE_NS : 0));
     sum_up(ret);
 }

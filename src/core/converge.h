@@ -92,21 +92,33 @@ enum vfmig_converge_verdict vfmig_converge_decide(const struct vfmig_converge *c
 
 /* --- the check, with the vCPUs parked and no device stopped --- */
 
+/* A part of the memory that was sent, until the destination had it. */
+struct vfmig_trial {
+    uint64_t bytes, ns; /* 0: none */
+    uint32_t parts;     /* that were waited for, one after the other */
+};
+
 /* What is known by then; dirty_pages, cold_pages and devices of the input are what is left. */
 struct vfmig_converge_parked {
-    uint64_t stop_ns, snapshot_ns;   /* the parts that are over */
-    uint64_t since_ns;               /* from the end of the snapshot until now */
-    uint64_t trial_bytes, trial_ns;  /* a part of the memory, until the destination had it; 0: none */
+    uint64_t stop_ns, snapshot_ns; /* the parts that are over */
+    uint64_t snapshot_alone_ns;    /* without waiting for a CPU; 0: nobody knows */
+    uint64_t since_ns;             /* from the end of the snapshot until now */
+    struct vfmig_trial trial;
 };
 
 /* Of what is dirty a trial takes one part in VFMIG_TRIAL_PART, within these pages; less says little
  * about the rate, more is no trial any more. */
 #define VFMIG_TRIAL_PART 3u
-#define VFMIG_TRIAL_MIN  768u
+#define VFMIG_TRIAL_MIN  384u
 #define VFMIG_TRIAL_MAX  32768u
 /* How many pages to try. None where they would be more than a third of all, or where waiting for the
  * answer costs a notable part of the limit. */
 uint64_t vfmig_converge_trial(uint64_t dirty_pages, uint64_t rtt_ns, uint64_t limit_ns);
+
+/* It was so much slower than the rounds before (bytes per second) that something was in its way: try again. */
+bool vfmig_converge_doubts(const struct vfmig_trial *trial, uint64_t bandwidth);
+/* Both together, or the second alone where the first was held up. */
+struct vfmig_trial vfmig_converge_trials(const struct vfmig_trial *first, const struct vfmig_trial *second);
 
 void vfmig_converge_predict_parked(const struct vfmig_converge_input *input,
                                    const struct vfmig_converge_parked *parked,

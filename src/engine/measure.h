@@ -40,7 +40,8 @@ struct engine_measure {
     uint64_t round, round_bytes, round_busy_ns, round_alone_ns, round_sent_ns;
     uint64_t rough_bandwidth; /* cold memory included */
     bool mostly_empty; /* the round that it is of had hardly any bytes: no rate of sending */
-    uint64_t trial_bytes, trial_ns; /* work thread, then the control thread */
+    struct vfmig_trial trial;   /* work thread, then the control thread, like the next */
+    uint64_t snapshot_alone_ns; /* of the first snapshot, without waiting for a CPU */
     /* Control thread. */
     struct vfmig_throttle throttle;
     uint64_t lag_since_ns; /* the destination is rounds behind; 0: it is not */

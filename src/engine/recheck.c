@@ -27,39 +27,53 @@ static uint64_t await_taken(struct engine *e, uint64_t round, uint64_t until_ns)
     return taken_ns;
 }
 
-int engine_trial(struct engine *e, struct vfmig_error *reterr)
+static int try_part(struct engine *e, struct vfmig_trial *ret, struct vfmig_error *reterr)
 {
     struct vfmig_mover_progress before, after;
     uint64_t pages =
         vfmig_converge_trial(e->dirty_pages, e->clock.rtt_ns, e->options.downtime_limit_ns);
 
-    e->measure.trial_bytes = e->measure.trial_ns = 0;
-    if (!pages || e->file || e->options.local)
+    if (!pages)
         return 0;
     uint64_t round = ++e->stop_round;
     uint64_t begin_ns = vfmig_now_ns();
     vfmig_mover_progress(e->mover, &before);
     vfmig_mover_set_part(e->mover, pages);
-    int ret = engine_send_round(e, VFMIG_WORK_TRIAL, round, reterr);
+    int rc = engine_send_round(e, VFMIG_WORK_TRIAL, round, reterr);
     vfmig_mover_set_part(e->mover, 0);
-    if (ret)
-        return ret;
+    if (rc)
+        return rc;
     vfmig_mover_progress(e->mover, &after);
     e->dirty_pages -= after.pages_done < e->dirty_pages ? after.pages_done : e->dirty_pages;
     e->cold_pages = vfmig_mover_count_new(e->mover, &e->map);
     uint64_t sent_ns = vfmig_now_ns();
     uint64_t taken_ns = await_taken(e, round, sent_ns + ANSWER_NS + (sent_ns - begin_ns));
-    if (taken_ns > begin_ns + e->clock.rtt_ns / 2) {
-        e->measure.trial_bytes = after.bytes_sent - before.bytes_sent;
-        e->measure.trial_ns = taken_ns - begin_ns - e->clock.rtt_ns / 2;
-    }
+    if (taken_ns > begin_ns + e->clock.rtt_ns / 2)
+        *ret = (struct vfmig_trial){.bytes = after.bytes_sent - before.bytes_sent,
+                                    .ns = taken_ns - begin_ns - e->clock.rtt_ns / 2,
+                                    .parts = 1};
     return 0;
+}
+
+int engine_trial(struct engine *e, struct vfmig_error *reterr)
+{
+    struct vfmig_trial first = {0}, second = {0};
+    struct vfmig_converge_input expected;
+    int ret = 0;
+
+    engine_measure_input(e, false, &expected);
+    if (!e->file && !e->options.local)
+        ret = try_part(e, &first, reterr);
+    if (ret == 0 && vfmig_converge_doubts(&first, expected.bandwidth))
+        ret = try_part(e, &second, reterr);
+    e->measure.trial = vfmig_converge_trials(&first, &second);
+    return ret;
 }
 
 static struct vfmig_converge_parked parked(struct engine *e)
 {
-    struct vfmig_converge_parked parked = {.trial_bytes = e->measure.trial_bytes,
-                                           .trial_ns = e->measure.trial_ns};
+    struct vfmig_converge_parked parked = {.trial = e->measure.trial,
+                                           .snapshot_alone_ns = e->measure.snapshot_alone_ns};
 
     pthread_mutex_lock(&e->status_lock);
     parked.stop_ns = e->stamps.parked - e->stamps.stop_asked;
@@ -123,7 +137,7 @@ enum vfmig_converge_verdict engine_recheck(struct engine *e)
                                                          : "fail"),
                  VFMIG_U(prediction.total_ns), VFMIG_U(prediction.bound_ns),
                  VFMIG_U(now.stop_ns + now.snapshot_ns + now.since_ns), VFMIG_U(e->dirty_pages),
-                 VFMIG_U(now.trial_bytes), VFMIG_U(now.trial_ns));
+                 VFMIG_U(now.trial.bytes), VFMIG_U(now.trial.ns));
     pthread_mutex_lock(&e->status_lock);
     e->progress.predicted_downtime_ns = prediction.total_ns;
     e->progress.prediction = prediction;

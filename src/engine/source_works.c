@@ -46,6 +46,18 @@ static void read_log(struct engine *e, enum engine_log log, uint64_t *begin, uin
     engine_stamp(e, end);
 }
 
+/* vCPUs are parked, and devices with NDMA are quiet. */
+static void first_snapshot(struct engine *e)
+{
+    const struct vfmig_cpu_use begin = vfmig_cpu_use();
+    uint64_t pages;
+
+    read_log(e, e->flow.quiet_log ? ENGINE_LOG_STOPPED : ENGINE_LOG_RUNNING, &e->stamps.snapshot_begin,
+             &e->stamps.snapshot_end, &pages);
+    e->measure.snapshot_alone_ns =
+        vfmig_cpu_alone(&begin, e->stamps.snapshot_end - e->stamps.snapshot_begin);
+}
+
 int source_send_external(struct engine *e, uint32_t kind, struct vfmig_error *reterr)
 {
     int ret = 0;
@@ -128,9 +140,7 @@ int source_do_work(struct engine *e, uint32_t work, struct vfmig_error *reterr)
     case VFMIG_WORK_VCPU_START:
         return engine_vcpus_start(e, reterr);
     case VFMIG_WORK_SNAPSHOT:
-        /* vCPUs are parked, and devices with NDMA are quiet. */
-        read_log(e, e->flow.quiet_log ? ENGINE_LOG_STOPPED : ENGINE_LOG_RUNNING,
-                 &e->stamps.snapshot_begin, &e->stamps.snapshot_end, &pages);
+        first_snapshot(e);
         return 0;
     case VFMIG_WORK_TRIAL:
         return engine_trial(e, reterr);

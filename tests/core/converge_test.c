@@ -253,7 +253,7 @@ static void what_is_usual_has_no_floor(void **state)
     vfmig_converge_predict(&in, &most);
     in.usual = true;
     vfmig_converge_predict(&in, &p);
-    assert_int_equal(p.grant_ns, MS / 10 + MS / 20);
+    assert_int_equal(p.grant_ns, MS / 10 + MS / 20 + MS / 10); /* and a wake-up that is half as long */
     assert_in_range(p.resume_ns, 4 * MS / 10, 6 * MS / 10); /* two journals, two changes, a wake-up */
     assert_in_range(most.ready_ns - p.ready_ns, 46 * MS, 47 * MS); /* no buffer holds so much */
     assert_true(p.total_ns < most.total_ns);
@@ -282,7 +282,7 @@ static void with_the_vcpus_parked_the_rest_is_known(void **state)
 {
     struct vfmig_converge_input in = usual();
     struct vfmig_converge_parked parked = {.stop_ns = 3 * MS, .snapshot_ns = 2 * MS, .since_ns = 11 * MS,
-                                           .trial_bytes = 10 * MIB, .trial_ns = 10 * MS};
+                                           .trial = {10 * MIB, 10 * MS, 1}};
     struct vfmig_prediction p = {0};
 
     in.dirty_pages = 26214; /* 102 MiB at 1000 MiB/s */
@@ -309,18 +309,50 @@ static void with_the_vcpus_parked_the_rest_is_known(void **state)
     expected.usual = true;
     vfmig_converge_predict_parked(&expected, &parked, &usual_parts);
     assert_int_equal(usual_parts.logs_ns, 5 * MS);
+    parked.snapshot_alone_ns = MS; /* the other one waited for a CPU, which the last need not */
+    vfmig_converge_predict_parked(&expected, &parked, &usual_parts);
+    assert_int_equal(usual_parts.logs_ns, 3 * MS + MS / 2);
+    assert_int_equal(vfmig_converge_bound_parked(&in, &parked), bound + 500 * MS); /* but may */
+    parked.snapshot_alone_ns = 0;
     uint64_t with_ns = usual_parts.send_ns;
     parked.since_ns -= MS;
     vfmig_converge_predict_parked(&expected, &parked, &usual_parts);
     assert_int_equal(usual_parts.send_ns, with_ns - MS);
     parked.since_ns += MS;
     /* Without a trial it is as before, and colder. */
-    parked.trial_bytes = 0;
+    parked.trial.bytes = 0;
     vfmig_converge_predict_parked(&in, &parked, &p);
     assert_int_equal(p.bandwidth, GIB);
     assert_true(p.cold_ns > 2000 * MS && p.ready_ns > 90 * MS);
-    parked = (struct vfmig_converge_parked){UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX, 1};
+    parked = (struct vfmig_converge_parked){UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX,
+                                            {UINT64_MAX, 1, 1}};
     assert_int_equal(vfmig_converge_bound_parked(&in, &parked), UINT64_MAX);
+}
+
+static void assert_trial(const struct vfmig_trial *first, const struct vfmig_trial *second, uint64_t bytes,
+                         uint64_t ns, uint32_t parts)
+{
+    const struct vfmig_trial got = vfmig_converge_trials(first, second);
+
+    assert_int_equal(got.bytes, bytes);
+    assert_int_equal(got.ns, ns);
+    assert_int_equal(got.parts, parts);
+}
+
+static void a_trial_that_was_held_up_is_not_the_last_word(void **state)
+{
+    const struct vfmig_trial slow = {30 * MIB, 40 * MS, 1}, fast = {20 * MIB, 10 * MS, 1}, none = {0};
+    const struct vfmig_trial hardly = {30 * MIB, 33 * MS, 1}, never = {UINT64_MAX, UINT64_MAX, 1};
+
+    assert_false(vfmig_converge_doubts(&slow, 1000 * MIB));
+    assert_true(vfmig_converge_doubts(&slow, 1001 * MIB));
+    assert_false(vfmig_converge_doubts(&none, UINT64_MAX)); /* nothing was tried */
+    assert_trial(&slow, &fast, 20 * MIB, 10 * MS, 1);
+    assert_trial(&fast, &slow, 50 * MIB, 50 * MS, 2);
+    assert_trial(&slow, &hardly, 60 * MIB, 73 * MS, 2);
+    assert_trial(&slow, &none, 30 * MIB, 40 * MS, 1);
+    assert_trial(&none, &none, 0, 0, 0);
+    assert_trial(&never, &never, UINT64_MAX, UINT64_MAX, 2);
 }
 
 static void the_check_sends_back_so_often(void **state)
@@ -572,6 +604,7 @@ int main(void)
         cmocka_unit_test(what_is_usual_has_no_floor),
         cmocka_unit_test(a_trial_is_a_small_part),
         cmocka_unit_test(with_the_vcpus_parked_the_rest_is_known),
+        cmocka_unit_test(a_trial_that_was_held_up_is_not_the_last_word),
         cmocka_unit_test(the_check_sends_back_so_often),
         cmocka_unit_test(the_limit_is_kept_in_the_model),
         cmocka_unit_test(converges_when_it_can),

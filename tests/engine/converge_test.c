@@ -296,7 +296,34 @@ static void much_to_send_is_tried_with_a_part(void **state)
     assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
     assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
     /* Channels end with a stripe. */
-    assert_in_range(rig.side[RIG_SOURCE].rules.trial_pages, VFMIG_TRIAL_MIN, VFMIG_TRIAL_MIN + 2048);
+    const struct order_rules *rules = &rig.side[RIG_SOURCE].rules;
+    assert_in_range(rules->trials, 1, 2);
+    assert_in_range(rules->trial_pages, VFMIG_TRIAL_MIN, rules->trials * (VFMIG_TRIAL_MIN + 2048));
+    rig_assert_moved(&rig);
+    rig_close(&rig);
+}
+
+/* The first of them begins late, as if something else had the CPUs. */
+static void hold_up_a_trial(struct rig *at, enum rig_side side, const char *json)
+{
+    const struct timespec late = {.tv_nsec = 100000000};
+
+    if (side == RIG_SOURCE && strstr(json, "\"round-begin\"") && strstr(json, "\"trial\"") &&
+        !at->side[side].rules.trials)
+        nanosleep(&late, NULL);
+}
+
+static void a_trial_that_was_held_up_is_made_again(void **state)
+{
+    rig_open(&rig, 1, features, /* tcp= */ true);
+    rig.watch = lose_a_log;
+    rig.listen = hold_up_a_trial;
+    rig.options.channels = 1; /* one ends its stripe, and enough is left; of two each does */
+    rig.options.downtime_limit_ns = UINT64_C(10000000000);
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
+    assert_int_equal(rig.side[RIG_SOURCE].rules.trials, 2);
     rig_assert_moved(&rig);
     rig_close(&rig);
 }
@@ -315,6 +342,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_stop_in_vain_is_taken_back),
         cmocka_unit_test(stopped_in_vain_too_often_it_stays),
         cmocka_unit_test(much_to_send_is_tried_with_a_part),
+        cmocka_unit_test(a_trial_that_was_held_up_is_made_again),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

@@ -143,8 +143,10 @@ static void ends(struct order_rules *r, const char *line)
         r->lost[device] = true;
     if (is(line, "ev", "check"))
         r->returns += is(line, "verdict", "back");
-    if (is(line, "ev", "round-end") && is(line, "work", "trial"))
+    if (is(line, "ev", "round-end") && is(line, "work", "trial")) {
         r->trial_pages += (uint64_t)number(line, "pages");
+        r->trials++;
+    }
     if (is(line, "ev", "row"))
         r->back |= is(line, "step", "unwind") || is(line, "step", "drop");
     if (!is(line, "ev", "work-end") || number(line, "ret"))

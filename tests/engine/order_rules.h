@@ -17,6 +17,7 @@ struct order_rules {
     bool tracking, idle, parked, snapshot, final_log, back;
     uint32_t returns;     /* checks that led back to the rounds */
     uint64_t trial_pages; /* sent before them */
+    uint32_t trials;
     uint32_t judged;   /* lines that a rule was asked about */
     char broken[400]; /* clause and line; empty: none */
 };

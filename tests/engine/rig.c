@@ -688,6 +688,8 @@ static void trace(void *opaque, const char *json)
     if (getenv("RIG_TRACE"))
         fprintf(stderr, "%d %s\n", vm->side, json);
     order_rules_feed(&vm->rules, json);
+    if (vm->rig->listen)
+        vm->rig->listen(vm->rig, vm->side, json);
 }
 
 static const struct vfmig_vm_ops vm_ops = {

@@ -151,6 +151,8 @@ struct rig {
     /* Called with each entry, outside the lock. */
     void (*watch)(struct rig *rig, const struct rig_entry *entry);
     void *watch_data;
+    /* Called for each line of a side's trace, by the thread that writes it. */
+    void (*listen)(struct rig *rig, enum rig_side side, const char *json);
     uint32_t both_running; /* times that vCPUs ran on both sides */
 };
 
