@@ -383,17 +383,28 @@ uint64_t engine_pause(const struct engine *e)
                : 0;
 }
 
-/* A destination that has not even dealt with the round before the last, all of it empty pages perhaps, is
- * not ready for the end: that would be waited for in the downtime. Not for ever. */
+/* Of a device's data that is sent and not loaded yet: more than this has the CPUs when the guest has stopped. */
+#define LAG_BYTES (UINT64_C(64) << 10)
+
+static bool loads_late(struct engine *e)
+{
+    for (uint32_t i = 0; e->window && i < e->vm.device_count; i++)
+        if (e->devices[i].made && e->devices[i].bytes > atomic_load(&e->devices[i].credit_bytes) + LAG_BYTES)
+            return true;
+    return false;
+}
+
+/* A destination that has not even dealt with the round before the last, all of it empty pages perhaps, or
+ * whose devices still load, is not ready for the end: that would be waited for in the downtime. Not for ever. */
 static bool lags(struct engine *e)
 {
     struct engine_measure *m = &e->measure;
     uint64_t now_ns = vfmig_now_ns();
 
     pthread_mutex_lock(&m->lock);
-    bool behind = m->taken.round + 1 < e->round;
+    bool behind = m->taken.round + 1 < e->round && !e->options.local;
     pthread_mutex_unlock(&m->lock);
-    if (!behind || e->file || e->options.local) {
+    if (e->file || (!behind && !loads_late(e))) {
         m->lag_since_ns = 0;
         return false;
     }

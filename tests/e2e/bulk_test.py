@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A guest with a bulk device moves: every byte of 64 MiB is as the number of writes says."""
+import json
 import os
 import subprocess
 
@@ -62,3 +63,18 @@ def test_the_state_comes_over_whole(world, dialect, knobs, accel):
     digest, now = digest_of_a_new_round(target)
     assert now >= at and digest == expected(now)
     assert target("x-guest")["errors"] == 0
+
+
+def test_a_device_that_loads_late_is_waited_for(world):
+    """Before the guest is stopped: afterwards it would have to be, too."""
+    source = world.vm("a", *GUEST, devices=[world.device("dev-a", "--state-size", 4 << 20, kind="bulk")])
+    world.vm("b", devices=[world.device("dev-b", "--state-size", 4 << 20, "--load-rate", "4M", kind="bulk")],
+             incoming=world.uri())
+    assert_guest_lives(source)
+    result = migrate(source, world.uri(), "--quiet", "--downtime-limit", "20000")
+    assert result.returncode == 0, result.stderr
+    with open(world.traces[0], encoding="utf-8") as trace:
+        decided = [line for line in map(json.loads, trace) if line["ev"] == "decide"]
+    # Within the limit, and not let go: at the first of them most of 4 MiB were still to be loaded.
+    assert [line for line in decided if line["verdict"] == "again" and line["bound_ns"] <= line["limit_ns"]]
+    assert decided[-1]["verdict"] == "go"
