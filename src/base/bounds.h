@@ -6,7 +6,10 @@
 #define VFMIG_MAX_DEVICES        256u         /* devices in one migration */
 #define VFMIG_MAX_RAM_BLOCKS     64u          /* blocks in one memory map */
 #define VFMIG_MAX_CHANNELS       16u          /* connections of one migration */
-#define VFMIG_MAX_KNOCKS         16u          /* connections that wait to be accepted, at one address */
+#define VFMIG_MAX_KNOCKS         128u         /* connections that wait to be accepted, at one address */
+#define VFMIG_MAX_GREETINGS      32u          /* of a destination, that are not let in yet: half-open migrations */
+#define VFMIG_MAX_GREETING_BYTES (1u << 20)   /* what one of them has it hold, TLS and all */
+#define VFMIG_MAX_GREETING_SKIPS 8u           /* records of one that nobody knows */
 #define VFMIG_MAX_VCPUS          64u          /* vCPUs of one guest */
 #define VFMIG_MAX_MSG_FDS        16u          /* descriptors in one vfio-user message */
 #define VFMIG_SEND_ROOM          (512u << 10) /* bytes sent on a vfio-user socket and not yet read */

@@ -66,6 +66,7 @@ int vfmig_channel_new(int fd, uint32_t index, enum vfmig_side side,
     channel->index = index;
     channel->side = side;
     channel->low_water = 1;
+    channel->ahead_from = channel->ahead;
     pthread_mutex_init(&channel->turn_lock, NULL);
     channel->last_turn = &channel->first_turn;
     pthread_mutex_init(&channel->pack_lock, NULL);
@@ -100,6 +101,7 @@ void vfmig_channel_free(struct vfmig_channel *channel)
     pthread_mutex_destroy(&channel->pack_lock);
     vfmig_pack_free(channel->pack);
     free(channel->unpacked);
+    free(channel->early);
     free(channel->buffer);
     free(channel);
 }
@@ -114,8 +116,7 @@ int vfmig_channel_fd(const struct vfmig_channel *channel)
     return channel->fd;
 }
 
-int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
-                            struct vfmig_error *reterr)
+static int limit(struct vfmig_channel *channel, int option, uint64_t timeout_ns, struct vfmig_error *reterr)
 {
     struct timeval timeout = {
         .tv_sec = (time_t)(timeout_ns / 1000000000u),
@@ -124,22 +125,26 @@ int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
 
     if (timeout_ns && !timeout.tv_sec && !timeout.tv_usec)
         timeout.tv_usec = 1; /* 0 would mean for ever */
-    if (channel->file)
-        return 0;
-    uint64_t ms = timeout_ns / 1000000u + (timeout_ns % 1000000u != 0);
-    channel->stall_ms = ms < INT_MAX ? (int)ms : INT_MAX;
-    if (setsockopt(channel->fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)) < 0 ||
-        setsockopt(channel->fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) < 0)
+    if (setsockopt(channel->fd, SOL_SOCKET, option, &timeout, sizeof(timeout)) < 0)
         return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0,
                                "channel %u takes no timeout: %s", channel->index, strerror(errno));
     return 0;
 }
 
-void vfmig_channel_set_until(struct vfmig_channel *channel, uint64_t until_ns)
+int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
+                            struct vfmig_error *reterr)
 {
-    channel->until_ns = until_ns;
-    if (channel->tls)
-        vfmig_tls_set_until(channel->tls, until_ns);
+    if (channel->file)
+        return 0;
+    uint64_t ms = timeout_ns / 1000000u + (timeout_ns % 1000000u != 0);
+    channel->stall_ms = ms < INT_MAX ? (int)ms : INT_MAX;
+    int rc = limit(channel, SO_RCVTIMEO, timeout_ns, reterr);
+    return rc ? rc : limit(channel, SO_SNDTIMEO, timeout_ns, reterr);
+}
+
+int vfmig_channel_hurry(struct vfmig_channel *channel, uint64_t timeout_ns, struct vfmig_error *reterr)
+{
+    return channel->file ? 0 : limit(channel, SO_SNDTIMEO, timeout_ns, reterr);
 }
 
 void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_memory *memory)

@@ -54,18 +54,21 @@ void vfmig_channel_set_confined(struct vfmig_channel *channel);
 /* Everything from here on under TLS (io/tls.h); the handshake is done when it returns 0. */
 int vfmig_channel_start_tls(struct vfmig_channel *channel, const struct vfmig_tls_creds *creds,
                             const char *peer_name, uint64_t deadline_ns, struct vfmig_error *reterr);
+/* The destination's half of the handshake in steps that do not wait: 0 when it is done, 1: when the socket is
+ * readable again there is more. */
+int vfmig_channel_try_tls(struct vfmig_channel *channel, const struct vfmig_tls_creds *creds,
+                          struct vfmig_error *reterr);
 const char *vfmig_channel_cipher(const struct vfmig_channel *channel); /* NULL: plain */
 
 /* A send or receive in which no byte moves for this long fails; 0 is for ever. */
 int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
                             struct vfmig_error *reterr);
 
-/* Whatever is received from now on has come by then (CLOCK_MONOTONIC), or a receive fails, although bytes move;
- * 0: no limit. */
-void vfmig_channel_set_until(struct vfmig_channel *channel, uint64_t until_ns);
-
 /* Ends sending only, so that the peer reads to the end of what was sent. */
 void vfmig_channel_end_sending(struct vfmig_channel *channel);
+
+/* Sends for whom nobody shall wait: one that finds no room fails after this long. Receiving is as it was. */
+int vfmig_channel_hurry(struct vfmig_channel *channel, uint64_t timeout_ns, struct vfmig_error *reterr);
 
 /* Where MEMORY and ZERO records go; without it they are refused. Kept by reference. */
 void vfmig_channel_set_memory(struct vfmig_channel *channel, const struct vfmig_memory *memory);
@@ -137,6 +140,14 @@ int vfmig_channel_send_part(struct vfmig_channel *channel, uint32_t device, uint
 int vfmig_channel_recv(struct vfmig_channel *channel, struct vfmig_record *ret_record,
                        struct vfmig_error *reterr);
 
+/* The same without waiting, before anything was received by the other way, and of a record with a payload of at
+ * most `most` bytes, which is all that is held: 1, or 0 when it is not whole yet. One that is to be skipped is
+ * VFMIG_RECORD_NONE. The first record says which channel this is. */
+int vfmig_channel_try_recv(struct vfmig_channel *channel, uint32_t most, struct vfmig_record *ret_record,
+                           struct vfmig_error *reterr);
+/* 1: vfmig_channel_try_recv will return it. */
+int vfmig_channel_is_whole(struct vfmig_channel *channel, uint32_t most, struct vfmig_error *reterr);
+
 /* Reads and drops everything until the peer closes, the stall limit or a shutdown. */
 void vfmig_channel_drain(struct vfmig_channel *channel);
 
@@ -145,30 +156,29 @@ void vfmig_channel_drain(struct vfmig_channel *channel);
 uint32_t vfmig_channel_waiting(struct vfmig_channel *channel);
 void vfmig_channel_stats(const struct vfmig_channel *channel, struct vfmig_channel_stats *ret_stats);
 
-/* How connections come about. next_fd returns one more connected socket at a time: the source connects
- * it, the destination accepts it; it may block, a negative errno ends the attempt. */
+/* How a source's connections come about. next_fd returns one more connected socket at a time; it may block, a
+ * negative errno ends the attempt. */
 typedef int (*vfmig_next_fd)(void *user, struct vfmig_error *reterr);
 struct vfmig_dial {
     vfmig_next_fd next_fd;
     void *user;
     uint64_t stall_ns;
     const struct vfmig_tls_creds *tls; /* NULL: plain */
-    const char *peer_name;             /* of the source: whose certificate the destination must have */
+    const char *peer_name;             /* whose certificate the destination must have */
 };
 
-/* The HELLO exchange, which binds several connections to one migration. The source asks for the next one
- * only when the one before was answered, so that the order of connections cannot be confused.
+/* The HELLO exchange, which binds several connections to one migration: the source's half; the destination's is
+ * engine/door.h. The next one is asked for only when the one before was answered, so that the order of
+ * connections cannot be confused.
  *
  * On failure everything is closed. ret_channels has room for count channels. */
 int vfmig_channels_open(const struct vfmig_dial *dial, uint32_t count, const uint8_t migration_id[16],
                         struct vfmig_channel **ret_channels, struct vfmig_error *reterr);
-
-/* The destination's half. The first connection says how many follow; one that does not know the
- * token is refused and another one awaited, VFMIG_MAX_CHANNELS times in all. Who says nothing is not
- * waited for as long as a source waits for its answer. ret_channels has room for VFMIG_MAX_CHANNELS. */
-int vfmig_channels_accept(const struct vfmig_dial *dial, uint8_t ret_migration_id[16],
-                          struct vfmig_channel **ret_channels, uint32_t *ret_count,
-                          struct vfmig_error *reterr);
+int vfmig_hello_send(struct vfmig_channel *channel, const struct vfmig_hello *hello,
+                     struct vfmig_error *reterr);
+/* Of the record that came: the peer's HELLO, or why there is none. */
+int vfmig_hello_take(const struct vfmig_record *record, struct vfmig_hello *ret_hello,
+                     struct vfmig_error *reterr);
 
 /* Round trip and clock offset by one PING on a channel that nobody else receives from and whose
  * peer runs a receiver (engine/memory_mover.h); no other record may be on its way. */

@@ -23,7 +23,6 @@ struct vfmig_channel {
     uint32_t index;
     enum vfmig_side side;
     int stall_ms; /* 0: no limit */
-    uint64_t until_ns; /* what is received comes until then, however it trickles; 0: no limit */
     atomic_bool cancelled;
     struct vfmig_tls *tls; /* NULL: plain */
     bool confined; /* its receiving thread will be, and so will everything that it calls */
@@ -53,7 +52,10 @@ struct vfmig_channel {
     uint64_t head_ns;
     struct vfmig_error recv_failed;
     uint8_t ahead[AHEAD_BYTES];
+    const uint8_t *ahead_from; /* ahead, or early while that is taken */
     size_t ahead_at, ahead_end;
+    uint8_t *early; /* channel_try.c: up to one record that was not whole the last time */
+    size_t early_bytes, early_room;
     int low_water; /* what SO_RCVLOWAT is set to */
     uint8_t *buffer; /* grows to the largest record met, at most VFMIG_MAX_CHANNEL_BUFFER, or of PACKED
                         8 bytes and VFMIG_MAX_MEMORY_RECORD */
@@ -82,6 +84,15 @@ void vfmig_zero_apply(const struct vfmig_ram_block *block, uint64_t first_page, 
 void vfmig_channel_note_cold(struct vfmig_channel *channel, uint32_t run_count);
 
 uint64_t vfmig_channel_now_ns(void);
+
+/* channel_recv.c. What ended receiving. */
+int vfmig_channel_recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool inside,
+                             struct vfmig_error *reterr);
+/* What the next head must say. */
+struct vfmig_record_expect vfmig_channel_expects(const struct vfmig_channel *channel);
+/* 1 when a record for the caller is in *ret_record, 0 when it was dealt with. */
+int vfmig_channel_receive_record(struct vfmig_channel *channel, struct vfmig_record *ret_record,
+                                 struct vfmig_error *reterr);
 
 /* channel_tls.c. error: what ended receiving or sending, of a channel that has TLS. */
 int vfmig_channel_tls_error(struct vfmig_channel *channel, bool inside, struct vfmig_error *reterr);

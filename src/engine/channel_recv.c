@@ -21,8 +21,8 @@
 /* Bytes of pages that are worth a wake-up: one costs as much as copying about so many. */
 #define PAGES_AT_ONCE (128u << 10)
 
-static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool inside,
-                      struct vfmig_error *reterr)
+int vfmig_channel_recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool inside,
+                             struct vfmig_error *reterr)
 {
     if (atomic_load(&channel->cancelled))
         return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
@@ -41,10 +41,6 @@ static int recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool
                                inside ? VFMIG_ORIGIN_STREAM : VFMIG_ORIGIN_PEER, 0,
                                inside ? "the peer closed channel %u in the middle of a record"
                                       : "the peer closed channel %u without a BYE",
-                               channel->index);
-    if (channel->until_ns && code == -EAGAIN)
-        return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
-                               "the peer's greeting on channel %u took longer than the time limit",
                                channel->index);
     if (code == -EAGAIN)
         return vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
@@ -75,15 +71,6 @@ static void wait_low_water(struct vfmig_channel *channel)
     (void)poll(&poll_fd, 1, channel->stall_ms ? channel->stall_ms : -1);
 }
 
-/* A byte that is there does not make it early. */
-static bool in_time(const struct vfmig_channel *channel)
-{
-    if (!channel->until_ns)
-        return true;
-    return vfmig_now_ns() < channel->until_ns &&
-           (channel->tls || vfmig_sock_wait(channel->fd, POLLIN, channel->until_ns, NULL) == 0);
-}
-
 /* What TLS has decrypted, or will have next. */
 static ssize_t receive_tls(struct vfmig_channel *channel, struct iovec *iov, size_t count,
                            bool inside, struct vfmig_error *reterr)
@@ -92,7 +79,7 @@ static ssize_t receive_tls(struct vfmig_channel *channel, struct iovec *iov, siz
     int code = got < 0 ? -errno : 0;
 
     if (got <= 0)
-        return recv_error(channel, got, code, inside, reterr);
+        return vfmig_channel_recv_error(channel, got, code, inside, reterr);
     atomic_fetch_add_explicit(&channel->bytes_received, (uint64_t)got, memory_order_relaxed);
     return got;
 }
@@ -105,8 +92,6 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
 {
     bool patient = at_least > 1 && !channel->file;
 
-    if (!in_time(channel))
-        return recv_error(channel, -1, -EAGAIN, inside, reterr);
     if (channel->tls)
         return receive_tls(channel, iov, count, inside, reterr);
 
@@ -120,7 +105,7 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
         if (patient)
             wait_low_water(channel);
         if (channel->file && atomic_load(&channel->cancelled))
-            return recv_error(channel, 0, 0, inside, reterr);
+            return vfmig_channel_recv_error(channel, 0, 0, inside, reterr);
         ssize_t got = channel->file ? readv(channel->fd, iov, (int)count)
                                     : recvmsg(channel->fd, &msg,
                                               MSG_CMSG_CLOEXEC | (patient ? MSG_DONTWAIT : 0));
@@ -133,7 +118,7 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
             return got;
         }
         if (code != -EINTR)
-            return recv_error(channel, got, code, inside, reterr);
+            return vfmig_channel_recv_error(channel, got, code, inside, reterr);
     }
 }
 
@@ -160,7 +145,7 @@ static size_t take_ahead(struct vfmig_channel *channel, struct iovec *iov, size_
         size_t size = channel->ahead_end - channel->ahead_at;
         if (size > iov[used].iov_len)
             size = iov[used].iov_len;
-        memcpy(iov[used].iov_base, channel->ahead + channel->ahead_at, size);
+        memcpy(iov[used].iov_base, channel->ahead_from + channel->ahead_at, size);
         channel->ahead_at += size;
         used += advance(iov + used, 1, size);
     }
@@ -447,15 +432,19 @@ static int check_round(struct vfmig_channel *channel, struct vfmig_error *reterr
     return rc;
 }
 
-/* 1 when a record for the caller is in *ret_record, 0 when it was dealt with here. */
-static int receive_record(struct vfmig_channel *channel, struct vfmig_record *ret_record,
-                          struct vfmig_error *reterr)
+struct vfmig_record_expect vfmig_channel_expects(const struct vfmig_channel *channel)
 {
-    const struct vfmig_record_expect expect = {
+    return (struct vfmig_record_expect){
         .sender = channel->side == VFMIG_SIDE_SOURCE ? VFMIG_SIDE_DEST : VFMIG_SIDE_SOURCE,
         .channel = channel->index,
         .sequence = channel->recv_sequence,
     };
+}
+
+int vfmig_channel_receive_record(struct vfmig_channel *channel, struct vfmig_record *ret_record,
+                                 struct vfmig_error *reterr)
+{
+    const struct vfmig_record_expect expect = vfmig_channel_expects(channel);
     uint8_t bytes[VFMIG_RECORD_HEAD_BYTES];
     struct vfmig_record_head head;
     int rc = receive_bytes(channel, bytes, sizeof(bytes), channel->ahead_at < channel->ahead_end,
@@ -498,7 +487,7 @@ int vfmig_channel_recv(struct vfmig_channel *channel, struct vfmig_record *ret_r
     int rc = error.code;
 
     while (rc == 0)
-        rc = receive_record(channel, ret_record, &error);
+        rc = vfmig_channel_receive_record(channel, ret_record, &error);
     if (rc > 0)
         return 0;
     channel->recv_failed = error;

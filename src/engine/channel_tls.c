@@ -9,11 +9,15 @@
 int vfmig_channel_start_tls(struct vfmig_channel *channel, const struct vfmig_tls_creds *creds,
                             const char *peer_name, uint64_t deadline_ns, struct vfmig_error *reterr)
 {
-    int rc = vfmig_tls_new(creds, channel->fd, peer_name, deadline_ns, &channel->tls, reterr);
+    return vfmig_tls_new(creds, channel->fd, peer_name, deadline_ns, &channel->tls, reterr);
+}
 
-    if (rc == 0)
-        vfmig_tls_set_until(channel->tls, channel->until_ns);
-    return rc;
+int vfmig_channel_try_tls(struct vfmig_channel *channel, const struct vfmig_tls_creds *creds,
+                          struct vfmig_error *reterr)
+{
+    int rc = channel->tls ? 0 : vfmig_tls_begin(creds, channel->fd, /* peer_name= */ NULL, &channel->tls, reterr);
+
+    return rc ? rc : vfmig_tls_shake(channel->tls, reterr);
 }
 
 int vfmig_channel_tls_error(struct vfmig_channel *channel, bool inside, struct vfmig_error *reterr)

@@ -260,14 +260,8 @@ static void asked_again(struct engine *e, struct arrival *arrival)
 
 static void connection(struct engine *e)
 {
-    struct vfmig_destination *destination = of(e);
-    struct arrival *arrival;
+    struct arrival *arrival = destination_let_in(of(e));
 
-    pthread_mutex_lock(&destination->arrival_lock);
-    arrival = destination->arrival;
-    destination->arrival = NULL;
-    pthread_cond_signal(&destination->arrival_wake);
-    pthread_mutex_unlock(&destination->arrival_lock);
     if (!arrival)
         return;
     if (arrival->identity && engine_is_dry_run((const char *)arrival->text.data))
@@ -608,7 +602,6 @@ int vfmig_destination_new(const struct vfmig_vm *vm, const struct vfmig_migrate_
     destination->e.on_action = on_action;
     destination->e.on_handover = on_handover;
     pthread_mutex_init(&destination->arrival_lock, NULL);
-    pthread_cond_init(&destination->arrival_wake, NULL);
     *ret_destination = destination;
     return 0;
 }
@@ -646,6 +639,15 @@ int vfmig_destination_listen(struct vfmig_destination *destination, const char *
     if (destination->wake < 0)
         return vfmig_error_set(reterr, -errno, VFMIG_ORIGIN_KERNEL, 0, "no eventfd: %s",
                                strerror(errno));
+    ret = door_new(&(struct door_rules){.listener = destination->listener,
+                                        .bell = destination->wake,
+                                        .stall_ns = e->options.stall_ns,
+                                        .tls = destination->tls,
+                                        .on_refused = destination_refused,
+                                        .user = destination},
+                   &destination->door, reterr);
+    if (ret)
+        return ret;
     engine_trace_begin(e, NULL, 0);
     ret = -pthread_create(&e->control, NULL, destination_main, destination);
     if (ret)
@@ -718,23 +720,20 @@ void vfmig_destination_free(struct vfmig_destination *destination)
         return;
     if (destination->listening) {
         atomic_store(&destination->quit, true);
-        if (destination->accepting)
+        if (destination->accepting) {
             (void)eventfd_write(destination->wake, 1);
-        pthread_mutex_lock(&destination->arrival_lock);
-        pthread_cond_signal(&destination->arrival_wake);
-        pthread_mutex_unlock(&destination->arrival_lock);
-        if (destination->accepting)
             pthread_join(destination->acceptor, NULL);
+        }
         vfmig_destination_quit(destination);
         pthread_join(destination->e.control, NULL);
     }
     arrival_free(destination->arrival);
+    door_free(destination->door);
     if (destination->listener >= 0)
         close(destination->listener);
     if (destination->wake >= 0)
         close(destination->wake);
     engine_done(&destination->e);
     pthread_mutex_destroy(&destination->arrival_lock);
-    pthread_cond_destroy(&destination->arrival_wake);
     free(destination);
 }

@@ -3,29 +3,21 @@
 #ifndef VFMIG_ENGINE_DESTINATION_H
 #define VFMIG_ENGINE_DESTINATION_H
 
+#include "engine/door.h"
 #include "engine/engine.h"
 
 /* What a destination holds at most, whatever it is promised, beside guest memory and its bitmaps: what waits to be
- * loaded, segments that are not whole, the machine's state and the identity, and for each channel a record, what it
- * unpacks to, and a segment on its way from the one to the other. */
+ * loaded, segments that are not whole, the machine's state and the identity, what those have said who are not let in
+ * yet, and for each channel a record, what it unpacks to, and a segment on its way from the one to the other. */
 #define DESTINATION_HOLDS(channels)                                                                      \
     (VFMIG_MAX_BACKLOG + VFMIG_MAX_UNFINISHED + 4u * VFMIG_MAX_VMSTATE + 2u * VFMIG_MAX_IDENTITY +       \
+     VFMIG_MAX_GREETINGS * VFMIG_MAX_GREETING_BYTES +                                                    \
      (channels) * (2u * VFMIG_MAX_MEMORY_RECORD + 2u * VFMIG_MAX_DEVICE_SEGMENT))
-
-/* A connection that said HELLO and one record more. */
-struct arrival {
-    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
-    uint32_t count;
-    uint8_t id[VFMIG_MIGRATION_ID_BYTES];
-    bool identity;          /* text, else msg */
-    struct vfmig_buffer text;
-    struct vfmig_ho_msg msg;
-};
 
 struct vfmig_destination {
     struct engine e;
     int listener;
-    int wake; /* eventfd: quit was set */
+    int wake; /* eventfd: quit was set, or the arrival was taken */
     uint16_t port;
     const struct vfmig_tls_creds *tls; /* the engine's, where TLS belongs */
     bool listening; /* threads were started */
@@ -34,15 +26,18 @@ struct vfmig_destination {
     atomic_bool quit;
 
     pthread_t acceptor;
-    uint32_t taken; /* connections of the arrival under way; acceptor only */
+    struct door *door;   /* acceptor only */
+    uint64_t told_at_ns; /* the last CONNECTION_REFUSED; acceptor only, as is untold */
+    uint64_t untold;
     pthread_mutex_t arrival_lock;
-    pthread_cond_t arrival_wake;
     struct arrival *arrival; /* waits for the control thread */
 };
 
 /* destination_accept.c */
 void *destination_acceptor(void *arg);
-void arrival_free(struct arrival *arrival); /* closes what was not taken */
+void destination_refused(void *destination, const struct vfmig_error *why); /* door_rules */
+/* The control thread's: the arrival that waits, if one does. */
+struct arrival *destination_let_in(struct vfmig_destination *destination);
 
 /* destination_file.c */
 /* After the identity was found to fit and the journal was opened: from here on it is claimed. */
@@ -58,10 +53,6 @@ void destination_standing(struct engine *e, bool stands);
 
 /* destination.c */
 void *destination_main(void *arg);
-
-/* destination_accept.c */
-/* The first record says what the connection is for. */
-int arrival_read(struct arrival *arrival, struct vfmig_error *reterr);
 
 /* handles.c: the device's data is loaded, Z is next to be left. */
 int destination_translate(struct engine *e, struct device_worker *dev, struct vfmig_error *reterr);

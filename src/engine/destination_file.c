@@ -119,7 +119,9 @@ static int read_opening(struct engine *e, struct arrival *arrival, struct vfmig_
         memcmp(hello.migration_id, vfmig_save_log(e->file)->begun.id, sizeof(hello.migration_id)))
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, record.tag,
                                "its log and its stream are of different guests");
-    ret = arrival_read(arrival, reterr);
+    ret = vfmig_channel_recv(arrival->channels[0], &record, reterr);
+    if (ret == 0)
+        ret = arrival_take(arrival, &record, reterr);
     if (ret == 0 && !arrival->identity)
         ret = vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_HANDOVER,
                               "no identity comes first");

@@ -19,6 +19,8 @@
 union any_address {
     struct sockaddr sa;
     struct sockaddr_un un;
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
     struct sockaddr_storage room;
 };
 
@@ -129,6 +131,37 @@ bool vfmig_sock_peer_is_far(int fd)
 
     memset(&addr, 0, sizeof(addr));
     return getpeername(fd, &addr.sa, &size) < 0 || is_far(&addr.sa);
+}
+
+/* An address of IPv4, be it written as one of IPv6. All of loopback is one host. */
+static uint64_t host_of(uint32_t address)
+{
+    return (address >> 24) == 127 ? 127 : address;
+}
+
+uint64_t vfmig_sock_whose(int fd)
+{
+    union any_address addr;
+    struct ucred who = {.uid = 0};
+    socklen_t size = sizeof(addr), who_size = sizeof(who);
+    uint64_t net = 0;
+
+    memset(&addr, 0, sizeof(addr));
+    if (getpeername(fd, &addr.sa, &size) < 0)
+        return 0;
+    if (addr.sa.sa_family == AF_INET)
+        return host_of(ntohl(addr.in.sin_addr.s_addr));
+    if (addr.sa.sa_family == AF_INET6) {
+        const struct in6_addr *in6 = &addr.in6.sin6_addr;
+        if (IN6_IS_ADDR_V4MAPPED(in6))
+            return host_of(ntohl(in6->s6_addr32[3]));
+        if (IN6_IS_ADDR_LOOPBACK(in6))
+            return 127;
+        memcpy(&net, in6, sizeof(net));
+        return net;
+    }
+    (void)getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &who_size);
+    return who.uid;
 }
 
 static int make_socket(const struct place *place, struct vfmig_error *reterr)

@@ -42,6 +42,10 @@ int vfmig_sock_address(int fd, char *buf, size_t size, struct vfmig_error *reter
 int vfmig_sock_is_far(const char *address, bool *ret_far, struct vfmig_error *reterr);
 bool vfmig_sock_peer_is_far(int fd);
 
+/* Whose connection it is, as a number: the same for all of one host (of IPv6: of one /64), and over a unix socket
+ * for all of one user. */
+uint64_t vfmig_sock_whose(int fd);
+
 /* Connected sockets are in blocking mode; TCP ones have TCP_NODELAY. */
 int vfmig_sock_connect(const char *address, uint64_t deadline_ns, int *ret_fd,
                        struct vfmig_error *reterr);

@@ -32,12 +32,12 @@ struct out {
 struct vfmig_tls {
     SSL *ssl;
     int fd;
+    bool key_known; /* proof is a key that both sides know */
     pthread_mutex_t lock; /* ssl and out */
     struct out out;       /* encrypted, not sent; the receiving side puts alerts here */
     struct out sending;   /* sending thread only */
     uint8_t staged[RECORD_BYTES]; /* small parts until they fill a record; the same */
     size_t staged_bytes;
-    uint64_t until_ns; /* what is received comes by then; 0: no limit; receiving thread only */
     int recv_errno; /* why OpenSSL's read found nothing */
     bool cut;
     bool send_broken; /* the connection ends inside a record of ours */
@@ -235,10 +235,7 @@ static int wait_input(const struct vfmig_tls *tls)
     (void)getsockopt(tls->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &size);
     uint64_t limit_ns = (uint64_t)limit.tv_sec * 1000000000u + (uint64_t)limit.tv_usec * 1000u;
     uint64_t until_ns = limit_ns ? vfmig_now_ns() + limit_ns : VFMIG_NEVER;
-    bool late = tls->until_ns && vfmig_now_ns() >= tls->until_ns; /* although something is there */
-    if (tls->until_ns && tls->until_ns < until_ns)
-        until_ns = tls->until_ns;
-    if (!late && vfmig_sock_wait(tls->fd, POLLIN, until_ns, NULL) == 0)
+    if (vfmig_sock_wait(tls->fd, POLLIN, until_ns, NULL) == 0)
         return 0;
     errno = EAGAIN;
     return -1;
@@ -269,45 +266,46 @@ static int judge_read(struct vfmig_tls *tls, int rc)
     return -1;
 }
 
-ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count)
+ssize_t vfmig_tls_try_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count)
 {
     size_t total = 0;
+    int more = 1;
 
-    for (;;) {
-        int more = 1;
-        pthread_mutex_lock(&tls->lock);
-        ERR_clear_error();
-        for (size_t i = 0, at = 0; i < count && more == 1;) {
-            size_t got = 0;
-            if (at == iov[i].iov_len) {
-                i++;
-                at = 0;
-                continue;
-            }
-            int rc = SSL_read_ex(tls->ssl, (uint8_t *)iov[i].iov_base + at, iov[i].iov_len - at, &got);
-            at += got;
-            total += got;
-            if (rc != 1) {
-                more = judge_read(tls, 0);
-                break;
-            }
+    pthread_mutex_lock(&tls->lock);
+    ERR_clear_error();
+    for (size_t i = 0, at = 0; i < count && more == 1;) {
+        size_t got = 0;
+        if (at == iov[i].iov_len) {
+            i++;
+            at = 0;
+            continue;
         }
-        int code = errno;
-        ERR_clear_error();
-        pthread_mutex_unlock(&tls->lock);
-        errno = code;
-        if (total) /* what ended it comes again, the next time */
-            return (ssize_t)total;
-        if (more <= 0)
-            return more;
+        int rc = SSL_read_ex(tls->ssl, (uint8_t *)iov[i].iov_base + at, iov[i].iov_len - at, &got);
+        at += got;
+        total += got;
+        if (rc != 1) {
+            more = judge_read(tls, 0);
+            break;
+        }
+    }
+    int code = more == 1 ? EAGAIN : errno;
+    ERR_clear_error();
+    pthread_mutex_unlock(&tls->lock);
+    errno = code;
+    if (total) /* what ended it comes again, the next time */
+        return (ssize_t)total;
+    return more == 1 ? -1 : more;
+}
+
+ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count)
+{
+    for (;;) {
+        ssize_t got = vfmig_tls_try_recv(tls, iov, count);
+        if (got >= 0 || errno != EAGAIN)
+            return got;
         if (wait_input(tls) < 0)
             return -1;
     }
-}
-
-void vfmig_tls_set_until(struct vfmig_tls *tls, uint64_t until_ns)
-{
-    tls->until_ns = until_ns;
 }
 
 /* The other direction's thread may be the one that finds out. */
@@ -387,48 +385,64 @@ static int refused(struct vfmig_tls *tls, struct vfmig_error *reterr)
                            tls->why);
 }
 
-static int shake_hands(struct vfmig_tls *tls, uint64_t deadline_ns, struct vfmig_error *reterr)
+int vfmig_tls_shake(struct vfmig_tls *tls, struct vfmig_error *reterr)
 {
-    for (;;) {
-        ERR_clear_error();
-        int rc = SSL_do_handshake(tls->ssl);
-        int what = rc == 1 ? SSL_ERROR_NONE : SSL_get_error(tls->ssl, rc);
-        if (what != SSL_ERROR_NONE && what != SSL_ERROR_WANT_READ)
-            note_why(tls);
-        bool broken = flush(tls, MSG_DONTWAIT) < 0; /* an alert too: the peer shall know why */
-        if (what == SSL_ERROR_NONE && !broken)
-            return 0;
-        if (what != SSL_ERROR_NONE && what != SSL_ERROR_WANT_READ)
-            return refused(tls, reterr);
-        if (broken)
-            return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
-                                   "the peer closed the connection before TLS was agreed");
-        rc = vfmig_sock_wait(tls->fd, POLLIN, deadline_ns, NULL);
-        if (rc < 0)
-            return vfmig_error_set(reterr, rc, VFMIG_ORIGIN_PEER, 0,
-                                   "the peer did not agree on TLS in time");
+    ERR_clear_error();
+    int rc = SSL_do_handshake(tls->ssl);
+    int what = rc == 1 ? SSL_ERROR_NONE : SSL_get_error(tls->ssl, rc);
+    if (what != SSL_ERROR_NONE && what != SSL_ERROR_WANT_READ)
+        note_why(tls);
+    bool broken = flush(tls, MSG_DONTWAIT) < 0; /* an alert too: the peer shall know why */
+    if (what != SSL_ERROR_NONE && what != SSL_ERROR_WANT_READ)
+        return refused(tls, reterr);
+    if (broken)
+        return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
+                               "the peer closed the connection before TLS was agreed");
+    if (what == SSL_ERROR_WANT_READ)
+        return 1;
+    if (tls->key_known && !SSL_session_reused(tls->ssl)) {
+        snprintf(tls->why, sizeof(tls->why), "the peer does not know the key");
+        return refused(tls, reterr);
     }
+    return 0;
 }
 
-int vfmig_tls_new(const struct vfmig_tls_creds *creds, int fd, const char *peer_name,
-                  uint64_t deadline_ns, struct vfmig_tls **ret_tls, struct vfmig_error *reterr)
+int vfmig_tls_begin(const struct vfmig_tls_creds *creds, int fd, const char *peer_name,
+                    struct vfmig_tls **ret_tls, struct vfmig_error *reterr)
 {
     struct vfmig_tls *tls = calloc(1, sizeof(*tls));
 
     if (!tls)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for TLS");
     tls->fd = fd;
+    tls->key_known = creds->psk;
     pthread_mutex_init(&tls->lock, NULL);
     tls->out.data = malloc(OUT_ROOM);
     tls->sending.data = malloc(OUT_ROOM);
-    int rc = tls->out.data && tls->sending.data && prepare(tls, creds, peer_name)
-                 ? shake_hands(tls, deadline_ns, reterr)
-             : *tls->why
-                 ? vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "TLS: %s", tls->why)
-                 : vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for TLS");
-    if (rc == 0 && creds->psk && !SSL_session_reused(tls->ssl)) {
-        snprintf(tls->why, sizeof(tls->why), "the peer does not know the key");
-        rc = refused(tls, reterr);
+    if (tls->out.data && tls->sending.data && prepare(tls, creds, peer_name)) {
+        *ret_tls = tls;
+        return 0;
+    }
+    int rc = *tls->why ? vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0, "TLS: %s", tls->why)
+                       : vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for TLS");
+    vfmig_tls_free(tls);
+    return rc;
+}
+
+int vfmig_tls_new(const struct vfmig_tls_creds *creds, int fd, const char *peer_name,
+                  uint64_t deadline_ns, struct vfmig_tls **ret_tls, struct vfmig_error *reterr)
+{
+    struct vfmig_tls *tls;
+    int rc = vfmig_tls_begin(creds, fd, peer_name, &tls, reterr);
+
+    if (rc < 0)
+        return rc;
+    while ((rc = vfmig_tls_shake(tls, reterr)) == 1) {
+        rc = vfmig_sock_wait(fd, POLLIN, deadline_ns, NULL);
+        if (rc < 0) {
+            vfmig_error_set(reterr, rc, VFMIG_ORIGIN_PEER, 0, "the peer did not agree on TLS in time");
+            break;
+        }
     }
     if (rc < 0) {
         vfmig_tls_free(tls);

@@ -31,6 +31,11 @@ void vfmig_tls_creds_free(struct vfmig_tls_creds *creds);
  * an address; not looked at with a key. -EACCES when the other side has no proof, or takes ours for none. */
 int vfmig_tls_new(const struct vfmig_tls_creds *creds, int fd, const char *peer_name,
                   uint64_t deadline_ns, struct vfmig_tls **ret_tls, struct vfmig_error *reterr);
+/* The same in steps, for who has others to listen to as well. shake never waits: 0 when TLS is agreed, 1: the
+ * socket has to become readable first. Nothing else may be done with it before. */
+int vfmig_tls_begin(const struct vfmig_tls_creds *creds, int fd, const char *peer_name,
+                    struct vfmig_tls **ret_tls, struct vfmig_error *reterr);
+int vfmig_tls_shake(struct vfmig_tls *tls, struct vfmig_error *reterr);
 void vfmig_tls_free(struct vfmig_tls *tls);
 
 /* Sends all of iov and waits as the socket does (SO_SNDTIMEO). The bytes, or -1 and errno; EPROTO: see why. */
@@ -40,9 +45,9 @@ ssize_t vfmig_tls_send(struct vfmig_tls *tls, const struct iovec *iov, size_t co
  * the peer ended the connection, in TLS's way. -1 and errno; ECONNRESET with vfmig_tls_cut: it was cut, by
  * whomever; EPROTO: see why. */
 ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count);
+/* The same without waiting: EAGAIN when nothing is there. */
+ssize_t vfmig_tls_try_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count);
 bool vfmig_tls_cut(struct vfmig_tls *tls);
-/* What is received comes by then at the latest, however it trickles (EAGAIN); 0: no such limit. */
-void vfmig_tls_set_until(struct vfmig_tls *tls, uint64_t until_ns);
 const char *vfmig_tls_why(struct vfmig_tls *tls);
 
 /* Something was received already that the socket will not wake anybody for. */

@@ -20,6 +20,17 @@ int vfmig_tls_new(const struct vfmig_tls_creds *creds, int fd, const char *peer_
     return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0, "this build has no TLS");
 }
 
+int vfmig_tls_begin(const struct vfmig_tls_creds *creds, int fd, const char *peer_name,
+                    struct vfmig_tls **ret_tls, struct vfmig_error *reterr)
+{
+    return vfmig_tls_new(creds, fd, peer_name, 0, ret_tls, reterr);
+}
+
+int vfmig_tls_shake(struct vfmig_tls *tls, struct vfmig_error *reterr)
+{
+    return vfmig_error_set(reterr, -ENOTSUP, VFMIG_ORIGIN_LOCAL, 0, "this build has no TLS");
+}
+
 void vfmig_tls_free(struct vfmig_tls *tls)
 {
 }
@@ -36,13 +47,15 @@ ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count)
     return -1;
 }
 
+ssize_t vfmig_tls_try_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count)
+{
+    errno = ENOTSUP;
+    return -1;
+}
+
 bool vfmig_tls_cut(struct vfmig_tls *tls)
 {
     return false;
-}
-
-void vfmig_tls_set_until(struct vfmig_tls *tls, uint64_t until_ns)
-{
 }
 
 const char *vfmig_tls_why(struct vfmig_tls *tls)

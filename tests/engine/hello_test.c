@@ -6,76 +6,18 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
-#include <sys/time.h>
 
+#include "doorway.h"
 #include "mover_rig.h"
 
 #define STALL_NS UINT64_C(20000000000)
 
 static const uint8_t id[16] = {1, 2, 3};
 
-struct knocks {
-    int fds[VFMIG_MAX_CHANNELS + 2];
-    uint32_t count, next;
-};
+static struct doorway door;
 
-/* What vfmig_channels_accept is given: connections that wait already. */
-struct door {
-    struct knocks inside;
-    pthread_t thread;
-    uint8_t id[16];
-    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
-    uint32_t count;
-    int rc;
-    struct vfmig_error error;
-};
-
-static int next_fd(void *user, struct vfmig_error *reterr)
-{
-    struct knocks *knocks = user;
-
-    if (knocks->next == knocks->count)
-        return vfmig_error_set(reterr, -ENOTCONN, VFMIG_ORIGIN_LOCAL, 0, "nobody knocks any more");
-    return knocks->fds[knocks->next++];
-}
-
-static void *accept_main(void *opaque)
-{
-    struct door *door = opaque;
-
-    const struct vfmig_dial dial = {next_fd, &door->inside, STALL_NS, NULL, NULL};
-
-    door->rc = vfmig_channels_accept(&dial, door->id, door->channels, &door->count, &door->error);
-    return NULL;
-}
-
-/* count connections; our ends are in fds. */
-static void door_open(struct door *door, uint32_t count, int *fds)
-{
-    *door = (struct door){.inside.count = count};
-    for (uint32_t i = 0; i < count; i++) {
-        int pair[2];
-        rig_pair(/* tcp= */ false, pair);
-        fds[i] = pair[0];
-        door->inside.fds[i] = pair[1];
-    }
-    assert_int_equal(pthread_create(&door->thread, NULL, accept_main, door), 0);
-}
-
-static void door_close(struct door *door)
-{
-    pthread_join(door->thread, NULL);
-    for (uint32_t i = 0; i < door->count; i++)
-        vfmig_channel_free(door->channels[i]);
-    for (uint32_t i = door->inside.next; i < door->inside.count; i++)
-        close(door->inside.fds[i]);
-}
-
-/* Says HELLO and reads the answer: its tag, with the token or the sentence. */
-static enum vfmig_record_tag say_hello(int fd, uint32_t channel, uint32_t count, const uint8_t who[16],
+/* Comes in, says HELLO and reads the answer: its tag, with the token or the sentence. */
+static enum vfmig_record_tag say_hello(uint32_t channel, uint32_t count, const uint8_t who[16],
                                        const uint8_t token[16], uint8_t ret_token[16],
                                        struct vfmig_channel **ret_channel, struct vfmig_error *ret_said)
 {
@@ -92,8 +34,9 @@ static enum vfmig_record_tag say_hello(int fd, uint32_t channel, uint32_t count,
     if (token)
         memcpy(hello.token, token, 16);
     vfmig_hello_encode(out, &hello);
-    assert_int_equal(vfmig_channel_new(fd, channel, VFMIG_SIDE_SOURCE, ret_channel, NULL), 0);
+    assert_int_equal(vfmig_channel_new(doorway_knock(&door), channel, VFMIG_SIDE_SOURCE, ret_channel, NULL), 0);
     assert_int_equal(vfmig_channel_send(*ret_channel, VFMIG_RECORD_HELLO, out, sizeof(out), NULL), 0);
+    doorway_turn(&door, 1);
     assert_int_equal(vfmig_channel_recv(*ret_channel, &record, NULL), 0);
     if (record.tag == VFMIG_RECORD_ERROR) {
         assert_int_equal(vfmig_stream_error_decode(record.payload, record.length, ret_said, NULL), 0);
@@ -102,6 +45,23 @@ static enum vfmig_record_tag say_hello(int fd, uint32_t channel, uint32_t count,
     assert_int_equal(vfmig_hello_decode(record.payload, record.length, &answer, NULL), 0);
     memcpy(ret_token, answer.token, 16);
     return record.tag;
+}
+
+/* The first record, after which it is let in with all its connections; ours are closed. */
+static void comes_in_with(struct vfmig_channel **ours, uint32_t count)
+{
+    assert_int_equal(vfmig_channel_send(ours[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
+    doorway_turn(&door, 1);
+    struct arrival *arrival = door_let_in(door.door);
+    assert_non_null(arrival);
+    assert_int_equal(arrival->count, count);
+    for (uint32_t i = 0; i < count; i++) {
+        assert_int_equal(vfmig_channel_index(arrival->channels[i]), i);
+        vfmig_channel_free(ours[i]);
+    }
+    assert_memory_equal(arrival->id, id, sizeof(id));
+    assert_string_equal((const char *)arrival->text.data, "me");
+    arrival_free(arrival);
 }
 
 /* Every single wrong bit counts, at both ends of the token. */
@@ -115,104 +75,131 @@ static void a_connection_without_the_token_is_refused(void **state)
     struct vfmig_channel *ours[2], *stranger;
     uint8_t token[16], again[16];
     struct vfmig_error said = {0};
-    static struct door door; /* its thread outlives a test that fails */
-    int fds[2 + 6];
 
-    door_open(&door, 2 + strangers, fds);
-    assert_int_equal(say_hello(fds[0], 0, 2, id, NULL, token, &ours[0], &said), VFMIG_RECORD_HELLO);
+    doorway_open(&door, STALL_NS, /* tls= */ NULL);
+    assert_int_equal(say_hello(0, 2, id, NULL, token, &ours[0], &said), VFMIG_RECORD_HELLO);
     for (uint32_t i = 0; i < strangers; i++) {
         uint8_t guess[16] = {0};
         if (wrong[i].byte >= 0) {
             memcpy(guess, token, 16);
             guess[wrong[i].byte] ^= wrong[i].flip;
         }
-        assert_int_equal(say_hello(fds[1 + i], 1, 2, id, guess, again, &stranger, &said),
-                         VFMIG_RECORD_ERROR);
+        assert_int_equal(say_hello(1, 2, id, guess, again, &stranger, &said), VFMIG_RECORD_ERROR);
         assert_int_equal(said.code, -EACCES);
-        assert_string_equal(said.text, "a connection does not belong to this migration: "
+        assert_string_equal(said.text, "a connection does not belong to a migration that begins: "
                                        "it does not know the token");
         vfmig_channel_free(stranger);
     }
-    assert_int_equal(say_hello(fds[1 + strangers], 1, 2, id, token, again, &ours[1], &said),
-                     VFMIG_RECORD_HELLO);
+    assert_int_equal(door.refused, strangers);
+    assert_int_equal(say_hello(1, 2, id, token, again, &ours[1], &said), VFMIG_RECORD_HELLO);
     assert_memory_equal(again, token, 16);
-    door_close(&door);
-    assert_int_equal(door.rc, 0);
-    assert_int_equal(door.count, 2);
-    vfmig_channel_free(ours[0]);
-    vfmig_channel_free(ours[1]);
+    comes_in_with(ours, 2);
+    doorway_close(&door);
 }
 
 static void the_token_alone_does_not_do(void **state)
 {
     const uint8_t other[16] = {9};
-    struct vfmig_channel *ours[2], *stranger;
+    struct vfmig_channel *ours[3], *stranger;
     uint8_t token[16], again[16];
     struct vfmig_error said = {0};
-    static struct door door;
-    int fds[4];
 
-    door_open(&door, 4, fds);
-    assert_int_equal(say_hello(fds[0], 0, 3, id, NULL, token, &ours[0], &said), VFMIG_RECORD_HELLO);
-    assert_int_equal(say_hello(fds[1], 1, 3, other, token, again, &stranger, &said),
-                     VFMIG_RECORD_ERROR);
-    assert_non_null(strstr(said.text, "it is of another one"));
+    doorway_open(&door, STALL_NS, /* tls= */ NULL);
+    assert_int_equal(say_hello(0, 3, id, NULL, token, &ours[0], &said), VFMIG_RECORD_HELLO);
+    assert_int_equal(say_hello(1, 3, other, token, again, &stranger, &said), VFMIG_RECORD_ERROR);
+    assert_non_null(strstr(said.text, "none with this id does"));
     vfmig_channel_free(stranger);
-    assert_int_equal(say_hello(fds[2], 1, 2, id, token, again, &stranger, &said), VFMIG_RECORD_ERROR);
-    assert_non_null(strstr(said.text, "another channel is due"));
-    vfmig_channel_free(stranger);
-    assert_int_equal(say_hello(fds[3], 1, 3, id, token, again, &ours[1], &said), VFMIG_RECORD_HELLO);
-    door_close(&door); /* the third never comes */
-    assert_int_equal(door.rc, -ENOTCONN);
-    vfmig_channel_free(ours[0]);
-    vfmig_channel_free(ours[1]);
-}
-
-static void every_migration_has_a_token_of_its_own(void **state)
-{
-    uint8_t tokens[2][16];
-
-    for (int i = 0; i < 2; i++) {
-        struct vfmig_channel *ours;
-        struct vfmig_error said = {0};
-        static struct door door;
-        int fd;
-        door_open(&door, 1, &fd);
-        assert_int_equal(say_hello(fd, 0, 1, id, NULL, tokens[i], &ours, &said), VFMIG_RECORD_HELLO);
-        door_close(&door);
-        assert_int_equal(door.rc, 0);
-        vfmig_channel_free(ours);
-    }
-    assert_memory_not_equal(tokens[0], tokens[1], 16);
-}
-
-static void strangers_are_counted(void **state)
-{
-    struct vfmig_channel *ours, *stranger;
-    uint8_t token[16], again[16];
-    const uint8_t none[16] = {0};
-    struct vfmig_error said = {0};
-    static struct door door;
-    int fds[VFMIG_MAX_CHANNELS + 1];
-
-    door_open(&door, VFMIG_MAX_CHANNELS + 1, fds);
-    assert_int_equal(say_hello(fds[0], 0, 2, id, NULL, token, &ours, &said), VFMIG_RECORD_HELLO);
-    for (uint32_t i = 1; i <= VFMIG_MAX_CHANNELS; i++) {
-        assert_int_equal(say_hello(fds[i], 1, 2, id, none, again, &stranger, &said),
-                         VFMIG_RECORD_ERROR);
+    for (uint32_t wrong = 0; wrong < 2; wrong++) { /* the count, then the number */
+        assert_int_equal(say_hello(1 + wrong, 2 + wrong, id, token, again, &stranger, &said), VFMIG_RECORD_ERROR);
+        assert_non_null(strstr(said.text, "another channel is due"));
         vfmig_channel_free(stranger);
     }
-    door_close(&door);
-    assert_int_equal(door.rc, -EACCES);
-    assert_int_equal(door.error.origin, VFMIG_ORIGIN_PEER);
-    vfmig_channel_free(ours);
+    assert_int_equal(say_hello(1, 3, id, token, again, &ours[1], &said), VFMIG_RECORD_HELLO);
+    assert_int_equal(door_count(door.door), 2);
+    assert_int_equal(say_hello(2, 3, id, token, again, &ours[2], &said), VFMIG_RECORD_HELLO);
+    comes_in_with(ours, 3);
+    doorway_close(&door);
+}
+
+/* Two that begin side by side, under one id: each gets its own connections. */
+static void every_migration_has_a_token_of_its_own(void **state)
+{
+    struct vfmig_channel *ours[2][2];
+    struct vfmig_error said = {0};
+    uint8_t tokens[2][16], again[16];
+
+    doorway_open(&door, STALL_NS, /* tls= */ NULL);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(say_hello(0, 2, id, NULL, tokens[i], &ours[i][0], &said), VFMIG_RECORD_HELLO);
+    assert_memory_not_equal(tokens[0], tokens[1], 16);
+    for (int i = 1; i >= 0; i--) {
+        assert_int_equal(say_hello(1, 2, id, tokens[i], again, &ours[i][1], &said), VFMIG_RECORD_HELLO);
+        comes_in_with(ours[i], 2);
+    }
+    assert_int_equal(door_count(door.door), 0);
+    doorway_close(&door);
+}
+
+/* It is let in when all that it announced is there, whatever comes first. */
+static void an_identity_that_comes_early_waits(void **state)
+{
+    struct vfmig_channel *ours[2];
+    struct vfmig_error said = {0};
+    uint8_t token[16], again[16];
+
+    doorway_open(&door, STALL_NS, /* tls= */ NULL);
+    assert_int_equal(say_hello(0, 2, id, NULL, token, &ours[0], &said), VFMIG_RECORD_HELLO);
+    assert_int_equal(vfmig_channel_send(ours[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
+    doorway_turn(&door, 1);
+    assert_null(door_let_in(door.door));
+    assert_int_equal(say_hello(1, 2, id, token, again, &ours[1], &said), VFMIG_RECORD_HELLO);
+    struct arrival *arrival = door_let_in(door.door);
+    assert_non_null(arrival);
+    assert_int_equal(arrival->count, 2);
+    arrival_free(arrival);
+    vfmig_channel_free(ours[0]);
+    vfmig_channel_free(ours[1]);
+    doorway_close(&door);
+}
+
+/* Who hangs up takes with it what had joined it. */
+static void who_leaves_half_way_is_forgotten(void **state)
+{
+    for (int early = 0; early < 2; early++) {
+        struct vfmig_channel *ours[2], *stranger;
+        struct vfmig_error said = {0};
+        uint8_t token[16], again[16];
+
+        doorway_open(&door, STALL_NS, /* tls= */ NULL);
+        assert_int_equal(say_hello(0, 3, id, NULL, token, &ours[0], &said), VFMIG_RECORD_HELLO);
+        assert_int_equal(say_hello(1, 3, id, token, again, &ours[1], &said), VFMIG_RECORD_HELLO);
+        if (early)
+            assert_int_equal(vfmig_channel_send(ours[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
+        doorway_turn(&door, 1);
+        assert_int_equal(door_count(door.door), 2);
+        vfmig_channel_free(ours[0]);
+        doorway_turn(&door, 1);
+        assert_int_equal(door_count(door.door), 0);
+        assert_int_equal(door.why.code, -ECONNRESET);
+        assert_int_equal(say_hello(2, 3, id, token, again, &stranger, &said), VFMIG_RECORD_ERROR);
+        vfmig_channel_free(stranger);
+        vfmig_channel_free(ours[1]);
+        doorway_close(&door);
+    }
+}
+
+static int next_of(void *fds, struct vfmig_error *reterr)
+{
+    int **next = fds;
+
+    return *(*next)++;
 }
 
 /* The source hears the sentence of whoever turned it away. */
 static void a_refused_source_says_why(void **state)
 {
-    struct knocks outside = {.count = 2};
-    const struct vfmig_dial dial = {next_fd, &outside, STALL_NS, NULL, NULL};
+    int fds[2], *next = fds;
+    const struct vfmig_dial dial = {next_of, &next, STALL_NS, NULL, NULL};
     struct vfmig_channel *channels[2], *peers[2];
     struct vfmig_record record;
     struct vfmig_hello hello;
@@ -223,7 +210,7 @@ static void a_refused_source_says_why(void **state)
     for (uint32_t i = 0; i < 2; i++) {
         int pair[2];
         rig_pair(/* tcp= */ false, pair);
-        outside.fds[i] = pair[0];
+        fds[i] = pair[0];
         assert_int_equal(vfmig_channel_new(pair[1], i, VFMIG_SIDE_DEST, &peers[i], NULL), 0);
     }
     /* Answers that wait already: the first is what a destination would say, the second is a refusal. */
@@ -244,50 +231,15 @@ static void a_refused_source_says_why(void **state)
     }
 }
 
-static uint64_t limit_of(int fd)
-{
-    struct timeval limit = {0};
-    socklen_t size = sizeof(limit);
-
-    assert_int_equal(getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &size), 0);
-    return (uint64_t)limit.tv_sec * 1000000000u + (uint64_t)limit.tv_usec * 1000u;
-}
-
-/* A source waits STALL_NS for its answer. Who says nothing before it must not take all of that. */
-static void a_silent_connection_is_not_listened_to_for_long(void **state)
-{
-    struct vfmig_channel *ours[2];
-    uint8_t token[16], again[16];
-    struct vfmig_error said = {0};
-    static struct door door;
-    int fds[3];
-
-    door_open(&door, 3, fds);
-    int inside = fcntl(door.inside.fds[1], F_DUPFD_CLOEXEC, 0); /* the same socket */
-    assert_int_equal(say_hello(fds[0], 0, 2, id, NULL, token, &ours[0], &said), VFMIG_RECORD_HELLO);
-    while (limit_of(inside) == 0)
-        sched_yield(); /* the second one is not taken yet */
-    assert_int_equal(limit_of(inside), STALL_NS / 4);
-    close(fds[1]); /* in place of waiting until it is given up */
-    close(inside);
-    inside = fcntl(door.inside.fds[2], F_DUPFD_CLOEXEC, 0);
-    assert_int_equal(say_hello(fds[2], 1, 2, id, token, again, &ours[1], &said), VFMIG_RECORD_HELLO);
-    door_close(&door);
-    assert_int_equal(door.rc, 0);
-    close(inside);
-    vfmig_channel_free(ours[0]);
-    vfmig_channel_free(ours[1]);
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_connection_without_the_token_is_refused),
         cmocka_unit_test(the_token_alone_does_not_do),
         cmocka_unit_test(every_migration_has_a_token_of_its_own),
-        cmocka_unit_test(strangers_are_counted),
+        cmocka_unit_test(an_identity_that_comes_early_waits),
+        cmocka_unit_test(who_leaves_half_way_is_forgotten),
         cmocka_unit_test(a_refused_source_says_why),
-        cmocka_unit_test(a_silent_connection_is_not_listened_to_for_long),
     };
 
     if (argc > 1)

@@ -19,6 +19,7 @@
 #include "engine/channel.h"
 #include "engine/channel_private.h"
 #include "engine/engine.h"
+#include "doorway.h"
 #include "io/sock.h"
 #include "rig.h"
 
@@ -489,14 +490,6 @@ static void lies_about_memory(void **state)
 
 static int door = -1;
 
-static int let_in(void *user, struct vfmig_error *reterr)
-{
-    int fd = -1;
-    int ret = vfmig_sock_accept(door, vfmig_deadline_ns(20 * SECOND), &fd, reterr);
-
-    return ret ? ret : fd;
-}
-
 static void accept_it(void)
 {
     uint8_t out[VFMIG_VERDICT_BYTES_MAX];
@@ -621,19 +614,15 @@ static const struct lie to_sources[] = {
 
 static void greet(void)
 {
-    const struct vfmig_dial dial = {.next_fd = let_in, .stall_ns = 20 * SECOND};
-    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
-    struct vfmig_record record;
-    struct vfmig_error error = {0};
-    uint8_t id[VFMIG_MIGRATION_ID_BYTES];
-    uint32_t count = 0;
+    struct doorway doorway;
 
-    if (vfmig_channels_accept(&dial, id, channels, &count, &error))
-        fail_msg("%s", error.text);
-    assert_true(count <= COUNT(liar));
-    memcpy(liar, channels, count * sizeof(*channels));
-    assert_int_equal(vfmig_channel_recv(liar[0], &record, NULL), 0);
-    assert_int_equal(record.tag, VFMIG_RECORD_IDENTITY);
+    doorway_at(&doorway, door, 20 * SECOND, /* tls= */ NULL);
+    struct arrival *arrival = doorway_let_in(&doorway);
+    assert_true(arrival->identity && arrival->count <= COUNT(liar));
+    memcpy(liar, arrival->channels, arrival->count * sizeof(*liar));
+    arrival->count = 0;
+    arrival_free(arrival);
+    doorway_left(&doorway);
 }
 
 /* What comes is read away: who closes with something unread takes back what it said last. */

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 
 #include "base/crc32c.h"
+#include "doorway.h"
 #include "mover_rig.h"
 
 struct seen {
@@ -586,76 +587,55 @@ static void memory_before_the_map_is_agreed_is_refused(void **state)
 
 /* --- HELLO --- */
 
-struct sockets {
-    int fds[VFMIG_MAX_CHANNELS];
-    uint32_t next;
+static struct doorway doorway;
+
+struct callers {
+    int next, stranger; /* before which connection somebody comes who belongs to nobody */
 };
 
-static int next_socket(void *user, struct vfmig_error *reterr)
+static int call_in(void *user, struct vfmig_error *reterr)
 {
-    struct sockets *s = user;
+    struct callers *callers = user;
+    int fds[2] = {-1, -1}, count = callers->next++ == callers->stranger ? 2 : 1;
 
-    if (s->next == VFMIG_MAX_CHANNELS || s->fds[s->next] < 0)
-        return vfmig_error_set(reterr, -ENOTCONN, VFMIG_ORIGIN_LOCAL, 0, "no more sockets");
-    return s->fds[s->next++];
+    for (int i = 0; i < count; i++)
+        assert_int_equal(vfmig_sock_connect(doorway.uri, VFMIG_NEVER, &fds[i], reterr), 0);
+    if (count == 2)
+        close(fds[1]);
+    return fds[0];
 }
 
-struct accepting {
-    struct sockets sockets;
-    uint8_t id[16];
-    struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
-    uint32_t count;
-    int rc;
-    struct vfmig_error error;
-};
-
-static void *accept_all(void *argument)
+static void *accept_all(void *arrival)
 {
-    struct accepting *a = argument;
-
-    const struct vfmig_dial dial = {next_socket, &a->sockets, 5000000000u, NULL, NULL};
-
-    a->rc = vfmig_channels_accept(&dial, a->id, a->channels, &a->count, &a->error);
+    *(struct arrival **)arrival = doorway_let_in(&doorway);
     return NULL;
 }
 
-/* stranger: a connection among them that belongs to nobody. */
 static void open_channels(int stranger)
 {
-    struct accepting a = {.count = 0};
-    struct sockets source = {.next = 0};
-    const struct vfmig_dial dial = {next_socket, &source, 5000000000u, NULL, NULL};
+    struct callers callers = {.stranger = stranger};
+    const struct vfmig_dial dial = {call_in, &callers, 5000000000u, NULL, NULL};
     struct vfmig_channel *channels[VFMIG_MAX_CHANNELS];
+    struct arrival *arrival = NULL;
     const uint8_t id[16] = {1, 2, 3};
     struct vfmig_error error = {0};
     struct vfmig_clock_offset clock = {0};
     pthread_t thread;
-    int other = -1;
 
-    for (int i = 0, n = 0; i < (int)VFMIG_MAX_CHANNELS; i++) {
-        int fds[2] = {-1, -1};
-        if (i < 3 + (stranger >= 0))
-            rig_pair(/* tcp= */ false, fds);
-        a.sockets.fds[i] = fds[1];
-        if (i == stranger)
-            other = fds[0];
-        else
-            source.fds[n++] = fds[0];
-        if (n < (int)VFMIG_MAX_CHANNELS)
-            source.fds[n] = -1;
-    }
-    if (other >= 0)
-        close(other);
-    assert_int_equal(pthread_create(&thread, NULL, accept_all, &a), 0);
+    doorway_open(&doorway, 5000000000u, /* tls= */ NULL);
+    assert_int_equal(pthread_create(&thread, NULL, accept_all, &arrival), 0);
     assert_int_equal(vfmig_channels_open(&dial, 3, id, channels, &error), 0);
+    assert_int_equal(vfmig_channel_send(channels[0], VFMIG_RECORD_IDENTITY, "me", 2, &error), 0);
     pthread_join(thread, NULL);
-    assert_int_equal(a.rc, 0);
-    assert_int_equal(a.count, 3);
-    assert_memory_equal(a.id, id, 16);
+    assert_int_equal(doorway.refused, stranger >= 0);
+    doorway_close(&doorway);
+    assert_int_equal(arrival->count, 3);
+    assert_memory_equal(arrival->id, id, 16);
+    assert_string_equal((const char *)arrival->text.data, "me");
 
     struct seen seen = {0};
     struct vfmig_receiver *receiver;
-    assert_int_equal(vfmig_receiver_new(a.channels, 3, NULL, note_record, &seen, &receiver, NULL),
+    assert_int_equal(vfmig_receiver_new(arrival->channels, 3, NULL, note_record, &seen, &receiver, NULL),
                      0);
     for (uint64_t i = 0; i < 5; i++)
         assert_int_equal(vfmig_channel_ping(channels[0], i, &clock, &error), 0);
@@ -666,8 +646,7 @@ static void open_channels(int stranger)
         vfmig_channel_free(channels[i]);
     assert_int_equal(vfmig_receiver_wait_end(receiver, &error), -ECONNRESET);
     vfmig_receiver_free(receiver);
-    for (uint32_t i = 0; i < 3; i++)
-        vfmig_channel_free(a.channels[i]);
+    arrival_free(arrival);
 }
 
 static void hello_binds_channels(void **state)

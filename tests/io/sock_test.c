@@ -268,12 +268,37 @@ static void who_knocks(void **state)
     unlink(where.sun_path);
 }
 
+/* All of loopback is one host's, by whichever address; over a unix socket it is the user who counts. */
+static void whose_it_is(void **state)
+{
+    static const char *const addresses[] = {"tcp:127.0.0.1:0", "tcp:127.0.0.7:0"};
+    int pair[2], listener, ours, theirs;
+
+    for (size_t i = 0; i < sizeof(addresses) / sizeof(addresses[0]); i++) {
+        char address[128];
+        assert_int_equal(vfmig_sock_listen(addresses[i], &listener, NULL), 0);
+        assert_int_equal(vfmig_sock_address(listener, address, sizeof(address), NULL), 0);
+        assert_int_equal(vfmig_sock_connect(address, VFMIG_NEVER, &ours, NULL), 0);
+        assert_int_equal(vfmig_sock_accept(listener, VFMIG_NEVER, &theirs, NULL), 0);
+        assert_int_equal(vfmig_sock_whose(theirs), 127);
+        close(ours);
+        close(theirs);
+        close(listener);
+    }
+    assert_int_equal(vfmig_sock_pair(pair, NULL), 0);
+    assert_int_equal(vfmig_sock_whose(pair[0]), getuid());
+    close(pair[0]);
+    close(pair[1]);
+    assert_int_equal(vfmig_sock_whose(pair[0]), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(addresses),
         cmocka_unit_test(near_addresses),
         cmocka_unit_test(who_knocks),
+        cmocka_unit_test(whose_it_is),
         cmocka_unit_test(descriptors),
         cmocka_unit_test(large),
         cmocka_unit_test(deadlines),
