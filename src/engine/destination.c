@@ -16,6 +16,7 @@
 #define RETRY_NS UINT64_C(1000000000)
 #define CLOSE_NS UINT64_C(2000000000) /* how long a refused source may take to hang up */
 #define LEAVE_NS UINT64_C(2000000000) /* how long one may take to take its guest back */
+#define HURRY_NS UINT64_C(100000000)  /* how long an answer to who only asks may find no room */
 
 static struct vfmig_destination *of(struct engine *e)
 {
@@ -112,14 +113,25 @@ static int open_journal(struct engine *e, const uint8_t *id, bool memory, struct
                                known ? last->epoch : 0, last->record, /* memory= */ false);
 }
 
-/* Nothing of an earlier attempt is under way, and no guest is here. */
-static bool idle(const struct engine *e)
+/* Nothing of an earlier attempt is under way, and no guest is here. Somebody may have asked for an outcome that is
+ * none, and not have hung up: anybody can do that. */
+static bool idle(struct engine *e)
 {
     uint8_t state = e->handover.state;
+    bool asked = of(e)->asked && !vfmig_sabotage("question-stays");
 
-    return !e->flow_active && !e->linked &&
+    return !e->flow_active && (!e->linked || asked) &&
            (!e->handover_active || state == VFMIG_HO_DST_LISTEN || state == VFMIG_HO_DST_REFUSED) &&
            e->progress.state != VFMIG_MIGRATE_COMPLETED && e->progress.state != VFMIG_MIGRATE_PAUSED;
+}
+
+/* Somebody else comes: whoever only asked has been answered. */
+static void hang_up(struct engine *e)
+{
+    if (!e->linked && !e->channel_count)
+        return;
+    e->linked = false;
+    engine_link_free(e, /* bye= */ false);
 }
 
 static int judge(struct engine *e, const struct arrival *arrival, struct vfmig_error *reterr)
@@ -168,6 +180,7 @@ static int begin(struct engine *e, struct arrival *arrival, struct vfmig_error *
         engine_workers_free(e);
         return ret;
     }
+    of(e)->asked = false;
     memcpy(e->progress.migration_id, arrival->id, VFMIG_MIGRATION_ID_BYTES);
     engine_state(e, VFMIG_MIGRATE_ACTIVE);
     /* What the attempt before has on record is said when it is asked for. */
@@ -196,6 +209,7 @@ static void new_migration(struct engine *e, struct arrival *arrival)
     }
     ret = judge(e, arrival, &error);
     if (ret == 0) {
+        hang_up(e);
         forget_attempt(e);
         e->local = engine_local_asked((const char *)arrival->text.data);
         if (e->local)
@@ -233,6 +247,7 @@ static void asked_again(struct engine *e, struct arrival *arrival)
     if (!ours) {
         if (!idle(e))
             return;
+        hang_up(e);
         forget_attempt(e);
         engine_trace_begin(e, arrival->id, 0);
         if (open_journal(e, arrival->id, /* memory= */ false, &error))
@@ -244,10 +259,12 @@ static void asked_again(struct engine *e, struct arrival *arrival)
         /* The source says that the old link is gone; what hangs on it learns it now. */
         if (e->flow_active && e->flow.running)
             return;
-        e->linked = false;
-        engine_link_free(e, /* bye= */ false);
+        hang_up(e);
         engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);
     }
+    of(e)->asked = true;
+    if (!ours)
+        (void)vfmig_channel_hurry(arrival->channels[0], HURRY_NS, NULL);
     arrival->count = 0;
     if (engine_link_new(e, arrival->channels, count, count, NULL, destination_on_question, &error))
         return;
@@ -264,16 +281,19 @@ static void connection(struct engine *e)
 
     if (!arrival)
         return;
-    if (arrival->identity && engine_is_dry_run((const char *)arrival->text.data))
+    if (arrival->identity && engine_is_dry_run((const char *)arrival->text.data)) {
+        vfmig_sock_send_room(vfmig_channel_fd(arrival->channels[0]));
+        (void)vfmig_channel_hurry(arrival->channels[0], HURRY_NS, NULL);
         engine_answer_dry_run(e, (const char *)arrival->text.data,
                               e->cancelled ? "the destination was cancelled"
                               : !idle(e)   ? "another migration is under way or done"
                                            : NULL,
                               arrival->channels[0]);
-    else if (arrival->identity)
+    } else if (arrival->identity) {
         new_migration(e, arrival);
-    else
+    } else {
         asked_again(e, arrival);
+    }
     arrival_free(arrival);
 }
 

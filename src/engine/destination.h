@@ -22,6 +22,7 @@ struct vfmig_destination {
     const struct vfmig_tls_creds *tls; /* the engine's, where TLS belongs */
     bool listening; /* threads were started */
     bool accepting; /* acceptor is one of them */
+    bool asked;     /* whoever is linked only asks for an outcome */
     bool ended;     /* for the waiters: completed, paused or cancelled; under status_lock */
     atomic_bool quit;
 
