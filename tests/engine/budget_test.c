@@ -7,11 +7,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <errno.h>
 #include <malloc.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #ifdef VFMIG_HAVE_ZSTD
 #include <zstd.h>
 #endif
@@ -20,7 +22,9 @@
 #include "base/le.h"
 #include "engine/channel_private.h"
 #include "engine/destination.h"
+#include "doorway.h"
 #include "io/sock.h"
+#include "io/tls.h"
 #include "rig.h"
 
 #define DEVICES  4u
@@ -454,6 +458,69 @@ static void data_that_cannot_be_loaded(void **state)
     close_door();
 }
 
+/* --- strangers at the door --- */
+
+/* As much as a place there can have it hold: half an identity in plain text, half a handshake under TLS with a
+ * certificate's worth of bytes. */
+static void the_door_is_full(void **state)
+{
+    char path[] = "/tmp/vfmig-key-XXXXXX";
+    int key = mkstemp(path);
+    struct vfmig_hello hello = {.version_min = VFMIG_STREAM_VERSION,
+                                .version_max = VFMIG_STREAM_VERSION,
+                                .channel_count = 1,
+                                .page_size = VFMIG_PAGE_SIZE};
+    uint8_t said[2 * VFMIG_RECORD_HEAD_BYTES + VFMIG_HELLO_BYTES + 1], *payload = said + VFMIG_RECORD_HEAD_BYTES;
+    const uint8_t tls[] = {0x16, 3, 1, 0x3f, 0xff, 1, 0, 0x3f, 0xfb, 3, 3};
+
+    assert_true(key >= 0 && dprintf(key, "move:%032x\n", 7) > 0);
+    close(key);
+    vfmig_hello_encode(payload, &hello);
+    vfmig_record_head_encode(said, VFMIG_RECORD_HELLO, 0, 0, VFMIG_HELLO_BYTES,
+                             vfmig_crc32c(0, payload, VFMIG_HELLO_BYTES));
+    vfmig_record_head_encode(payload + VFMIG_HELLO_BYTES, VFMIG_RECORD_IDENTITY, 0, 1, VFMIG_MAX_IDENTITY, 0);
+    for (int secure = 0; secure < 2; secure++) {
+        struct vfmig_tls_creds *creds = NULL;
+        int fds[2 * VFMIG_MAX_GREETINGS];
+        struct doorway door;
+        if (secure && vfmig_tls_creds_load(NULL, path, /* server= */ true, &creds, NULL))
+            break; /* a build without TLS */
+        doorway_open(&door, STALL_NS, creds);
+        begin_to_count();
+        for (unsigned i = 0; i < 2 * VFMIG_MAX_GREETINGS; i++) {
+            fds[i] = doorway_knock(&door);
+            assert_true(send(fds[i], secure ? tls : said, secure ? sizeof(tls) : sizeof(said), MSG_NOSIGNAL) > 0);
+            doorway_turn(&door, 1);
+        }
+        assert_int_equal(door_count(door.door), VFMIG_MAX_GREETINGS);
+        assert_true(atomic_load(&held) - baseline > (int64_t)VFMIG_MAX_GREETINGS * VFMIG_MAX_IDENTITY);
+        assert_held_at_most(VFMIG_MAX_GREETINGS * VFMIG_MAX_GREETING_BYTES, "strangers at the door");
+        for (unsigned i = 0; i < 2 * VFMIG_MAX_GREETINGS; i++)
+            close(fds[i]);
+        doorway_close(&door);
+        vfmig_tls_creds_free(creds);
+    }
+    unlink(path);
+}
+
+/* What is no greeting is refused by its head. */
+static void more_than_a_greeting_is_not_held(void **state)
+{
+    uint8_t head[VFMIG_RECORD_HEAD_BYTES];
+    struct doorway door;
+
+    doorway_open(&door, STALL_NS, /* tls= */ NULL);
+    begin_to_count();
+    int fd = doorway_knock(&door);
+    vfmig_record_head_encode(head, VFMIG_RECORD_IDENTITY, 0, 0, VFMIG_MAX_IDENTITY, 0);
+    assert_int_equal(send(fd, head, sizeof(head), MSG_NOSIGNAL), sizeof(head));
+    doorway_turn(&door, 1);
+    assert_int_equal(door.why.code, -EMSGSIZE);
+    assert_held_at_most(VFMIG_MAX_IDENTITY / 2, "an identity in place of HELLO");
+    close(fd);
+    doorway_close(&door);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -462,6 +529,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(bombs_do_not_go_off),
         cmocka_unit_test(devices_that_load_slowly),
         cmocka_unit_test(data_that_cannot_be_loaded),
+        cmocka_unit_test(the_door_is_full),
+        cmocka_unit_test(more_than_a_greeting_is_not_held),
     };
 
     if (argc > 1)
