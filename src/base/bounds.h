@@ -9,6 +9,7 @@
 #define VFMIG_MAX_KNOCKS         128u         /* connections that wait to be accepted, at one address */
 #define VFMIG_MAX_GREETINGS      32u          /* of a destination, that are not let in yet: half-open migrations */
 #define VFMIG_MAX_GREETING_BYTES (1u << 20)   /* what one of them has it hold, TLS and all */
+#define VFMIG_MAX_GREETING_TRIES 64u          /* of a source that was turned out before it was answered */
 #define VFMIG_MAX_GREETING_SKIPS 8u           /* records of one that nobody knows */
 #define VFMIG_MAX_VCPUS          64u          /* vCPUs of one guest */
 #define VFMIG_MAX_MSG_FDS        16u          /* descriptors in one vfio-user message */

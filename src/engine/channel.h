@@ -169,7 +169,8 @@ struct vfmig_dial {
 
 /* The HELLO exchange, which binds several connections to one migration: the source's half; the destination's is
  * engine/door.h. The next one is asked for only when the one before was answered, so that the order of
- * connections cannot be confused.
+ * connections cannot be confused. Who is turned out before it was answered begins again, VFMIG_MAX_GREETING_TRIES
+ * times and for as long as stall_ns at most.
  *
  * On failure everything is closed. ret_channels has room for count channels. */
 int vfmig_channels_open(const struct vfmig_dial *dial, uint32_t count, const uint8_t migration_id[16],

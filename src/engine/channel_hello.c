@@ -2,7 +2,9 @@
 /* The HELLO exchange: which connections are one migration. The destination's half is door.c. */
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/sabotage.h"
 #include "engine/channel.h"
 #include "io/sock.h"
 
@@ -22,7 +24,7 @@ int vfmig_hello_take(const struct vfmig_record *record, struct vfmig_hello *ret_
         struct vfmig_error said = {0};
         int rc = vfmig_stream_error_decode(record->payload, record->length, &said, reterr);
         return rc ? rc
-                  : vfmig_error_set(reterr, -EREMOTEIO, VFMIG_ORIGIN_PEER, 0,
+                  : vfmig_error_set(reterr, said.code == -EAGAIN ? -EAGAIN : -EREMOTEIO, VFMIG_ORIGIN_PEER, 0,
                                     "the other side refuses channel %u: %s", record->channel,
                                     said.text);
     }
@@ -85,31 +87,64 @@ static int greet(struct vfmig_channel *channel, struct vfmig_hello *hello,
     return 0;
 }
 
+/* ret_reached: what failed was not to get a connection. */
+static int open_all(const struct vfmig_dial *dial, struct vfmig_hello *hello, struct vfmig_channel **ret_channels,
+                    bool *ret_reached, struct vfmig_error *reterr)
+{
+    int rc = 0;
+
+    memset(ret_channels, 0, hello->channel_count * sizeof(*ret_channels));
+    memset(hello->token, 0, sizeof(hello->token));
+    for (uint32_t i = 0; rc == 0 && i < hello->channel_count; i++) {
+        hello->channel = i;
+        rc = next_channel(dial, i, &ret_channels[i], reterr);
+        *ret_reached = rc == 0;
+        if (rc == 0)
+            rc = secure(dial, ret_channels[i], reterr);
+        if (rc == 0)
+            rc = greet(ret_channels[i], hello, reterr);
+    }
+    if (rc < 0)
+        close_all(ret_channels, hello->channel_count);
+    return rc;
+}
+
+/* It may have had to make room at the destination's door before it was answered (door.c): it comes again, at once. */
+static bool turned_out(const struct vfmig_error *error)
+{
+    return error->origin == VFMIG_ORIGIN_PEER && (error->code == -ECONNRESET || error->code == -EAGAIN) &&
+           !vfmig_sabotage("turned-out-once");
+}
+
 int vfmig_channels_open(const struct vfmig_dial *dial, uint32_t count, const uint8_t migration_id[16],
                         struct vfmig_channel **ret_channels, struct vfmig_error *reterr)
 {
+    const struct timespec moment = {.tv_nsec = 1000000};
     struct vfmig_hello hello = {
         .version_min = VFMIG_STREAM_VERSION,
         .version_max = VFMIG_STREAM_VERSION,
         .channel_count = count,
         .page_size = VFMIG_PAGE_SIZE,
     };
-    int rc = 0;
+    struct vfmig_error why = {0};
+    uint64_t until_ns = vfmig_deadline_ns(dial->stall_ns);
 
     if (count == 0 || count > VFMIG_MAX_CHANNELS)
         return vfmig_error_set(reterr, -EINVAL, VFMIG_ORIGIN_LOCAL, 0,
                                "%u channels: a migration has 1 to %u", count, VFMIG_MAX_CHANNELS);
     memcpy(hello.migration_id, migration_id, 16);
-    memset(ret_channels, 0, count * sizeof(*ret_channels));
-    for (uint32_t i = 0; rc == 0 && i < count; i++) {
-        hello.channel = i;
-        rc = next_channel(dial, i, &ret_channels[i], reterr);
-        if (rc == 0)
-            rc = secure(dial, ret_channels[i], reterr);
-        if (rc == 0)
-            rc = greet(ret_channels[i], &hello, reterr);
+    for (unsigned tries = 1;; tries++) {
+        struct vfmig_error error = {0};
+        bool reached = false;
+        if (open_all(dial, &hello, ret_channels, &reached, &error) == 0)
+            return 0;
+        if (tries == 1 || reached) /* a destination that is gone since has said why before */
+            why = error;
+        if (!reached || !turned_out(&error) || tries == VFMIG_MAX_GREETING_TRIES || vfmig_now_ns() >= until_ns)
+            break;
+        nanosleep(&moment, NULL);
     }
-    if (rc < 0)
-        close_all(ret_channels, count);
-    return rc;
+    if (reterr)
+        *reterr = why;
+    return why.code;
 }

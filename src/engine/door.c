@@ -106,23 +106,26 @@ static void renew(struct door *door, struct greeting *g)
     g->until_ns = vfmig_sabotage("greeting-unbounded") ? VFMIG_NEVER : vfmig_deadline_ns(door->rules.stall_ns);
 }
 
-static uint32_t places_of(const struct door *door, uint64_t whose)
+/* How many are like it: of the same host, or user, and as far with their greeting. */
+static uint32_t crowd_of(const struct door *door, const struct greeting *g)
 {
     uint32_t count = 0;
 
-    for (uint32_t i = 0; i < VFMIG_MAX_GREETINGS; i++)
-        count += door->places[i].arrival && door->places[i].whose == whose;
+    for (uint32_t i = 0; i < VFMIG_MAX_GREETINGS; i++) {
+        const struct greeting *other = &door->places[i];
+        count += other->arrival && other->whose == g->whose &&
+                 (other->stage == STAGE_OPENING) == (g->stage == STAGE_OPENING);
+    }
     return count;
 }
 
-/* Who has proof leaves after who has none; else first who has most of the places, so that nobody keeps others out
- * with a crowd of his own; else who came first. How much somebody says makes no difference: saying a byte now and
- * then costs nothing. */
+/* Who has proof leaves after who has none; else first of whom there are most, so that a crowd keeps nobody out who
+ * is not of it; else who came first. That somebody says a byte now and then makes no difference: it costs nothing. */
 static bool leaves_before(const struct door *door, const struct greeting *a, const struct greeting *b)
 {
     if (a->proven != b->proven)
         return b->proven;
-    uint32_t as = places_of(door, a->whose), bs = places_of(door, b->whose);
+    uint32_t as = crowd_of(door, a), bs = crowd_of(door, b);
     if (as != bs && !vfmig_sabotage("crowds-welcome"))
         return as > bs;
     return a->order < b->order;
@@ -168,11 +171,11 @@ static bool same_token(const uint8_t a[16], const uint8_t b[16])
     return !differ || vfmig_sabotage("token-unchecked");
 }
 
-/* The sentence goes to whoever knocked, too: it may be an operator's mistake. */
-static int send_away(struct vfmig_channel *channel, const char *why, struct vfmig_error *reterr)
+/* The sentence goes to whoever knocked, too: it may be an operator's mistake, or a source's that was turned out. */
+static int send_away(struct vfmig_channel *channel, int code, const char *why, struct vfmig_error *reterr)
 {
     uint8_t out[VFMIG_STREAM_ERROR_BYTES_MAX];
-    int rc = vfmig_error_set(reterr, -EACCES, VFMIG_ORIGIN_PEER, VFMIG_RECORD_HELLO,
+    int rc = vfmig_error_set(reterr, code, VFMIG_ORIGIN_PEER, VFMIG_RECORD_HELLO,
                              "a connection does not belong to a migration that begins: %s", why);
 
     (void)vfmig_channel_send(channel, VFMIG_RECORD_ERROR, out, vfmig_stream_error_encode(out, reterr), NULL);
@@ -206,10 +209,11 @@ static int join_migration(struct door *door, struct greeting *g, struct vfmig_er
             to = other;
     }
     if (!to)
-        return send_away(first(g), known ? "it does not know the token" : "none with this id does", reterr);
+        return known ? send_away(first(g), -EACCES, "it does not know the token", reterr)
+                     : send_away(first(g), -EAGAIN, "none with this id does", reterr);
     struct arrival *arrival = to->arrival;
     if (g->hello.channel != arrival->count || g->hello.channel_count != to->hello.channel_count)
-        return send_away(first(g), "another channel is due", reterr);
+        return send_away(first(g), -EACCES, "another channel is due", reterr);
     int rc = vfmig_hello_send(first(g), &g->hello, reterr);
     if (rc)
         return rc;
@@ -257,7 +261,7 @@ static int go_on(struct door *door, struct greeting *g, struct vfmig_error *rete
         else if (rc == 0)
             return 0;
         if (rc == 0 && g->hello.channel != record.channel)
-            rc = send_away(first(g), "its HELLO is of another channel", reterr);
+            rc = send_away(first(g), -EACCES, "its HELLO is of another channel", reterr);
         if (rc == 0 && g->hello.channel)
             return join_migration(door, g, reterr);
         if (rc == 0)

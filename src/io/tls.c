@@ -393,9 +393,11 @@ int vfmig_tls_shake(struct vfmig_tls *tls, struct vfmig_error *reterr)
     if (what != SSL_ERROR_NONE && what != SSL_ERROR_WANT_READ)
         note_why(tls);
     bool broken = flush(tls, MSG_DONTWAIT) < 0; /* an alert too: the peer shall know why */
-    if (what != SSL_ERROR_NONE && what != SSL_ERROR_WANT_READ)
+    bool failed = what != SSL_ERROR_NONE && what != SSL_ERROR_WANT_READ;
+    bool gone = failed && (tls->cut || tls->recv_errno == ECONNRESET);
+    if (failed && !gone)
         return refused(tls, reterr);
-    if (broken)
+    if (broken || gone)
         return vfmig_error_set(reterr, -ECONNRESET, VFMIG_ORIGIN_PEER, 0,
                                "the peer closed the connection before TLS was agreed");
     if (what == SSL_ERROR_WANT_READ)

@@ -283,6 +283,14 @@ PLACES = [("up", place) for place in (0, 50, 200, 3000, 100_000, 1_000_000)] + \
          [("down", place) for place in (0, 50, 120, 300)]
 
 
+HELLO_BYTES = 96  # with its head
+
+
+def comes_again(way, place, alter):
+    """A source whose greeting was not answered begins anew, and only one connection is spoiled."""
+    return place < HELLO_BYTES if way == "up" else place == 0 and not alter
+
+
 @pytest.mark.parametrize("alter", (True, False), ids=("altered", "cut"))
 @pytest.mark.parametrize("way, place", PLACES)
 def test_a_stream_that_does_not_arrive_as_it_was_sent(world, way, place, alter):
@@ -296,6 +304,12 @@ def test_a_stream_that_does_not_arrive_as_it_was_sent(world, way, place, alter):
     _, err = process.communicate(timeout=120)
     proxy.close()
     assert proxy.done.is_set()
+    if comes_again(way, place, alter):
+        assert process.returncode == 0, err
+        assert not source("query-status")["running"]
+        target("cont")
+        assert_guest_lives(target)
+        return
     assert source("query-status") == {"running": False, "status": "paused"}
     source("cont")
     assert_failed(source, process.returncode, err)

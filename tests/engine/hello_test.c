@@ -231,6 +231,86 @@ static void a_refused_source_says_why(void **state)
     }
 }
 
+/* What a source meets at its connections, one after the other. */
+enum meets { CLOSED, FORGOTTEN, REFUSED, GREETED, NOBODY };
+
+struct meeting {
+    const enum meets *next;
+    uint32_t channel, calls;
+    struct vfmig_channel *peers[4];
+    unsigned peer_count;
+};
+
+static int meet(void *opaque, struct vfmig_error *reterr)
+{
+    static const int codes[] = {[FORGOTTEN] = -EAGAIN, [REFUSED] = -EACCES};
+    struct meeting *meeting = opaque;
+    enum meets what = meeting->next[0];
+    struct vfmig_hello hello = {.version_min = VFMIG_STREAM_VERSION,
+                                .version_max = VFMIG_STREAM_VERSION,
+                                .channel = meeting->channel,
+                                .channel_count = 2,
+                                .page_size = VFMIG_PAGE_SIZE};
+    uint8_t out[VFMIG_STREAM_ERROR_BYTES_MAX];
+    struct vfmig_channel *peer;
+    int pair[2];
+
+    meeting->calls++;
+    if (what == NOBODY)
+        return vfmig_error_set(reterr, -ENOENT, VFMIG_ORIGIN_KERNEL, 0, "nobody is there");
+    if (meeting->next[1] != what || what != CLOSED)
+        meeting->next++; /* closed for ever, if the last two are */
+    rig_pair(/* tcp= */ false, pair);
+    assert_int_equal(vfmig_channel_new(pair[1], meeting->channel, VFMIG_SIDE_DEST, &peer, NULL), 0);
+    memcpy(hello.migration_id, id, 16);
+    if (what == GREETED) {
+        vfmig_hello_encode(out, &hello);
+        assert_int_equal(vfmig_channel_send(peer, VFMIG_RECORD_HELLO, out, VFMIG_HELLO_BYTES, NULL), 0);
+    } else if (what != CLOSED) {
+        const struct vfmig_error no = {.code = codes[what], .origin = VFMIG_ORIGIN_PEER, .text = "no"};
+        assert_int_equal(vfmig_channel_send(peer, VFMIG_RECORD_ERROR, out, vfmig_stream_error_encode(out, &no), NULL), 0);
+    }
+    meeting->channel = what == GREETED;
+    if (what == CLOSED)
+        vfmig_channel_free(peer);
+    else
+        meeting->peers[meeting->peer_count++] = peer;
+    return pair[0];
+}
+
+/* Who had to make room for others before it was answered comes again; who was refused does not. */
+static void a_source_that_is_turned_out_comes_again(void **state)
+{
+    static const struct {
+        enum meets meets[6];
+        int rc;
+        uint32_t calls;
+    } rows[] = {
+        {{CLOSED, GREETED, GREETED}, 0, 3},
+        {{GREETED, FORGOTTEN, GREETED, GREETED}, 0, 4},
+        {{GREETED, CLOSED, GREETED, GREETED}, 0, 4},
+        {{REFUSED, GREETED, GREETED}, -EREMOTEIO, 1},
+        {{CLOSED, NOBODY}, -ECONNRESET, 2},
+        {{NOBODY, GREETED, GREETED}, -ENOENT, 1},
+        {{CLOSED, CLOSED}, -ECONNRESET, VFMIG_MAX_GREETING_TRIES},
+    };
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct meeting meeting = {.next = rows[i].meets};
+        const struct vfmig_dial dial = {meet, &meeting, STALL_NS, NULL, NULL};
+        struct vfmig_channel *channels[2];
+        struct vfmig_error error = {0};
+
+        assert_int_equal(vfmig_channels_open(&dial, 2, id, channels, &error), rows[i].rc);
+        assert_int_equal(error.code, rows[i].rc);
+        assert_int_equal(meeting.calls, rows[i].calls);
+        for (unsigned c = 0; c < 2; c++)
+            vfmig_channel_free(channels[c]);
+        while (meeting.peer_count)
+            vfmig_channel_free(meeting.peers[--meeting.peer_count]);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -240,6 +320,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(an_identity_that_comes_early_waits),
         cmocka_unit_test(who_leaves_half_way_is_forgotten),
         cmocka_unit_test(a_refused_source_says_why),
+        cmocka_unit_test(a_source_that_is_turned_out_comes_again),
     };
 
     if (argc > 1)
