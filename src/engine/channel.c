@@ -17,6 +17,7 @@
 #include "base/sabotage.h"
 #include "engine/channel_private.h"
 #include "engine/pack.h"
+#include "io/sock.h"
 #include "io/tls.h"
 
 #define MAX_PARTS 4
@@ -116,11 +117,17 @@ int vfmig_channel_fd(const struct vfmig_channel *channel)
     return channel->fd;
 }
 
+static uint64_t part_of(uint64_t timeout_ns)
+{
+    return timeout_ns / VFMIG_STALL_PARTS + (timeout_ns % VFMIG_STALL_PARTS != 0);
+}
+
 static int limit(struct vfmig_channel *channel, int option, uint64_t timeout_ns, struct vfmig_error *reterr)
 {
+    uint64_t part_ns = part_of(timeout_ns);
     struct timeval timeout = {
-        .tv_sec = (time_t)(timeout_ns / 1000000000u),
-        .tv_usec = (suseconds_t)(timeout_ns % 1000000000u / 1000u),
+        .tv_sec = (time_t)(part_ns / 1000000000u),
+        .tv_usec = (suseconds_t)(part_ns % 1000000000u / 1000u),
     };
 
     if (timeout_ns && !timeout.tv_sec && !timeout.tv_usec)
@@ -136,8 +143,9 @@ int vfmig_channel_set_stall(struct vfmig_channel *channel, uint64_t timeout_ns,
 {
     if (channel->file)
         return 0;
-    uint64_t ms = timeout_ns / 1000000u + (timeout_ns % 1000000u != 0);
-    channel->stall_ms = ms < INT_MAX ? (int)ms : INT_MAX;
+    uint64_t part_ns = part_of(timeout_ns);
+    uint64_t ms = part_ns / 1000000u + (part_ns % 1000000u != 0);
+    channel->part_ms = ms < INT_MAX ? (int)ms : INT_MAX;
     int rc = limit(channel, SO_RCVTIMEO, timeout_ns, reterr);
     return rc ? rc : limit(channel, SO_SNDTIMEO, timeout_ns, reterr);
 }
@@ -239,14 +247,18 @@ static ssize_t send_some(struct vfmig_channel *channel, struct iovec *iov, size_
 static int send_all(struct vfmig_channel *channel, struct iovec *iov, size_t count,
                     const struct vfmig_fds *fds, struct vfmig_error *reterr)
 {
+    unsigned silent = 0;
+
     while (count) {
         ssize_t sent = send_some(channel, iov, count, fds);
         if (sent < 0) {
             int code = -errno;
-            if (code == -EINTR)
+            /* TLS counts itself. */
+            if (code == -EINTR || (code == -EAGAIN && !channel->tls && vfmig_sock_go_on(&silent)))
                 continue;
             return send_error(channel, code, reterr);
         }
+        silent = 0;
         fds = NULL;
         atomic_fetch_add_explicit(&channel->bytes_sent, (uint64_t)sent, memory_order_relaxed);
         for (size_t left = (size_t)sent; count && left >= iov->iov_len; iov++, count--, sent = (ssize_t)left)

@@ -22,7 +22,7 @@ struct vfmig_channel {
     bool near; /* both ends of a TCP connection are on this host */
     uint32_t index;
     enum vfmig_side side;
-    int stall_ms; /* 0: no limit */
+    int part_ms; /* of the stall limit; 0: no limit */
     atomic_bool cancelled;
     struct vfmig_tls *tls; /* NULL: plain */
     bool confined; /* its receiving thread will be, and so will everything that it calls */

@@ -62,13 +62,14 @@ static void set_low_water(struct vfmig_channel *channel, size_t bytes)
     (void)setsockopt(channel->fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof(low));
 }
 
-/* Waits for the low-water mark, the end of the connection, or the stall limit. The call that reads
+/* Waits for the low-water mark, the end of the connection, or a part of the stall limit. The call that reads
  * must not wait itself: having taken a part, it would not be woken for a rest below the mark. */
 static void wait_low_water(struct vfmig_channel *channel)
 {
     struct pollfd poll_fd = {.fd = channel->fd, .events = POLLIN};
 
-    (void)poll(&poll_fd, 1, channel->stall_ms ? channel->stall_ms : -1);
+    while (poll(&poll_fd, 1, channel->part_ms ? channel->part_ms : -1) < 0 && errno == EINTR)
+        ;
 }
 
 /* What TLS has decrypted, or will have next. */
@@ -91,6 +92,7 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
                             size_t at_least, bool inside, struct vfmig_error *reterr)
 {
     bool patient = at_least > 1 && !channel->file;
+    unsigned silent = 0;
 
     if (channel->tls)
         return receive_tls(channel, iov, count, inside, reterr);
@@ -117,7 +119,7 @@ static ssize_t receive_some(struct vfmig_channel *channel, struct iovec *iov, si
                                       memory_order_relaxed);
             return got;
         }
-        if (code != -EINTR)
+        if (code != -EINTR && !(code == -EAGAIN && vfmig_sock_go_on(&silent)))
             return vfmig_channel_recv_error(channel, got, code, inside, reterr);
     }
 }
@@ -499,11 +501,13 @@ int vfmig_channel_recv(struct vfmig_channel *channel, struct vfmig_record *ret_r
 void vfmig_channel_drain(struct vfmig_channel *channel)
 {
     uint8_t dropped[4096];
+    unsigned silent = 0;
     ssize_t got;
 
     do {
         got = recv(channel->fd, dropped, sizeof(dropped), 0);
-    } while (got > 0 || (got < 0 && errno == EINTR));
+        silent = got > 0 ? 0 : silent;
+    } while (got > 0 || (got < 0 && (errno == EINTR || (errno == EAGAIN && vfmig_sock_go_on(&silent)))));
 }
 
 int vfmig_channel_ping(struct vfmig_channel *channel, uint64_t id, struct vfmig_clock_offset *clock,

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/sabotage.h"
 #include "io/rights.h"
 
 #define SECOND_NS UINT64_C(1000000000)
@@ -63,6 +64,11 @@ void vfmig_sock_send_room(int fd)
     int bytes = VFMIG_SEND_ROOM;
 
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+}
+
+bool vfmig_sock_go_on(unsigned *parts)
+{
+    return ++*parts < VFMIG_STALL_PARTS && !vfmig_sabotage("stall-in-one");
 }
 
 int vfmig_sock_wait(int fd, short events, uint64_t deadline_ns, struct vfmig_error *reterr)

@@ -19,6 +19,14 @@
 
 #define VFMIG_NEVER UINT64_MAX
 
+/* A limit of silence is waited out in so many parts, of which SO_RCVTIMEO and SO_SNDTIMEO are one each. Parts are
+ * counted, not measured: one that took longer because this process stood still itself (SIGSTOP, a paused host) is
+ * one part like the others, and a peer that stood still with it has the rest to be heard. */
+#define VFMIG_STALL_PARTS 8u
+
+/* One of them has passed in silence, *parts before it: whether there is another one. */
+bool vfmig_sock_go_on(unsigned *parts);
+
 /* CLOCK_MONOTONIC in nanoseconds. */
 uint64_t vfmig_now_ns(void);
 

@@ -129,14 +129,16 @@ static int flush(struct vfmig_tls *tls, int flags)
     tls->out.size = 0;
     tls->sending = filled;
     pthread_mutex_unlock(&tls->lock);
+    unsigned silent = 0;
     for (size_t done = 0; done < filled.size;) {
         ssize_t sent = send(tls->fd, filled.data + done, filled.size - done, MSG_NOSIGNAL | flags);
-        if (sent < 0 && errno == EINTR)
+        if (sent < 0 && (errno == EINTR || (errno == EAGAIN && !flags && vfmig_sock_go_on(&silent))))
             continue;
         if (sent < 0) {
             tls->send_broken = true;
             return -1;
         }
+        silent = 0;
         done += (size_t)sent;
     }
     return 0;
@@ -226,7 +228,7 @@ void vfmig_tls_end(struct vfmig_tls *tls)
 
 /* --- receiving --- */
 
-/* As the socket itself would; 0, or -1 and errno. */
+/* As the socket itself would, in parts; 0, or -1 and errno. */
 static int wait_input(const struct vfmig_tls *tls)
 {
     struct timeval limit = {0};
@@ -234,9 +236,12 @@ static int wait_input(const struct vfmig_tls *tls)
 
     (void)getsockopt(tls->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, &size);
     uint64_t limit_ns = (uint64_t)limit.tv_sec * 1000000000u + (uint64_t)limit.tv_usec * 1000u;
-    uint64_t until_ns = limit_ns ? vfmig_now_ns() + limit_ns : VFMIG_NEVER;
-    if (vfmig_sock_wait(tls->fd, POLLIN, until_ns, NULL) == 0)
-        return 0;
+    unsigned silent = 0;
+    do {
+        uint64_t until_ns = limit_ns ? vfmig_now_ns() + limit_ns : VFMIG_NEVER;
+        if (vfmig_sock_wait(tls->fd, POLLIN, until_ns, NULL) == 0)
+            return 0;
+    } while (vfmig_sock_go_on(&silent));
     errno = EAGAIN;
     return -1;
 }

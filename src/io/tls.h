@@ -38,10 +38,10 @@ int vfmig_tls_begin(const struct vfmig_tls_creds *creds, int fd, const char *pee
 int vfmig_tls_shake(struct vfmig_tls *tls, struct vfmig_error *reterr);
 void vfmig_tls_free(struct vfmig_tls *tls);
 
-/* Sends all of iov and waits as the socket does (SO_SNDTIMEO). The bytes, or -1 and errno; EPROTO: see why. */
+/* Sends all of iov, and waits for VFMIG_STALL_PARTS times SO_SNDTIMEO. The bytes, or -1 and errno; EPROTO: see why. */
 ssize_t vfmig_tls_send(struct vfmig_tls *tls, const struct iovec *iov, size_t count);
 
-/* Receives what is there, at least one byte, as recvmsg does; waits as the socket does (SO_RCVTIMEO). 0:
+/* Receives what is there, at least one byte, as recvmsg does; waits for VFMIG_STALL_PARTS times SO_RCVTIMEO. 0:
  * the peer ended the connection, in TLS's way. -1 and errno; ECONNRESET with vfmig_tls_cut: it was cut, by
  * whomever; EPROTO: see why. */
 ssize_t vfmig_tls_recv(struct vfmig_tls *tls, struct iovec *iov, size_t count);

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -431,6 +432,64 @@ static void receiving_waits_as_the_socket_says(void **state)
     pair_done(&pair);
 }
 
+/* Parts of the limit that go by in silence: this process stood still, or nobody said anything. Calls that do not
+ * wait are the socket's. */
+static unsigned silent_parts;
+static struct end *late_sender; /* says a byte after them */
+
+int __real_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *limit, const sigset_t *mask);
+int __wrap_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *limit, const sigset_t *mask);
+int __wrap_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *limit, const sigset_t *mask)
+{
+    struct iovec iov = {(void *)(uintptr_t)"x", 1};
+
+    if (silent_parts) {
+        silent_parts--;
+        return 0;
+    }
+    if (late_sender)
+        assert_int_equal(vfmig_tls_send(late_sender->tls, &iov, 1), 1);
+    late_sender = NULL;
+    return __real_ppoll(fds, count, limit, mask);
+}
+
+ssize_t __real_send(int fd, const void *data, size_t size, int flags);
+ssize_t __wrap_send(int fd, const void *data, size_t size, int flags);
+ssize_t __wrap_send(int fd, const void *data, size_t size, int flags)
+{
+    if (!silent_parts || flags & MSG_DONTWAIT)
+        return __real_send(fd, data, size, flags);
+    silent_parts--;
+    errno = EAGAIN;
+    return -1;
+}
+
+static void a_part_of_the_limit_is_not_all_of_it(void **state)
+{
+    struct pair pair;
+    struct iovec iov = {(void *)(uintptr_t)"x", 1};
+    char byte;
+
+    pair_init(&pair, "one", "one", "here");
+    silent_parts = VFMIG_STALL_PARTS - 1;
+    send_text(&pair.client, &pair.server, "sent after all");
+    assert_int_equal(silent_parts, 0);
+    silent_parts = VFMIG_STALL_PARTS - 1;
+    late_sender = &pair.client;
+    assert_int_equal(receive(&pair.server, &byte, 1), 1);
+    assert_null(late_sender);
+    silent_parts = VFMIG_STALL_PARTS + 1;
+    assert_int_equal(receive(&pair.server, &byte, 1), -1);
+    assert_int_equal(errno, EAGAIN);
+    assert_int_equal(silent_parts, 1);
+    silent_parts = VFMIG_STALL_PARTS + 1;
+    assert_int_equal(vfmig_tls_send(pair.client.tls, &iov, 1), -1);
+    assert_int_equal(errno, EAGAIN);
+    assert_int_equal(silent_parts, 1);
+    silent_parts = 0;
+    pair_done(&pair);
+}
+
 /* --- both directions at once: nobody waits for the other direction --- */
 
 #define FLOOD_BYTES (6u << 20)
@@ -581,6 +640,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_cut_is_no_end),
         cmocka_unit_test(an_altered_byte_is_an_error),
         cmocka_unit_test(receiving_waits_as_the_socket_says),
+        cmocka_unit_test(a_part_of_the_limit_is_not_all_of_it),
         cmocka_unit_test(both_directions_at_once),
         cmocka_unit_test(files_that_do_not_do_are_named),
         cmocka_unit_test(a_key_with_a_password_is_refused),
