@@ -633,11 +633,23 @@ void vfmig_flow_set_limit(struct vfmig_flow *f, uint32_t device, uint64_t limit_
         f->limit_ns[device] = limit_ns;
 }
 
-void vfmig_flow_excuse(struct vfmig_flow *f, uint64_t stood_ns)
+/* No limit becomes longer than one that is armed now: it may have been armed while others stood still. */
+static void excuse(uint64_t *due_ns, uint64_t limit_ns, uint64_t stood_ns, uint64_t now_ns, uint64_t least_ns)
+{
+    uint64_t due = *due_ns + stood_ns, most = due_at(limit_ns, now_ns);
+
+    due = due < now_ns + least_ns ? now_ns + least_ns : due;
+    due = due > most ? most : due;
+    if (*due_ns && due > *due_ns)
+        *due_ns = due;
+}
+
+void vfmig_flow_excuse(struct vfmig_flow *f, uint64_t stood_ns, uint64_t now_ns, uint64_t least_ns)
 {
     for (uint32_t i = 0; i < f->device_count; i++)
-        f->due_ns[i] += f->due_ns[i] ? stood_ns : 0;
-    f->works_due_ns += f->works_due_ns ? stood_ns : 0;
+        excuse(&f->due_ns[i], f->limit_ns[i], stood_ns, now_ns, least_ns);
+    if (f->works_due_ns)
+        excuse(&f->works_due_ns, limit_of(f, &rows[f->row]), stood_ns, now_ns, least_ns);
     f->deadline_ns = earliest_due(f);
 }
 

@@ -164,9 +164,9 @@ int vfmig_flow_init(struct vfmig_flow *f, enum vfmig_flow_role role, uint32_t de
 /* This device's own limit, in the place of device_timeout_ns. Before START. */
 void vfmig_flow_set_limit(struct vfmig_flow *f, uint32_t device, uint64_t limit_ns);
 
-/* Nobody was looked at for so long, because this process stood still itself: every limit that is running is
- * that much longer. */
-void vfmig_flow_excuse(struct vfmig_flow *f, uint64_t stood_ns);
+/* Nobody was looked at for so long, because this process stood still itself: every limit that is running is that
+ * much longer, and leaves least_ns, in which what came meanwhile is taken. */
+void vfmig_flow_excuse(struct vfmig_flow *f, uint64_t stood_ns, uint64_t now_ns, uint64_t least_ns);
 
 /* One step. -EINVAL: the event makes no sense now; nothing changed, no actions. */
 int vfmig_flow_step(struct vfmig_flow *f, const struct vfmig_flow_event *event, uint64_t now_ns,

@@ -560,6 +560,7 @@ static void on_time(struct engine *e)
 {
     uint64_t now = vfmig_now_ns();
 
+    engine_look(e, now);
     engine_tick(e, now);
     if (engine_due(&e->shutdown_at_ns, now) && e->flow_active && e->flow.running)
         engine_link_shutdown(e);

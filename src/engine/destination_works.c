@@ -35,14 +35,16 @@ static bool has_room(const struct device_worker *dev, size_t size)
 static int wait_for_room(struct device_worker *dev, size_t size, struct vfmig_error *reterr)
 {
     struct engine *e = dev->engine;
-    uint64_t until_ns = 0;
+    uint64_t part_ns = e->options.stall_ns / VFMIG_STALL_PARTS, until_ns = 0;
+    unsigned parts = 0;
     int ret = 0;
 
     pthread_mutex_lock(&e->inbox_lock);
     while (ret == 0 && !has_room(dev, size) && !atomic_load(&e->abort)) {
         bool loads = e->inbox_full[VMSTATE_EXTERNAL_FIRST];
-        until_ns = until_ns ? until_ns : vfmig_deadline_ns(e->options.stall_ns);
-        if (!loads && vfmig_now_ns() >= until_ns)
+        bool over = until_ns && vfmig_now_ns() >= until_ns;
+        until_ns = until_ns && !over ? until_ns : vfmig_deadline_ns(part_ns);
+        if (!loads && over && !vfmig_sock_go_on(&parts))
             ret = vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, VFMIG_RECORD_DEVDATA,
                                   "device %s has more data than it may, and the state that comes first does not come",
                                   dev->id);

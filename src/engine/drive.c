@@ -290,22 +290,11 @@ bool engine_due(uint64_t *at_ns, uint64_t now_ns)
     return true;
 }
 
-/* So late nobody comes here who runs: the process was stopped, or had no time on a CPU. */
-#define STOOD_NS 250000000u
-
-/* Data that waits for the peer or the link is not late: only a device that was asked can be. One that has
- * answered while this process stood still is not late either; its answer has yet to be taken. */
+/* Data that waits for the peer or the link is not late: only a device that was asked can be. */
 void engine_tick(struct engine *e, uint64_t now_ns)
 {
-    uint64_t looked_ns = e->looked_ns;
-
-    e->looked_ns = now_ns;
     if (!e->flow_active || !e->flow.deadline_ns || now_ns < e->flow.deadline_ns)
         return;
-    if (looked_ns && now_ns - e->flow.deadline_ns > STOOD_NS && !vfmig_sabotage("no-excuse")) {
-        vfmig_flow_excuse(&e->flow, now_ns - looked_ns);
-        return;
-    }
     for (uint32_t i = 0; i < e->vm.device_count; i++) {
         struct device_worker *dev = &e->devices[i];
         uint64_t since_ns = atomic_load(&dev->call_ns);

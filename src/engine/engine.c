@@ -243,5 +243,6 @@ uint64_t engine_wakeup(const struct engine *e)
     at = earlier(at, e->reconnect_at_ns);
     at = earlier(at, e->answer_at_ns);
     at = earlier(at, e->beat_at_ns);
+    at = earlier(at, engine_look_at(e));
     return at ? at : UINT64_MAX;
 }

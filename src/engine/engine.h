@@ -169,7 +169,10 @@ struct engine {
     bool mute; /* destination: the source expects no message before its offer */
     uint32_t epoch;
     uint64_t shutdown_at_ns; /* when an aborted attempt that still sends is cut off; 0: never */
-    uint64_t looked_ns; /* when it was last seen to who is late */
+    /* standing.c. When it was last seen to who is late; 0: nobody was to be. How long nobody was since the guest
+     * was asked to stop. Answers that came meanwhile have been given their time. */
+    uint64_t looked_ns, stood_ns;
+    bool spared;
     uint64_t retry_at_ns, give_up_at_ns, reconnect_at_ns, beat_at_ns;
     uint64_t tell_until_ns; /* source, unwound: how long a destination that has not heard is looked for */
     uint64_t again_at_ns;  /* source: when the next round begins; 0: it need not wait */
@@ -278,6 +281,11 @@ int engine_handover_msg(struct engine *e, const struct vfmig_ho_msg *msg);
 void engine_note(struct engine *e, const struct vfmig_error *error); /* keeps the first failure */
 bool engine_due(uint64_t *at_ns, uint64_t now_ns);
 void engine_tick(struct engine *e, uint64_t now_ns); /* deadlines of the flow */
+
+/* standing.c: before any limit is looked at. While there are limits, it is called again by engine_look_at. */
+void engine_look(struct engine *e, uint64_t now_ns);
+uint64_t engine_look_at(const struct engine *e); /* 0: no need */
+uint64_t engine_patience(const struct engine *e); /* source: with a destination that is there and does not answer */
 int engine_flow_init(struct engine *e); /* of an attempt whose workers have started */
 void engine_beat(struct engine *e, uint64_t now_ns);
 

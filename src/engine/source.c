@@ -354,9 +354,8 @@ static void check_answer(struct engine *e, uint64_t now)
     e->answer_state = state;
     if (!waits)
         return;
-    /* Its devices may need all of their time, and are asked a second time if that fails. */
     if (!e->answer_at_ns)
-        e->answer_at_ns = now + 2 * e->options.device_timeout_ns + e->options.reconnect_ns;
+        e->answer_at_ns = now + engine_patience(e);
     if (!engine_due(&e->answer_at_ns, now))
         return;
     vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
@@ -377,13 +376,15 @@ static void check_standstill(struct engine *e, uint64_t now)
     struct vfmig_error error = {0};
     uint64_t patience = STANDSTILL_TIMES * e->options.downtime_limit_ns + e->options.device_timeout_ns;
 
+    if (e->flow.row < VFMIG_ROW_S4_TRIAL)
+        e->stood_ns = 0;
     if (e->options.on_deadline == VFMIG_ON_DEADLINE_FORCE || !e->flow_active || e->failure.code ||
         e->flow.row < VFMIG_ROW_S4_TRIAL || e->flow.row >= VFMIG_ROW_HAND_OVER)
         return;
     pthread_mutex_lock(&e->status_lock);
     uint64_t since_ns = e->stamps.stop_asked;
     pthread_mutex_unlock(&e->status_lock);
-    if (!since_ns || now < since_ns + patience) /* 0: on its way back already */
+    if (!since_ns || now < since_ns + patience + e->stood_ns) /* 0: on its way back already */
         return;
     vfmig_error_set(&error, -ETIME, VFMIG_ORIGIN_LOCAL, 0,
                     "the guest has stood still for %u times the limit of its downtime and one device "
@@ -410,6 +411,7 @@ static void on_time(struct engine *e)
 {
     uint64_t now = vfmig_now_ns();
 
+    engine_look(e, now);
     check_deadline(e, now);
     if (engine_due(&e->again_at_ns, now) && e->flow_active && e->flow.row == VFMIG_ROW_ASK)
         engine_flow_kind(e, VFMIG_FLOW_EVENT_AGAIN);

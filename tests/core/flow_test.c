@@ -488,6 +488,31 @@ static void each_device_has_its_own_limit(void **state)
     assert_false(vfmig_devset_has(&f.late, 2));
 }
 
+static void an_excuse_is_what_was_stood_still_and_no_more(void **state)
+{
+    uint32_t features[3] = {FULL, FULL, FULL};
+    struct vfmig_flow f;
+
+    assert_int_equal(vfmig_flow_init(&f, VFMIG_FLOW_DESTINATION, 3, features, 1000, 1000), 0);
+    vfmig_flow_set_limit(&f, 1, 4000);
+    vfmig_flow_set_limit(&f, 2, 0); /* none, and none comes of it */
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_START}, 0);
+    vfmig_flow_excuse(&f, 400, 1300, 0);
+    assert_int_equal(f.deadline_ns, 1650);
+    vfmig_flow_excuse(&f, 0, 1700, 100);
+    assert_int_equal(f.deadline_ns, 1800);
+    /* Not more than a limit that begins now. */
+    vfmig_flow_excuse(&f, 100000, 2000, 0);
+    assert_int_equal(f.deadline_ns, 3250);
+    vfmig_flow_excuse(&f, 0, 2000, 100000);
+    assert_int_equal(f.deadline_ns, 3250);
+    feed(&f, done(0, VFMIG_STATE_RUNNING, 0), 2000);
+    assert_int_equal(f.deadline_ns, 7000);
+    feed(&f, done(1, VFMIG_STATE_RUNNING, 0), 2000);
+    vfmig_flow_excuse(&f, 100, 2000, 100);
+    assert_int_equal(f.deadline_ns, 0);
+}
+
 /* Source, two devices, in S2 with their data under way. */
 static void to_data(struct vfmig_flow *f)
 {
@@ -716,6 +741,7 @@ int main(void)
         cmocka_unit_test(a_device_that_fails_again_and_again),
         cmocka_unit_test(a_late_device_is_named),
         cmocka_unit_test(each_device_has_its_own_limit),
+        cmocka_unit_test(an_excuse_is_what_was_stood_still_and_no_more),
         cmocka_unit_test(data_that_moves_is_not_late),
         cmocka_unit_test(a_ladder_does_not_extend_the_others),
         cmocka_unit_test(a_hanging_device_does_not_hold_the_guest),

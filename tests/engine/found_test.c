@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -231,15 +232,23 @@ static void slow_back(struct rig *r, const struct rig_entry *entry)
         usleep(200000);
 }
 
-/* In a process of its own: the destination cannot load it, and as the source's devices are asked to go back, all
- * of it is stopped for longer than a device may take. */
-static void go_back_with_a_stop(void)
+/* Each of these is done by a process of its own, all of which is stopped for longer than what it waits for may take. */
+static void stop_at(const char *point)
+{
+    char faults[64];
+
+    snprintf(faults, sizeof(faults), "%s%s", point, vfmig_sabotage("no-excuse") ? ",no-excuse" : "");
+    setenv("VFMIG_SABOTAGE", faults, 1);
+    rig_open(&rig, 2, features, false);
+    rig.options.device_timeout_ns = STOPPED_LIMIT_NS;
+}
+
+/* The destination cannot load it; stopped as the source's devices are asked to go back. */
+static void go_back_with_a_stop(void **state)
 {
     struct vfmig_progress progress;
 
-    setenv("VFMIG_SABOTAGE", vfmig_sabotage("no-excuse") ? "stop-enter-U_QUIET#1,no-excuse" : "stop-enter-U_QUIET#1", 1);
-    rig_open(&rig, 2, features, false);
-    rig.options.device_timeout_ns = STOPPED_LIMIT_NS;
+    stop_at("stop-enter-U_QUIET#1");
     rig.watch = slow_back;
     rig.fault = (struct rig_fault){RIG_DEST, RIG_STATE_LOAD, RIG_ANY, 0, 1, -EIO};
     rig_start(&rig);
@@ -255,24 +264,81 @@ static void go_back_with_a_stop(void)
     rig_close(&rig);
 }
 
-static void who_stood_still_gives_its_devices_up_no_sooner(void **state)
+static void arrive(void)
 {
-    int status = 0;
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    assert_int_equal(vfmig_destination_wait(rig.destination, UINT64_C(10000000000), NULL), 0);
+    rig_assert_moved(&rig);
+    rig_close(&rig);
+}
+
+/* Stopped as the guest stands: for longer than it may. */
+static void move_with_a_stop(void **state)
+{
+    stop_at("stop-enter-S5_ENTER#1");
+    rig.options.downtime_limit_ns = STOPPED_LIMIT_NS / 10;
+    rig.options.on_deadline = VFMIG_ON_DEADLINE_FAIL;
+    arrive();
+}
+
+/* The destination loads, and its source, which has sent everything, waits for it to say so. */
+static void stop_as_the_source_waits(struct rig *r, const struct rig_entry *entry)
+{
+    struct vfmig_progress progress = {0};
+
+    if (entry->side != RIG_DEST || entry->op != RIG_STATE_LOAD || entry->end)
+        return;
+    for (unsigned rounds = 0; progress.step != VFMIG_STEP_HANDOVER && rounds < 4000; rounds++) {
+        usleep(5000);
+        vfmig_source_status(r->source, &progress);
+    }
+    usleep(20000); /* that it has looked at what it waits for; else less is tried */
+    raise(SIGSTOP);
+    usleep(100000); /* the answer takes its time, and is not too late */
+}
+
+static void answer_with_a_stop(void **state)
+{
+    stop_at("");
+    rig.options.device_timeout_ns = STOPPED_LIMIT_NS * 9 / 10;
+    rig.watch = stop_as_the_source_waits;
+    arrive();
+}
+
+static pid_t begin(const char *name, CMUnitTestFunction attempt)
+{
     pid_t pid = fork();
 
     assert_true(pid >= 0);
     if (!pid) {
-        const struct CMUnitTest tests[] = {{"the attempt", (CMUnitTestFunction)go_back_with_a_stop, NULL, NULL, NULL}};
+        const struct CMUnitTest tests[] = {{name, attempt, NULL, NULL, NULL}};
         cmocka_set_test_filter(NULL);
         _exit(cmocka_run_group_tests(tests, NULL, NULL));
     }
-    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
-    assert_true(WIFSTOPPED(status));
+    return pid;
+}
+
+static void who_stood_still_gives_nobody_up_for_it(void **state)
+{
+    pid_t pids[] = {
+        begin("going back", go_back_with_a_stop),
+        begin("moving", move_with_a_stop),
+        begin("answering", answer_with_a_stop),
+    };
+    int status = 0, failed = 0;
+
+    for (unsigned i = 0; i < sizeof(pids) / sizeof(pids[0]); i++) {
+        assert_int_equal(waitpid(pids[i], &status, WUNTRACED), pids[i]);
+        assert_true(WIFSTOPPED(status));
+    }
     usleep(STOPPED_LIMIT_NS * 2 / 1000); /* this is what is done, nothing is judged by it */
-    assert_int_equal(kill(pid, SIGCONT), 0);
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    assert_true(WIFEXITED(status));
-    assert_int_equal(WEXITSTATUS(status), 0);
+    for (unsigned i = 0; i < sizeof(pids) / sizeof(pids[0]); i++) {
+        assert_int_equal(kill(pids[i], SIGCONT), 0);
+        assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+        failed += !WIFEXITED(status) || WEXITSTATUS(status);
+    }
+    assert_int_equal(failed, 0);
 }
 #endif
 
@@ -284,7 +350,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(an_offer_that_comes_after_the_cancel_is_refused),
         cmocka_unit_test(a_seal_without_the_data_is_no_image),
 #ifdef VFMIG_SABOTAGE
-        cmocka_unit_test(who_stood_still_gives_its_devices_up_no_sooner),
+        cmocka_unit_test(who_stood_still_gives_nobody_up_for_it),
 #endif
     };
     if (argc > 1)
