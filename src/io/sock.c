@@ -119,10 +119,10 @@ static void set_alarm(struct vfmig_alarm *alarm, uint64_t deadline_ns)
     alarm->due_ns = deadline_ns;
 }
 
-/* Waits for input. The timer is looked at only when there is none: one that rang for an earlier
- * call is set again for this one. */
-static int wait_input(int fd, struct vfmig_alarm *alarm, uint64_t deadline_ns,
-                      struct vfmig_error *reterr)
+/* The timer is looked at only when there is no input: one that rang for an earlier call is set
+ * again for this one. */
+int vfmig_sock_wait_input(int fd, struct vfmig_alarm *alarm, uint64_t deadline_ns,
+                          struct vfmig_error *reterr)
 {
     struct pollfd pfds[2] = {{.fd = fd, .events = POLLIN}, {.events = POLLIN}};
     nfds_t count = 1;
@@ -216,31 +216,40 @@ int vfmig_sock_send(int fd, struct iovec *iov, int iov_count, const struct vfmig
     }
 }
 
-ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
-                        struct vfmig_alarm *alarm, uint64_t deadline_ns, struct vfmig_error *reterr)
+ssize_t vfmig_sock_take(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
+                        struct vfmig_error *reterr)
 {
     struct vfmig_rights control;
     struct iovec iov = {buf, size};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
-    for (;;) {
-        struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-        vfmig_rights_expect(&msg, &control);
-        int r = wait_input(fd, alarm, deadline_ns, reterr);
+    vfmig_rights_expect(&msg, &control);
+    ssize_t n = ret_fds ? recvmsg(fd, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+                        : recv(fd, buf, size, MSG_DONTWAIT);
+    if (n < 0 && (errno == EINTR || errno == EAGAIN))
+        return -EAGAIN;
+    if (n < 0)
+        return sock_error(errno, "recvmsg", reterr);
+    if (ret_fds && msg.msg_controllen && vfmig_rights_take(&msg, ret_fds) < 0) {
+        vfmig_fds_close(ret_fds);
+        return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                               "the peer sent descriptors that were not asked for");
+    }
+    return n;
+}
+
+ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
+                        struct vfmig_alarm *alarm, uint64_t deadline_ns, struct vfmig_error *reterr)
+{
+    ssize_t n;
+
+    do {
+        int r = vfmig_sock_wait_input(fd, alarm, deadline_ns, reterr);
         if (r < 0)
             return r;
-        ssize_t n = ret_fds ? recvmsg(fd, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
-                            : recv(fd, buf, size, MSG_DONTWAIT);
-        if (n < 0 && (errno == EINTR || errno == EAGAIN))
-            continue;
-        if (n < 0)
-            return sock_error(errno, "recvmsg", reterr);
-        if (ret_fds && msg.msg_controllen && vfmig_rights_take(&msg, ret_fds) < 0) {
-            vfmig_fds_close(ret_fds);
-            return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
-                                   "the peer sent descriptors that were not asked for");
-        }
-        return n;
-    }
+        n = vfmig_sock_take(fd, buf, size, ret_fds, reterr);
+    } while (n == -EAGAIN);
+    return n;
 }
 
 /* The limit is rounded, so that calls with the same time to wait rarely set it anew. */
@@ -264,16 +273,21 @@ static void limit_receive(int fd, struct vfmig_alarm *alarm, uint64_t deadline_n
 ssize_t vfmig_sock_recv_large(int fd, struct iovec *iov, int iov_count, struct vfmig_alarm *alarm,
                               uint64_t deadline_ns, struct vfmig_error *reterr)
 {
+    bool late = false;
+
     for (;;) {
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)iov_count};
-        limit_receive(fd, alarm, deadline_ns);
-        ssize_t n = recvmsg(fd, &msg, 0);
+        if (!late)
+            limit_receive(fd, alarm, deadline_ns);
+        ssize_t n = recvmsg(fd, &msg, late ? MSG_DONTWAIT : 0);
         if (n >= 0)
             return n;
         if (errno != EINTR && errno != EAGAIN)
             return sock_error(errno, "recvmsg", reterr);
-        if (deadline_ns != VFMIG_NEVER && vfmig_now_ns() >= deadline_ns)
+        if (late && errno == EAGAIN)
             return timed_out(reterr);
+        /* A process that stood still wakes up behind its deadline, and what it waits for is there. */
+        late = deadline_ns != VFMIG_NEVER && vfmig_now_ns() >= deadline_ns;
     }
 }
 

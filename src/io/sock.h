@@ -97,6 +97,13 @@ ssize_t vfmig_sock_recv(int fd, void *buf, size_t size, struct vfmig_fds *ret_fd
                         struct vfmig_alarm *alarm, uint64_t deadline_ns,
                         struct vfmig_error *reterr);
 
+/* Its two halves. Waits until there is something, or the end: 0, -ETIMEDOUT. Takes what is there: as above, and
+ * -EAGAIN (without an error) when there was nothing after all. */
+int vfmig_sock_wait_input(int fd, struct vfmig_alarm *alarm, uint64_t deadline_ns,
+                          struct vfmig_error *reterr);
+ssize_t vfmig_sock_take(int fd, void *buf, size_t size, struct vfmig_fds *ret_fds,
+                        struct vfmig_error *reterr);
+
 /* The same into several places, without descriptors, and waiting in the receive: for the reply that
  * comes next and is large. Whoever sends it wakes a receive that blocks in a fraction of the time
  * that waking a poll takes, which is worth more than being woken once for nothing. alarm as above. */

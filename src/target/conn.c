@@ -5,11 +5,18 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "base/sabotage.h"
+
 #define SEND_TIMEOUT_NS UINT64_C(30000000000) /* of replies: a peer that does not read them */
+
+/* How often, and for how long, a call that is late looks whether its reply is here (await). */
+#define LATE_LOOKS   100u
+#define LATE_LOOK_NS UINT64_C(10000000)
 
 /* From so many bytes on a reply is received where the caller wants it. */
 #define LARGE_BYTES 16384u
@@ -37,6 +44,7 @@ struct vfmig_conn {
     pthread_mutex_t lock; /* everything below; the framer belongs to the leader, unlocked */
     struct waiter *waiters;
     bool led; /* somebody reads the socket */
+    bool waiting; /* it waits for input: what has come is in the socket, and nowhere else */
     uint16_t next_id;
     uint16_t abandoned[VFMIG_CONN_ABANDONED];
     uint32_t abandoned_count;
@@ -368,8 +376,7 @@ static int receive(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_
     uint32_t have;
     size_t space;
     void *at = vfmig_framer_space(&conn->framer, &space);
-    bool with_fds = fds_expected(conn);
-    bool large = w && !with_fds && w->call->reply_data_room >= LARGE_BYTES;
+    bool large = w && !fds_expected(conn) && w->call->reply_data_room >= LARGE_BYTES;
 
     if (large && is_large_reply(conn, w, &msg, &have))
         return receive_large(conn, w, &msg, have, 0, deadline_ns, reterr);
@@ -377,13 +384,19 @@ static int receive(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_
         space >= sizeof(msg.header) + w->call->reply_room + w->call->reply_data_room)
         return receive_head(conn, w, at, deadline_ns, reterr);
     fds.count = 0;
+    conn->waiting = true;
     pthread_mutex_unlock(&conn->lock);
-    ssize_t n = vfmig_sock_recv(conn->fd, at, space, with_fds ? &fds : NULL, &conn->alarm,
-                                deadline_ns, reterr);
+    int r = vfmig_sock_wait_input(conn->fd, &conn->alarm, deadline_ns, reterr);
     pthread_mutex_lock(&conn->lock);
+    conn->waiting = false;
+    if (r < 0)
+        return r;
+    ssize_t n = vfmig_sock_take(conn->fd, at, space, fds_expected(conn) ? &fds : NULL, reterr);
+    if (n == -EAGAIN)
+        return 0;
     if (n <= 0)
         return n < 0 ? (int)n : closed(reterr);
-    int r = fed(conn, (size_t)n, &fds, reterr);
+    r = fed(conn, (size_t)n, &fds, reterr);
     return r < 0 ? r : dispatch(conn, reterr);
 }
 
@@ -474,15 +487,39 @@ static void hand_over(struct vfmig_conn *conn)
     }
 }
 
+/* lock held. Whether a reply may be here that whoever reads has not dealt with: in the socket, or in
+ * that thread's hands. */
+static bool may_be_here(const struct vfmig_conn *conn)
+{
+    int unread = 0;
+
+    return !conn->waiting || (ioctl(conn->fd, FIONREAD, &unread) == 0 && unread > 0);
+}
+
+/* lock held. The deadline of a call has passed whose reply another thread reads: true while it is given
+ * time for what is here. After this process stood still both wake up at once, and who only looks at
+ * the clock would miss the reply. Looks are counted, so it ends, and another standstill is one of them. */
+static bool look_first(struct vfmig_conn *conn, struct waiter *w, unsigned *looks)
+{
+    if (vfmig_sabotage("clock-first") || !may_be_here(conn) || ++*looks > LATE_LOOKS)
+        return false;
+    sleep_until(conn, w, vfmig_now_ns() + LATE_LOOK_NS);
+    return true;
+}
+
 /* lock held. Until the reply came, the deadline passed, or the connection ended. */
 static void await(struct vfmig_conn *conn, struct waiter *w, uint64_t deadline_ns)
 {
     struct vfmig_error error = {.code = 0};
     bool leader = false;
+    unsigned looks = 0;
 
     while (!w->done) {
         if (conn->led && !leader) {
             sleep_until(conn, w, deadline_ns);
+            while (!w->done && conn->led && deadline_ns != VFMIG_NEVER &&
+                   vfmig_now_ns() >= deadline_ns && look_first(conn, w, &looks))
+                ;
             if (!w->done && conn->led && deadline_ns != VFMIG_NEVER &&
                 vfmig_now_ns() >= deadline_ns) {
                 vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
