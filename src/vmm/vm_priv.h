@@ -134,6 +134,10 @@ int vmm_tracker_new(struct vfmig_vmm *vmm, struct vfmig_tracker **ret_tracker,
 /* Before it is freed: no vCPU is inside. */
 void vmm_tracker_done(struct vfmig_vmm *vmm);
 
+/* vm_rights.c: every thread of this process has no_new_privs from now on, no inheritable and no ambient capabilities
+ * and, where it may drop it, no bounding set; with all, no capabilities. A negative errno when one cannot. */
+int vmm_drop_rights(bool all);
+
 /* vm_user.c: this process is NAME from now on, with that user's groups and no capabilities, and cannot be more
  * again. Before any thread is confined: it could not follow. */
 int vmm_become(const char *name, const char *journal_dir, struct vfmig_error *reterr);

@@ -4,7 +4,6 @@
 #include <grp.h>
 #include <pwd.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -42,14 +41,18 @@ int vmm_become(const char *name, const char *journal_dir, struct vfmig_error *re
     if (geteuid() && geteuid() != user->pw_uid)
         return vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0,
                                "only root can become the user %.100s", name);
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        return failed("cannot give up rights as", name, reterr);
     if (vfmig_sabotage("stay-root"))
         return 0;
+    /* The bounding set while this is root, the others when nothing needs them any more. */
+    if (!vfmig_sabotage("keep-rights") && (errno = -vmm_drop_rights(false)))
+        return failed("cannot give up rights as", name, reterr);
     /* Groups first: who is no longer root cannot change them. All threads follow (C library). */
     if (geteuid() == 0 &&
         (initgroups(name, user->pw_gid) || setresgid(user->pw_gid, user->pw_gid, user->pw_gid) ||
          setresuid(user->pw_uid, user->pw_uid, user->pw_uid)))
         return failed("cannot become the user", name, reterr);
+    /* Root's are gone by now. They may have come with the file, or from whoever started it, too. */
+    if (!vfmig_sabotage("keep-rights") && (errno = -vmm_drop_rights(true)))
+        return failed("cannot give up rights as", name, reterr);
     return check_journal(name, journal_dir, reterr);
 }
