@@ -246,9 +246,11 @@ static int device_end(struct engine *e, const struct vfmig_record *record, struc
         return ret ? ret : -EBADMSG;
     if (dev->passed || end.segments != dev->received_segments || end.bytes != dev->received_bytes)
         return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, record->tag,
-                               "device %s: %llu segments were sent and %llu arrived", dev->id,
-                               (unsigned long long)end.segments,
-                               (unsigned long long)dev->received_segments);
+                               "device %s: %llu segments of %llu bytes were sent, and %llu of %llu bytes arrived%s",
+                               dev->id, (unsigned long long)end.segments, (unsigned long long)end.bytes,
+                               (unsigned long long)dev->received_segments,
+                               (unsigned long long)dev->received_bytes,
+                               dev->passed ? ", and a part of one more" : "");
     return push_segment(dev, NULL, 0, /* more= */ false, /* end= */ true, reterr);
 }
 

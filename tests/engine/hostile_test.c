@@ -147,6 +147,11 @@ static void after_the_end(void)
 }
 
 static void end_of_another_count(void) { WORDS(0, DEVEND, 0, 0, 1, 0, 5, 0); }
+static void end_of_other_bytes(void)
+{
+    WORDS(0, DEVDATA, 0, 0, 0, 0, 1);
+    WORDS(0, DEVEND, 0, 0, 1, 0, 5, 0);
+}
 static void end_of_nothing(void) { WORDS(0, DEVEND, 7, 0, 0, 0, 0, 0); }
 static void end_within_a_segment(void)
 {
@@ -232,9 +237,10 @@ static const struct lie {
     {odd_piece, "DEVDATA"},
     {short_piece, "DEVDATA"},
     {after_the_end, "data for device dev0 after its end"},
-    {end_of_another_count, "segments were sent and 0 arrived"},
+    {end_of_another_count, "device dev0: 1 segments of 5 bytes were sent, and 0 of 0 bytes arrived"},
+    {end_of_other_bytes, "device dev0: 1 segments of 5 bytes were sent, and 1 of 4 bytes arrived"},
     {end_of_nothing, "data for device 7 of 2"},
-    {end_within_a_segment, "segments were sent and"},
+    {end_within_a_segment, "arrived"},
     {endless_segment, "larger than"},
     {vm_state_of_no_kind, "VM state of an unknown kind 4"},
     {vm_state_of_kind_none, "VM state of an unknown kind 0"},
