@@ -36,6 +36,7 @@ enum check_need {
     CHECK_NEED_RAW = 1 << 8,      /* messages that are wrong (vfio-user) */
     CHECK_NEED_POSTED = 1 << 9,   /* commands without a reply */
     CHECK_NEED_MESSAGE = 1 << 10, /* DMA by message */
+    CHECK_NEED_LOG_TOLD = 1 << 11, /* a log that VERSION tells of, answered or not */
     CHECK_NEED_DMA = 1 << 16,     /* a workload that makes DMA happen */
     CHECK_NEED_CHANGE = 1 << 17,  /* a workload that changes and reads internal state */
     CHECK_NEED_PEER = 1 << 18,    /* a second device */

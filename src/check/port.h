@@ -98,6 +98,7 @@ struct check_facts {
     bool data_fd;                           /* data is read as from a file: 0 is its end */
     bool log_feature;                       /* features 6 to 8 answer */
     bool log_region;                        /* v1 DIRTY_PAGES answers */
+    bool log_told;                          /* VERSION has the page size of its bitmaps */
     uint64_t log_region_pgsize;
     uint32_t max_read;  /* bytes of one DATA_READ, REGION_READ */
     uint32_t max_write; /* bytes of one DATA_WRITE, REGION_WRITE */

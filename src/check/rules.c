@@ -19,6 +19,7 @@
 #define PRE_COPY     CHECK_NEED_PRE_COPY
 #define NDMA         CHECK_NEED_NDMA
 #define LOG          CHECK_NEED_LOG
+#define LOG_TOLD     CHECK_NEED_LOG_TOLD
 #define DATA_SIZE    CHECK_NEED_DATA_SIZE
 #define PRECOPY_INFO CHECK_NEED_PRECOPY_INFO
 #define BAR          CHECK_NEED_BAR
@@ -59,6 +60,7 @@ static const struct {
     {PRE_COPY, "pre-copy"},
     {NDMA, "NDMA"},
     {LOG, "DMA log"},
+    {LOG_TOLD, "a DMA log in VERSION"},
     {DATA_SIZE, "MIG_DATA_SIZE"},
     {PRECOPY_INFO, "PRECOPY_INFO"},
     {BAR, "a BAR"},

@@ -56,6 +56,14 @@ static bool report(struct check *c, uint64_t iova, uint64_t length, uint64_t pag
 
 /* ---- without DMA ---- */
 
+void check_log_told(struct check *c)
+{
+    check_doing(c, "the log is started and stopped");
+    if (check_need(c, check_map(c, IOVA, LENGTH, 0, false), "MAP") &&
+        check_ok(c, check_log_start(c, own_page(c), IOVA, LENGTH), "the start"))
+        check_ok(c, check_log_stop(c), "the stop");
+}
+
 void check_log_off(struct check *c)
 {
     uint64_t bitmap[ROOM / 8];

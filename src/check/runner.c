@@ -52,6 +52,7 @@ static const struct need needs[] = {
     {CHECK_NEED_PRE_COPY, false, "the device has no pre-copy"},
     {CHECK_NEED_NDMA, false, "the device has no NDMA (P2P) states"},
     {CHECK_NEED_LOG, false, "the device does not log its DMA, in pages of 4 KiB to 512 KiB"},
+    {CHECK_NEED_LOG_TOLD, false, "the device does not tell of a log (VERSION: migration.pgsize)"},
     {CHECK_NEED_DATA_SIZE, false, "the device does not tell MIG_DATA_SIZE"},
     {CHECK_NEED_PRECOPY_INFO, false, "the device does not tell PRECOPY_INFO"},
     {CHECK_NEED_BAR, false, "the device has no BAR that can be accessed"},
@@ -77,6 +78,7 @@ static unsigned what_is_there(const struct check *c)
     there |= check_has_pre_copy(c) ? CHECK_NEED_PRE_COPY : 0;
     there |= check_has_ndma(c) ? CHECK_NEED_NDMA : 0;
     there |= (region ? facts->log_region : facts->log_feature) ? CHECK_NEED_LOG : 0;
+    there |= facts->log_told ? CHECK_NEED_LOG_TOLD : 0;
     there |= facts->data_size ? CHECK_NEED_DATA_SIZE : 0;
     there |= facts->precopy_info ? CHECK_NEED_PRECOPY_INFO : 0;
     there |= check_bar(c, &bar, &size) ? CHECK_NEED_BAR : 0;

@@ -35,6 +35,7 @@ static int take_answer(struct check_user *u, const uint8_t *reply, uint32_t size
     facts->max_read = u->link.max_data;
     facts->max_write =
         u->link.max_data < CHECK_CAREFUL_BYTES ? u->link.max_data : CHECK_CAREFUL_BYTES;
+    facts->log_told = theirs.has_migration;
     facts->log_region_pgsize = theirs.migration_pgsize;
     if (theirs.twin_socket) {
         int fd = theirs.has_twin_fd_index ? vfmig_fds_take(fds, theirs.twin_fd_index) : -1;

@@ -517,7 +517,9 @@ static int handle(struct client *c, struct vfmig_user_msg *msg)
     case VFMIG_USER_RESET:
         return reset_command(c, msg);
     case VFMIG_USER_DIRTY_PAGES:
-        return dev->features && !dev->config.no_dma_log ? log_dirty_pages(c, msg) : -EOPNOTSUPP;
+        if (!dev->features || dev->config.no_dma_log || vfmig_sabotage("log-told-refused"))
+            return -EOPNOTSUPP;
+        return log_dirty_pages(c, msg);
     case VFMIG_USER_FEATURE:
         return migrate_feature(c, msg);
     case VFMIG_USER_MIG_DATA_READ:
