@@ -49,6 +49,7 @@ static void forget_attempt(struct engine *e)
     memset(e->progress.steps, 0, sizeof(e->progress.steps));
     e->progress.devices_lost = 0;
     pthread_mutex_unlock(&e->status_lock);
+    e->inbox_cut = false;
     engine_local_forget(e);
     atomic_store(&e->abort, false);
     e->shutdown_at_ns = 0;

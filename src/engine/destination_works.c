@@ -316,11 +316,15 @@ static int given_up(struct vfmig_error *reterr)
 static int wait_inbox(struct engine *e, uint32_t kind, struct vfmig_error *reterr)
 {
     pthread_mutex_lock(&e->inbox_lock);
-    while (!e->inbox_full[kind] && !atomic_load(&e->abort))
+    while (!e->inbox_full[kind] && !e->inbox_cut && !atomic_load(&e->abort))
         pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
     bool full = e->inbox_full[kind];
     pthread_mutex_unlock(&e->inbox_lock);
-    return full ? 0 : given_up(reterr);
+    if (full)
+        return 0;
+    return atomic_load(&e->abort) ? given_up(reterr)
+                                  : vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_VMSTATE,
+                                                    "the stream ended before the machine's state was there");
 }
 
 /* After wait_inbox: nobody writes a full slot again during an attempt. */
@@ -436,9 +440,14 @@ static int load_segment(struct vfmig_target *t, const struct segment *segment,
                : t->ops->load(t, segment->data, segment->size, reterr);
 }
 
-/* SEAL is on channel 0, and may be faster than the last data on another one that broke then. */
+/* SEAL is on channel 0, and may be faster than the last data on another one that broke then. What else is on
+ * channel 0 came before it, unless the source lies. */
 void destination_cut_data(struct engine *e)
 {
+    pthread_mutex_lock(&e->inbox_lock);
+    e->inbox_cut = !vfmig_sabotage("inbox-uncut");
+    pthread_cond_broadcast(&e->inbox_wake);
+    pthread_mutex_unlock(&e->inbox_lock);
     for (uint32_t i = 0; i < e->vm.device_count; i++) {
         struct device_worker *dev = &e->devices[i];
         pthread_mutex_lock(&dev->lock);

@@ -228,6 +228,7 @@ struct engine {
     pthread_cond_t inbox_wake;
     struct vfmig_buffer inbox[4]; /* by kind of VMSTATE */
     bool inbox_full[4];
+    bool inbox_cut; /* the link is gone: what has not come by then never comes */
     size_t queued_bytes, unfinished_bytes; /* of all devices' data: waits to be loaded; in pieces */
     uint32_t stopped_channels; /* what they bring has no room */
     uint64_t window; /* of one device's data (record.h); source: 0 without a destination that answers */

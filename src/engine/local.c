@@ -160,13 +160,16 @@ int engine_local_adopt(struct engine *e, struct vfmig_error *reterr)
     if (!e->local || vfmig_sabotage("skip-adoption"))
         return 0;
     pthread_mutex_lock(&e->inbox_lock);
-    while (!e->shared.count && !atomic_load(&e->abort))
+    while (!e->shared.count && !e->inbox_cut && !atomic_load(&e->abort))
         pthread_cond_wait(&e->inbox_wake, &e->inbox_lock);
     bool here = e->shared.count;
     pthread_mutex_unlock(&e->inbox_lock);
-    if (!here)
+    if (!here && atomic_load(&e->abort))
         return vfmig_error_set(reterr, -ECANCELED, VFMIG_ORIGIN_LOCAL, 0,
                                "the migration was given up");
+    if (!here)
+        return vfmig_error_set(reterr, -EBADMSG, VFMIG_ORIGIN_STREAM, VFMIG_RECORD_RAMFDS,
+                               "the stream ended before memory was passed on");
     e->adopted = true;
     for (uint32_t i = 0; i < e->shared.count; i++) {
         int fd = vfmig_fds_take(&e->shared, i); /* the count stays: they came once */

@@ -282,12 +282,14 @@ static struct vfmig_progress destination_status(void)
     return progress;
 }
 
+static unsigned patience_ms = 20000; /* until what must happen has not happened */
+
 /* Until it takes the next one. */
 static struct vfmig_progress wait_until_over(void)
 {
     struct vfmig_progress progress = destination_status();
 
-    for (unsigned i = 0; (progress.state != VFMIG_MIGRATE_FAILED || !progress.error.code) && i < 20000; i++) {
+    for (unsigned i = 0; (progress.state != VFMIG_MIGRATE_FAILED || !progress.error.code) && i < patience_ms; i++) {
         usleep(1000);
         progress = destination_status();
     }
@@ -349,6 +351,67 @@ static void lies_to_a_destination(void **state)
         /* What it is told is what happened. */
         if (to_destinations[i].tell != gives_up && to_destinations[i].tell != gives_up_in_no_way)
             assert_non_null(strstr(why, to_destinations[i].why));
+    }
+    then_an_honest_one();
+}
+
+/* --- a seal on what is not complete --- */
+
+static void message(uint32_t epoch, enum vfmig_ho_msg_kind kind)
+{
+    uint8_t msg[24] = "a liar";
+
+    vfmig_le32_put(msg + 16, epoch);
+    msg[20] = kind;
+    msg[21] = VFMIG_HO_RECORD_OFFERED;
+    msg[22] = 1;
+    say(0, VFMIG_RECORD_HANDOVER, msg, sizeof(msg));
+}
+
+/* What was said before is in the destination's hands when it answers this. */
+static void wait_for_pong(void)
+{
+    struct vfmig_record record = {0};
+
+    WORDS(0, PING, 1, 0, 1, 0);
+    while (record.tag != VFMIG_RECORD_PONG)
+        assert_int_equal(vfmig_channel_recv(liar[0], &record, NULL), 0);
+}
+
+static void nothing(void) {}
+static void first_external(void) { WORDS(0, VMSTATE, VMSTATE_EXTERNAL_FIRST, 0, 0, 0); }
+static void all_but_the_vcpus(void)
+{
+    first_external();
+    WORDS(0, VMSTATE, VMSTATE_EXTERNAL_FINAL, 0, 0, 0);
+}
+static void all_but_the_last_external(void)
+{
+    first_external();
+    for (uint32_t i = 0; i < 2; i++) {
+        WORDS(i, DEVEND, i, 0, 0, 0, 0, 0);
+        WORDS(i, ROUND, 1, 0, 0, 0, 0, 0);
+    }
+    WORDS(0, VMSTATE, VMSTATE_VCPUS, 0, 1, 0);
+}
+
+/* A source that says that all was sent, and is gone: what never comes is not waited for. */
+static void seals_and_leaves(void **state)
+{
+    static void (*const lies[])(void) = {nothing, first_external, all_but_the_vcpus, all_but_the_last_external};
+
+    listen_alone();
+    for (uint32_t i = 0; i < COUNT(lies); i++) {
+        introduce("");
+        message(i + 1, VFMIG_HO_MSG_OFFER);
+        lies[i]();
+        message(i + 1, VFMIG_HO_MSG_SEAL);
+        wait_for_pong();
+        hang_up();
+        const struct vfmig_progress progress = wait_until_over();
+        if (getenv("LIES_SHOW"))
+            print_message("%u: %s\n", i, progress.error.text);
+        assert_true(progress.error.code < 0);
     }
     then_an_honest_one();
 }
@@ -768,15 +831,21 @@ static void lies_to_who_asks(void **state)
     }
 }
 
-int main(void)
+/* hostile_test [TEST [PATIENCE]]: a test that must fail need not be waited for so long. */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lies_to_a_destination),
+        cmocka_unit_test(seals_and_leaves),
         cmocka_unit_test(lies_at_the_door),
         cmocka_unit_test(lies_about_memory),
         cmocka_unit_test(lies_to_a_source),
         cmocka_unit_test(lies_to_who_asks),
     };
 
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    if (argc > 2)
+        patience_ms = (unsigned)atoi(argv[2]);
     return cmocka_run_group_tests_name("hostile", tests, NULL, NULL);
 }
