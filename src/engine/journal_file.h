@@ -44,6 +44,7 @@ struct vfmig_journal_log {
     uint8_t id[VFMIG_HO_ID_BYTES];
     uint32_t count; /* durable records; the next goes behind them */
     uint32_t room;  /* records that there is space for */
+    bool left;      /* a failed append may have left something behind them */
     struct vfmig_journal_entry last;
     uint32_t opened_epoch; /* of the newest opening: an attempt of which nothing may be on record */
     char path[512];

@@ -106,6 +106,47 @@ int vfmig_journal_damaged(struct vfmig_journal_summary *summary, int code, uint3
     return 0;
 }
 
+/* How the CRC of a record's bytes changes with the bits of the byte at this place. */
+static void crc_changes(size_t place, uint32_t ret_changes[8])
+{
+    uint8_t bytes[offsetof(struct vfmig_journal_raw, crc)] = {0};
+    uint32_t none = vfmig_crc32c(0, bytes, sizeof(bytes));
+
+    for (unsigned bit = 0; bit < 8; bit++) {
+        bytes[place] = (uint8_t)(1u << bit);
+        ret_changes[bit] = vfmig_crc32c(0, bytes, sizeof(bytes)) ^ none;
+    }
+}
+
+/* A record of which one byte is not as it was written, and not zero: what is missing of a torn one is zero, because
+ * its place was. */
+static bool is_altered(const uint8_t *data)
+{
+    struct vfmig_journal_raw raw;
+    uint32_t changes[8];
+
+    memcpy(&raw, data, sizeof(raw));
+    uint32_t differs = le32toh(raw.crc) ^ vfmig_crc32c(0, data, offsetof(struct vfmig_journal_raw, crc));
+    if (!data[0] || !data[sizeof(raw) - 1])
+        return false;
+    for (unsigned byte = 0; byte < 4; byte++)
+        if (!(differs & ~(0xffu << (8 * byte))))
+            return data[offsetof(struct vfmig_journal_raw, crc) + byte];
+    for (size_t place = 0; place < offsetof(struct vfmig_journal_raw, crc); place++) {
+        if (!data[place])
+            continue;
+        crc_changes(place, changes);
+        for (unsigned bits = 1; bits < 256; bits++) {
+            uint32_t change = 0;
+            for (unsigned bit = 0; bit < 8; bit++)
+                change ^= bits & (1u << bit) ? changes[bit] : 0;
+            if (change == differs)
+                return true;
+        }
+    }
+    return false;
+}
+
 static int take_entry(struct vfmig_journal_summary *summary,
                       const struct vfmig_journal_entry *entry)
 {
@@ -126,7 +167,7 @@ int vfmig_journal_scan(const struct vfmig_journal_store *store, const char *path
 {
     struct vfmig_journal_entry entry;
     uint8_t data[VFMIG_JOURNAL_RECORD_BYTES];
-    bool ended = false;
+    bool ended = false, partial = false;
 
     memset(ret_summary, 0, sizeof(*ret_summary));
     snprintf(ret_summary->path, sizeof(ret_summary->path), "%s", path);
@@ -135,8 +176,12 @@ int vfmig_journal_scan(const struct vfmig_journal_store *store, const char *path
         if (n < 0)
             return vfmig_error_set(reterr, (int)n, VFMIG_ORIGIN_KERNEL, 0,
                                    "cannot read journal %s: %s", path, strerror((int)-n));
+        /* Room was there, and synced, before anything was written into it. */
+        if (n == 0 && (number < ROOM_RECORDS || partial) && (ret_summary->count || ret_summary->torn))
+            return vfmig_journal_damaged(ret_summary, -EBADMSG, number, "is missing: the file was cut off");
         if (n == 0)
             return 0;
+        partial = n < VFMIG_JOURNAL_RECORD_BYTES;
         enum slot slot = decode(data, number, &entry);
         if (slot == SLOT_EMPTY) {
             ended = true;
@@ -150,6 +195,8 @@ int vfmig_journal_scan(const struct vfmig_journal_store *store, const char *path
         if (slot == SLOT_FOREIGN)
             return vfmig_journal_damaged(ret_summary, -EBADMSG, number,
                                          "is not what belongs there");
+        if (slot == SLOT_BAD && is_altered(data))
+            return vfmig_journal_damaged(ret_summary, -EBADMSG, number, "was altered");
         if (slot == SLOT_BAD)
             ended = ret_summary->torn = true;
         else if (number == 0 && entry.record)
@@ -209,7 +256,21 @@ static int lay_out_room(struct vfmig_journal_log *log, struct vfmig_error *reter
     if (r < 0)
         return store_error(reterr, r, "make room in journal", log->path);
     log->room = log->count + ROOM_RECORDS;
+    log->left = false;
     return 0;
+}
+
+/* What a failed append may have left is cleared first, so that a torn record never has parts of two. */
+static int clear_left(struct vfmig_journal_log *log)
+{
+    static const uint8_t zeros[VFMIG_JOURNAL_RECORD_BYTES];
+    int r = write_all(&log->store, zeros, sizeof(zeros), end_of(log));
+
+    if (r == 0)
+        r = log->store.sync(log->store.opaque, /* all= */ false);
+    if (r == 0)
+        log->left = false;
+    return r;
 }
 
 int vfmig_journal_log_append(struct vfmig_journal_log *log, struct vfmig_journal_entry *entry,
@@ -228,11 +289,14 @@ int vfmig_journal_log_append(struct vfmig_journal_log *log, struct vfmig_journal
     bool full = vfmig_sabotage("journal-full") ||
                 vfmig_sabotage_on("journal-full", vfmig_ho_record_name(entry->record));
     int r = full && entry->record ? -ENOSPC : 0;
+    if (r == 0 && log->left)
+        r = clear_left(log);
     if (r == 0)
         r = write_all(&log->store, raw, sizeof(raw), end_of(log));
     if (r == 0 && !vfmig_sabotage("journal-no-sync"))
         r = log->store.sync(log->store.opaque, /* all= */ false);
     log->count += r < 0 && vfmig_sabotage("journal-not-overwritten");
+    log->left = r < 0;
     if (r < 0)
         return store_error(reterr, r, "write journal", log->path);
     log->count++;

@@ -209,7 +209,8 @@ static void a_torn_last_record_is_ignored(void **state)
         assert_int_equal(s.torn, cut > 0);
         assert_int_equal(s.last.record, VFMIG_HO_RECORD_OFFERED);
     }
-    assert_int_equal(truncate(p->file, 600), 0);
+    poke(p, 512, whole, 100);
+    poke(p, 612, zeros, 156);
     journal = open_it(p);
     assert_int_equal(vfmig_journal_last(journal)->record, VFMIG_HO_RECORD_OFFERED);
     append(journal, 1, VFMIG_HO_RECORD_RESUMED);
@@ -217,6 +218,59 @@ static void a_torn_last_record_is_ignored(void **state)
     struct vfmig_journal_summary s = read_it(p);
     assert_false(s.torn);
     assert_int_equal(s.last.record, VFMIG_HO_RECORD_RESUMED);
+}
+
+/* Room is laid out and synced before a record is written: no power cut makes the file shorter. */
+static void a_file_that_was_cut_off_is_damaged(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p);
+    struct vfmig_error err;
+
+    append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    append(journal, 1, VFMIG_HO_RECORD_GRANT_SENT);
+    vfmig_journal_close(journal);
+    for (off_t size = 4095; size > 0; size -= size > 1024 ? 1023 : 97) {
+        assert_int_equal(truncate(p->file, size), 0);
+        struct vfmig_journal_summary s = read_it(p);
+        assert_int_equal(s.damage, -EBADMSG);
+        assert_non_null(strstr(s.error.text, "cut off"));
+        assert_int_equal(vfmig_journal_open(p->dir, id, VFMIG_HO_SOURCE, true, NULL, &journal, &err), -EBADMSG);
+    }
+    assert_int_equal(truncate(p->file, 0), 0); /* as it is before anything was written */
+    assert_int_equal(read_it(p).damage, 0);
+}
+
+/* The last record is what counts: with one byte of it wrong it was written whole, and is not torn. */
+static void a_last_record_that_was_altered_is_named(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p);
+    struct vfmig_error err;
+    uint8_t record[256];
+    unsigned named = 0;
+
+    append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    append(journal, 1, VFMIG_HO_RECORD_ABORTED);
+    vfmig_journal_close(journal);
+    int fd = open(p->file, O_RDONLY);
+    assert_int_equal(pread(fd, record, sizeof(record), 512), 256);
+    close(fd);
+    for (size_t i = 0; i < sizeof(record); i += i < 60 || i > 248 ? 1 : 29) {
+        const uint8_t changed = record[i] ^ (uint8_t)(i % 3 ? 0x10 : 0xa5);
+        poke(p, 512 + (off_t)i, &changed, 1);
+        struct vfmig_journal_summary s = read_it(p);
+        /* Without this byte it might be torn. */
+        if (changed && (i == sizeof(record) - 1 || record[sizeof(record) - 1])) {
+            named++;
+            assert_int_equal(s.damage, -EBADMSG);
+            assert_non_null(strstr(s.error.text, "record 2 of journal"));
+            assert_int_equal(vfmig_journal_open(p->dir, id, VFMIG_HO_SOURCE, true, NULL, &journal, &err), -EBADMSG);
+        }
+        poke(p, 512 + (off_t)i, &record[i], 1);
+    }
+    assert_int_equal(read_it(p).last.record, VFMIG_HO_RECORD_ABORTED);
+    assert_true(named || !record[sizeof(record) - 1]);
 }
 
 static void any_other_damage_is_named(void **state)
@@ -432,6 +486,8 @@ int main(void)
         TEST(records_of_the_other_role_are_refused),
         TEST(two_cannot_write_one),
         TEST(a_torn_last_record_is_ignored),
+        TEST(a_file_that_was_cut_off_is_damaged),
+        TEST(a_last_record_that_was_altered_is_named),
         TEST(any_other_damage_is_named),
         TEST(a_full_disk_is_an_error_and_does_not_stop_an_unwinding),
         TEST(a_directory_lists_its_journals),
