@@ -75,6 +75,19 @@ static void fill_entry(const char *text, struct vfmig_journal_entry *ret_entry)
     snprintf(ret_entry->text, sizeof(ret_entry->text), "%s", text ? text : "");
 }
 
+/* Somebody may have removed the directory, or put another one there: what is written then is on record for nobody. */
+static int check_place(const struct vfmig_journal *journal, struct vfmig_error *reterr)
+{
+    struct stat here, there;
+
+    if (fstat(journal->fd, &here) < 0 || stat(journal->log.path, &there) < 0)
+        return kernel_error(reterr, -errno, "find journal", journal->log.path);
+    if (here.st_dev == there.st_dev && here.st_ino == there.st_ino)
+        return 0;
+    return vfmig_error_set(reterr, -ESTALE, VFMIG_ORIGIN_LOCAL, 0, "journal %s is another file by now",
+                           journal->log.path);
+}
+
 int vfmig_journal_append(struct vfmig_journal *journal, uint32_t epoch, enum vfmig_ho_record record,
                          const char *text, uint64_t *ret_sync_ns, struct vfmig_error *reterr)
 {
@@ -91,7 +104,11 @@ int vfmig_journal_append(struct vfmig_journal *journal, uint32_t epoch, enum vfm
     entry.epoch = epoch;
     entry.record = (uint8_t)record;
     vfmig_sabotage_point("before", vfmig_ho_record_name(record));
-    int r = vfmig_journal_log_append(&journal->log, &entry, reterr);
+    /* Before these the attempt can be unwound; later the guest is better off with a record that nobody finds. */
+    bool turns = record == VFMIG_HO_RECORD_READY || record == VFMIG_HO_RECORD_GRANT_SENT;
+    int r = turns && !vfmig_sabotage("journal-anywhere") ? check_place(journal, reterr) : 0;
+    if (r == 0)
+        r = vfmig_journal_log_append(&journal->log, &entry, reterr);
     if (r < 0)
         return r;
     vfmig_sabotage_point("after", vfmig_ho_record_name(record));

@@ -61,7 +61,8 @@ void vfmig_journal_close(struct vfmig_journal *journal); /* NULL is fine */
 const struct vfmig_journal_entry *vfmig_journal_last(const struct vfmig_journal *journal);
 
 /* Writes one record and returns when it is durable; ret_sync_ns (may be NULL) says how long writing
- * and syncing took. On failure the record may or may not be on disk; the next append overwrites it. */
+ * and syncing took. On failure the record may or may not be on disk; the next append overwrites it.
+ * READY and GRANT-SENT are refused when the file is not in its place any more. */
 int vfmig_journal_append(struct vfmig_journal *journal, uint32_t epoch, enum vfmig_ho_record record,
                          const char *text, uint64_t *ret_sync_ns, struct vfmig_error *reterr);
 

@@ -75,7 +75,7 @@ int vfmig_journal_read(const char *path, struct vfmig_journal_summary *ret_summa
                        struct vfmig_error *reterr)
 {
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* it may be anything, a pipe without a writer */
 
     if (fd < 0) {
         int code = -errno;

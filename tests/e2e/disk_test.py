@@ -114,6 +114,20 @@ def test_a_disk_that_fills_up_meanwhile_stops_nothing(world, ending):
     assert [(view["record"], view["outcome"]) for view in views] == [wanted]
 
 
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_a_journal_that_is_removed_meanwhile(world, side):
+    """What nobody would find again must not be relied upon: before the grant the guest stays where it is."""
+    source, target = start(world)
+    source("stop")  # so that it ends in spite of the bandwidth
+    process = migrate_slowly(source, world.uri(), "--downtime-limit", "2000", bandwidth="2M")
+    shutil.rmtree((source if side == "source" else target).journal)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "cannot find journal" in err, err
+    source("cont")
+    assert_guest_lives(source)
+    assert not target("query-status")["running"]
+
+
 def test_sockets_that_find_no_room(world):
     disk = world.disk("disk", "nr_inodes=2")  # the root, and one more
     (disk.path / "ballast").touch()

@@ -273,6 +273,27 @@ static void a_last_record_that_was_altered_is_named(void **state)
     assert_true(named || !record[sizeof(record) - 1]);
 }
 
+/* Nobody would find the grant again. */
+static void a_journal_that_was_removed_takes_no_grant(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p), *other = NULL;
+    struct vfmig_error err;
+
+    append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    assert_int_equal(unlink(p->file), 0);
+    assert_int_equal(vfmig_journal_append(journal, 1, VFMIG_HO_RECORD_GRANT_SENT, NULL, NULL, &err), -ENOENT);
+    assert_non_null(strstr(err.text, p->file));
+    other = open_it(p);
+    assert_int_equal(vfmig_journal_append(journal, 1, VFMIG_HO_RECORD_GRANT_SENT, NULL, NULL, &err), -ESTALE);
+    assert_int_equal(vfmig_journal_last(journal)->record, VFMIG_HO_RECORD_OFFERED);
+    append(journal, 1, VFMIG_HO_RECORD_ABORTED); /* it can be unwound all the same */
+    append(other, 1, VFMIG_HO_RECORD_OFFERED);
+    append(other, 1, VFMIG_HO_RECORD_GRANT_SENT);
+    vfmig_journal_close(other);
+    vfmig_journal_close(journal);
+}
+
 static void any_other_damage_is_named(void **state)
 {
     struct place *p = *state;
@@ -487,6 +508,7 @@ int main(void)
         TEST(two_cannot_write_one),
         TEST(a_torn_last_record_is_ignored),
         TEST(a_file_that_was_cut_off_is_damaged),
+        TEST(a_journal_that_was_removed_takes_no_grant),
         TEST(a_last_record_that_was_altered_is_named),
         TEST(any_other_damage_is_named),
         TEST(a_full_disk_is_an_error_and_does_not_stop_an_unwinding),
