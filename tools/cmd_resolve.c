@@ -137,6 +137,13 @@ static int ask_process(const struct vfmig_resolve_view *view,
     return ret;
 }
 
+/* What was asked for is on record: a process that is through with it does not answer any more. */
+static bool is_done(const struct vfmig_resolve_view *view, const struct vfmig_resolve_request *request)
+{
+    return (request->decision == VFMIG_RESOLVE_SETTLE && view->settled) ||
+           (request->decision == VFMIG_RESOLVE_DISCARD && view->own.last.record == VFMIG_HO_RECORD_RELEASED);
+}
+
 /* Decides for the chosen journal and looks at it again. */
 static int decide(const char *dir, struct vfmig_resolve_view *view, struct vfmig_error *reterr)
 {
@@ -156,7 +163,10 @@ static int decide(const char *dir, struct vfmig_resolve_view *view, struct vfmig
     }
     if (!view->own.held || view->own.damage)
         return vfmig_resolve_apply(dir, view, &request, reterr);
-    int ret = ask_process(view, &request, reterr);
+    int ret = vfmig_resolve_check(view, &request, reterr);
+    if (ret || is_done(view, &request))
+        return ret;
+    ret = ask_process(view, &request, reterr);
     if (ret)
         return ret;
     struct vfmig_journal_summary own;
@@ -212,7 +222,8 @@ static int nothing_chosen(const char *dir, size_t fitting)
             printf(json ? "{}\n" : "nothing to settle in %s\n", dir);
             return TOOL_OK;
         }
-        return tool_fail(&usage, TOOL_FAILED, "no such migration in %s", dir);
+        return tool_fail(&usage, TOOL_FAILED,
+                         id_text ? "no such migration in %s" : "no migration in %s waits for such a decision", dir);
     }
     vfmig_ho_id_parse(id_text, id);
     if (vfmig_resolve_refuse_unknown(dir, id, epoch_of(id), &error) < 0)

@@ -26,6 +26,11 @@ static const char *record_text(const struct vfmig_journal_summary *side)
     return side->damage ? "unreadable" : vfmig_ho_record_name(side->last.record);
 }
 
+static const char *outcome_text(const struct vfmig_resolve_view *view)
+{
+    return view->own.damage ? "unknown" : vfmig_ho_outcome_name(view->outcome);
+}
+
 void handover_print(const struct vfmig_resolve_view *view)
 {
     const struct vfmig_journal_summary *own = &view->own;
@@ -33,7 +38,7 @@ void handover_print(const struct vfmig_resolve_view *view)
 
     vfmig_ho_id_format(own->last.id, id);
     format_time(own->last.time_ns, when, sizeof(when));
-    printf("%s %s: %s\n", id, role_name(own), vfmig_ho_outcome_name(view->outcome));
+    printf("%s %s: %s\n", id, role_name(own), outcome_text(view));
     printf("  record   %s, epoch %u%s%s%s\n", record_text(own), own->last.epoch, *when ? ", " : "",
            when, own->torn ? ", an unfinished record behind it was ignored" : "");
     if (own->held)
@@ -74,7 +79,7 @@ struct json_object *handover_json(const struct vfmig_resolve_view *view)
     add_text(object, "id", id);
     add_text(object, "role", role_name(own));
     add_text(object, "journal", own->path);
-    add_text(object, "outcome", vfmig_ho_outcome_name(view->outcome));
+    add_text(object, "outcome", outcome_text(view));
     add_text(object, "record", record_text(own));
     json_object_object_add(object, "epoch", json_object_new_int64(own->last.epoch));
     if (*when)

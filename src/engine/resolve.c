@@ -169,6 +169,9 @@ int vfmig_resolve_event(const struct vfmig_handover *h, const struct vfmig_resol
         return 0;
     case VFMIG_RESOLVE_REFUSE:
         ret_event->kind = VFMIG_HO_EVENT_ABORT;
+        if (h->state == VFMIG_HO_DST_RUNNING)
+            return vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, h->state,
+                                   "the guest has run here: there is nothing to refuse any more");
         if (h->role == VFMIG_HO_DESTINATION)
             return 0;
         return vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, h->state,
@@ -271,26 +274,35 @@ static int go_on(struct vfmig_journal *journal, const struct vfmig_resolve_view 
     return r;
 }
 
-static int check_decision(const struct vfmig_resolve_view *view,
-                          const struct vfmig_resolve_request *request, struct vfmig_error *reterr)
+int vfmig_resolve_check(const struct vfmig_resolve_view *view, const struct vfmig_resolve_request *request,
+                        struct vfmig_error *reterr)
 {
     bool source = view->own.last.role == VFMIG_HO_SOURCE;
 
-    if (view->own.held)
-        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0, "process %u holds journal %s",
-                               view->own.opened.pid, view->own.path);
-    if (request->decision == VFMIG_RESOLVE_RUN)
-        return vfmig_error_set(reterr, -ENODATA, VFMIG_ORIGIN_LOCAL, 0,
-                               "the process that had the copy is gone, and the copy with it");
-    if ((request->decision == VFMIG_RESOLVE_REFUSE && source) ||
-        (request->decision == VFMIG_RESOLVE_DISCARD && !source))
+    if (source && request->decision == VFMIG_RESOLVE_REFUSE)
+        return vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0, "only a destination can refuse");
+    if (source && request->decision == VFMIG_RESOLVE_RUN)
         return vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0,
-                               source ? "only a destination can refuse"
-                                      : "only a source has something to discard");
+                               "only a destination can be told to run its copy");
+    if (!source && request->decision == VFMIG_RESOLVE_DISCARD)
+        return vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0, "only a source has something to discard");
     if (request->decision == VFMIG_RESOLVE_REFUSE && view->own.last.record == VFMIG_HO_RECORD_RUNNING)
         return vfmig_error_set(reterr, -EPERM, VFMIG_ORIGIN_LOCAL, 0,
                                "the guest has run here: there is nothing to refuse any more");
     return 0;
+}
+
+static int check_decision(const struct vfmig_resolve_view *view,
+                          const struct vfmig_resolve_request *request, struct vfmig_error *reterr)
+{
+    if (view->own.held)
+        return vfmig_error_set(reterr, -EBUSY, VFMIG_ORIGIN_LOCAL, 0, "process %u holds journal %s",
+                               view->own.opened.pid, view->own.path);
+    int r = vfmig_resolve_check(view, request, reterr);
+    if (r == 0 && request->decision == VFMIG_RESOLVE_RUN)
+        r = vfmig_error_set(reterr, -ENODATA, VFMIG_ORIGIN_LOCAL, 0,
+                            "the process that had the copy is gone, and the copy with it");
+    return r;
 }
 
 int vfmig_resolve_apply(const char *dir, struct vfmig_resolve_view *view,

@@ -57,6 +57,10 @@ void vfmig_resolve_judge(const struct vfmig_journal_summary *own,
                          const struct vfmig_journal_summary *peer,
                          struct vfmig_resolve_view *ret_view);
 
+/* Whether a decision is one for this side at all, its process alive or gone: 0, or -EPERM. */
+int vfmig_resolve_check(const struct vfmig_resolve_view *view, const struct vfmig_resolve_request *request,
+                        struct vfmig_error *reterr);
+
 /* Decides for a side whose process is gone, and journals it. view comes from vfmig_resolve_status and
  * is brought up to date. Returns 0 also when the records do not allow a decision yet (view->settled
  * says so); -EBUSY when a process holds the journal, -ENODATA when RUN has no memory to run,

@@ -124,7 +124,8 @@ static const struct row rows[] = {
      "nothing that could run is here, and the source has sent a grant", REFUSE_HERE},
     {D(NONE), ANY, P(ABORTED), ANY, O(REFUSED), 0,
      "the source has unwound before everything had arrived here", REFUSE_HERE},
-    {D(NONE), ANY, ANY, ANY, O(NONE), SETTLED, "nothing complete has arrived", ""},
+    {D(NONE), HELD, ANY, ANY, O(NONE), SETTLED, "nothing complete has arrived", ""},
+    {D(NONE), DEAD, ANY, ANY, O(REFUSED), SETTLED, "its process ended before everything had arrived here", ""},
     {D(READY), HELD, UNWOUND, ANY, O(REFUSED), 0,
      "the source has unwound: the copy here is stale", "vfmig resolve --refuse gives it up"},
     {D(READY), HELD, P(GRANT_SENT), ANY, O(PAUSED_AT_DESTINATION), 0,
@@ -229,8 +230,10 @@ void vfmig_resolve_judge(const struct vfmig_journal_summary *own,
                          struct vfmig_resolve_view *ret_view)
 {
     *ret_view = (struct vfmig_resolve_view){.own = *own, .now = "its journal is damaged", .todo = ""};
-    if (own->damage)
+    if (own->damage) {
+        ret_view->todo = "see what the other side has on record, which often decides; then move this journal away, and keep it";
         return;
+    }
     /* A process that came back after a crash holds the journal, but not the guest. */
     bool empty = own->held && !own->opened.memory;
     /* A peer of another attempt says nothing about this one; an empty journal is of every attempt. */

@@ -62,6 +62,25 @@ def test_the_source_dies_before_the_grant(world):
     assert json.loads(result.stdout)["outcome"] == "runs-at-destination"
 
 
+def test_a_decision_that_comes_too_late(world):
+    """The guest has moved, and both processes live: what cannot be any more is refused, what is done already is fine."""
+    source = world.vm("a", *GUEST, devices=[world.device("dev-a")])
+    target = world.vm("b", devices=[world.device("dev-b")], incoming=world.uri())
+    assert_guest_lives(source)
+    assert migrate(source, world.uri(), "--quiet", "--downtime-limit", "2000").returncode == 0
+    which = ("--id", outcome(target, source)["id"])
+    for own, args, word in ((target, ("--refuse",), "the guest has run here"), (target, ("--discard",), "only a source"),
+                            (target, ("--run",), "no complete copy"), (source, ("--refuse",), "only a destination"),
+                            (source, ("--run",), "only a destination")):
+        result = tool("resolve", own, *args, *which)
+        assert result.returncode == 1 and word in result.stderr, (args, result.stderr)
+    for own, args in ((source, ()), (source, ("--discard",)), (target, ())):
+        result = tool("resolve", own, *args, *which)
+        assert result.returncode == 0 and "runs-at-destination" in result.stdout, (args, result.stderr)
+    assert_guest_lives(target)
+    assert not source("query-status")["running"]
+
+
 def test_the_source_dies_with_the_grant_on_record(world):
     source, target = crash(world, kill_source="kill-after-GRANT-SENT")
     result = tool("resolve", target, "--run", "--peer-journal", source.journal)

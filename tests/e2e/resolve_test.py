@@ -139,7 +139,24 @@ def test_damage_is_named(tmp_path):
     path.write_bytes(data)
     result = run("status", tmp_path)
     assert result.returncode == 1 and "record 1 of journal" in result.stderr
+    assert "source: unknown" in result.stdout and "to do    see what the other side" in result.stdout
+    assert status(tmp_path)[0]["outcome"] == "unknown"
     assert run("resolve", tmp_path).returncode == 1
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / f"{ID.hex()}.source")
+    for command in ("status", "resolve"):
+        result = run(command, tmp_path)
+        assert result.returncode == 1 and "cannot read journal" in result.stderr
+
+
+def test_a_destination_that_died_with_nothing_has_refused(tmp_path):
+    journal(tmp_path / "d", "destination")
+    journal(tmp_path / "s", "source", "OFFERED", "RESUMED")
+    for args in ((), ("--peer-journal", tmp_path / "s")):
+        seen = status(tmp_path / "d", *args)[0]
+        assert seen["outcome"] == "refused" and seen["settled"] and not seen["alive"]
 
 
 @pytest.mark.parametrize("args, word", [
