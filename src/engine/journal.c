@@ -140,6 +140,19 @@ static int sync_directory(const char *dir, struct vfmig_error *reterr)
     return r < 0 ? kernel_error(reterr, r, "sync directory", dir) : 0;
 }
 
+/* The directory stays one that status and a VMM that starts can read. */
+static int check_room(const struct vfmig_journal *journal, const char *dir, bool memory, struct vfmig_error *reterr)
+{
+    uint32_t most = memory ? VFMIG_MAX_JOURNALS : VFMIG_MAX_JOURNALS / 2;
+
+    if (access(journal->log.path, F_OK) == 0 || vfmig_journal_count(dir) < most || vfmig_sabotage("journals-unbounded"))
+        return 0;
+    return vfmig_error_set(reterr, -E2BIG, VFMIG_ORIGIN_LOCAL, 0,
+                           "directory %s has %u journals, and there may be no more: move some away whose migrations are "
+                           "long over",
+                           dir, most);
+}
+
 static int open_locked(struct vfmig_journal *journal, const char *dir, struct vfmig_error *reterr)
 {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
@@ -171,6 +184,8 @@ int vfmig_journal_open(const char *dir, const uint8_t *id, enum vfmig_ho_role ro
     journal->log.role = role;
     memcpy(journal->log.id, id, sizeof(journal->log.id));
     int r = vfmig_journal_path(dir, id, role, journal->log.path, sizeof(journal->log.path), reterr);
+    if (r == 0)
+        r = check_room(journal, dir, memory, reterr);
     if (r == 0)
         r = open_locked(journal, dir, reterr);
     if (r == 0)

@@ -50,7 +50,8 @@ struct vfmig_journal_summary {
 /* Opens the journal of a migration, makes directory (one level) and file if needed, locks it, and
  * puts on record that this process holds it. memory: this process has the guest's memory, or waits
  * for it. control: path of its control socket, may be NULL.
- * Returns 0; -EBUSY when another process holds it, -EBADMSG when a record other than the last is
+ * Returns 0; -E2BIG when it would be one journal too many (without memory half as many are let in, so that
+ * whoever asks for what nobody knows cannot use up the room of migrations), -EBUSY when another process holds it, -EBADMSG when a record other than the last is
  * damaged, -ENOTSUP for a newer format, -ENOSPC, or another errno of the file system. */
 int vfmig_journal_open(const char *dir, const uint8_t *id, enum vfmig_ho_role role, bool memory,
                        const char *control, struct vfmig_journal **ret_journal,
@@ -88,6 +89,9 @@ int vfmig_journal_read(const char *path, struct vfmig_journal_summary *ret_summa
  * not exist has none. Returns 0, -E2BIG above VFMIG_MAX_JOURNALS, or an errno. */
 int vfmig_journal_list(const char *dir, struct vfmig_journal_summary **ret_list, size_t *ret_count,
                        struct vfmig_error *reterr);
+
+/* How many journals a directory has, whatever is in them. */
+uint32_t vfmig_journal_count(const char *dir);
 
 /* Path of a journal in its directory; -ENAMETOOLONG when it does not fit. */
 int vfmig_journal_path(const char *dir, const uint8_t *id, enum vfmig_ho_role role, char *ret_path,

@@ -103,6 +103,18 @@ static int is_journal_name(const struct dirent *entry)
     return !vfmig_ho_id_parse(hex, id) && (!strcmp(dot, ".source") || !strcmp(dot, ".destination"));
 }
 
+uint32_t vfmig_journal_count(const char *dir)
+{
+    DIR *stream = opendir(dir);
+    uint32_t count = 0;
+
+    for (const struct dirent *entry; stream && (entry = readdir(stream));)
+        count += (uint32_t)is_journal_name(entry);
+    if (stream)
+        closedir(stream);
+    return count;
+}
+
 /* The name says whose journal it is, even when nothing else can be read. */
 static void check_against_name(const char *name, struct vfmig_journal_summary *summary)
 {
@@ -158,7 +170,8 @@ int vfmig_journal_list(const char *dir, struct vfmig_journal_summary **ret_list,
                                n);
     else if ((unsigned)n > VFMIG_MAX_JOURNALS)
         code = vfmig_error_set(reterr, -E2BIG, VFMIG_ORIGIN_LOCAL, 0,
-                               "directory %s has more than %u journals", dir, VFMIG_MAX_JOURNALS);
+                               "directory %s has more than %u journals: move some away whose migrations are long over",
+                               dir, VFMIG_MAX_JOURNALS);
     for (int i = 0; i < n; i++) {
         if (code == 0 && read_one(dir, names[i]->d_name, &list[i]) < 0)
             code = vfmig_error_set(reterr, -ENAMETOOLONG, VFMIG_ORIGIN_LOCAL, 0,

@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -16,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/bounds.h"
 #include "base/crc32c.h"
 #include "engine/journal.h"
 #include "engine/journal_file.h"
@@ -27,6 +29,18 @@ int fdatasync(int fd)
 {
     syncs++;
     return (int)syscall(SYS_fdatasync, fd);
+}
+
+static unsigned pretended; /* journals in a directory: thousands of files take long to make */
+
+struct dirent *readdir(DIR *stream)
+{
+    static struct dirent entry;
+
+    if (!pretended)
+        return NULL;
+    snprintf(entry.d_name, sizeof(entry.d_name), "%032x.source", pretended--);
+    return &entry;
 }
 
 static const uint8_t id[VFMIG_HO_ID_BYTES] = {0xab, 0xcd, [15] = 0x01};
@@ -395,6 +409,40 @@ static void a_directory_lists_its_journals(void **state)
     vfmig_journal_close(journal);
 }
 
+/* Strangers' questions and attempts in vain leave a journal each; status reads all of them. */
+static void a_directory_takes_no_more_than_status_reads(void **state)
+{
+    static const struct {
+        unsigned there;
+        bool memory;
+        int ret;
+    } cases[] = {
+        {VFMIG_MAX_JOURNALS / 2 - 1, false, 0},
+        {VFMIG_MAX_JOURNALS / 2, false, -E2BIG},
+        {VFMIG_MAX_JOURNALS - 1, true, 0},
+        {VFMIG_MAX_JOURNALS, true, -E2BIG},
+    };
+    struct place *p = *state;
+    struct vfmig_journal *journal;
+    struct vfmig_error err;
+    uint8_t other[VFMIG_HO_ID_BYTES] = {1};
+
+    vfmig_journal_close(open_it(p));
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        other[1] = (uint8_t)i;
+        pretended = cases[i].there;
+        int ret = vfmig_journal_open(p->dir, other, VFMIG_HO_DESTINATION, cases[i].memory, NULL, &journal, &err);
+        assert_int_equal(ret, cases[i].ret);
+        if (ret == 0)
+            vfmig_journal_close(journal);
+        else
+            assert_non_null(strstr(err.text, "move some away"));
+    }
+    pretended = VFMIG_MAX_JOURNALS;
+    vfmig_journal_close(open_it(p)); /* what is there already is */
+    pretended = 0;
+}
+
 static void paths_and_ids_are_checked(void **state)
 {
     char text[33], longdir[600];
@@ -513,6 +561,7 @@ int main(void)
         TEST(any_other_damage_is_named),
         TEST(a_full_disk_is_an_error_and_does_not_stop_an_unwinding),
         TEST(a_directory_lists_its_journals),
+        TEST(a_directory_takes_no_more_than_status_reads),
         TEST(paths_and_ids_are_checked),
         TEST(what_a_failed_sync_left_in_the_cache_is_written_again),
     };
