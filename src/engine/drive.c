@@ -321,7 +321,8 @@ int engine_flow_init(struct engine *e)
     return ret;
 }
 
-/* A sign of life, so that the peer's stall limit means what it says. Memory is one, too. */
+/* A sign of life, so that the peer's stall limit means what it says. Memory is one, too, but not while it
+ * waits for its share of the bandwidth, or goes on other channels. */
 void engine_beat(struct engine *e, uint64_t now_ns)
 {
     struct vfmig_mover_progress moved = {0};
@@ -331,7 +332,8 @@ void engine_beat(struct engine *e, uint64_t now_ns)
     if (e->mover)
         vfmig_mover_progress(e->mover, &moved);
     /* Before the offer the source measures the clocks and expects nothing else. */
-    if (e->linked && !moved.running && e->handover.state != VFMIG_HO_DST_LISTEN)
+    bool memory = vfmig_sabotage("round-is-life") ? moved.running : moved.sends;
+    if (e->linked && !memory && e->handover.state != VFMIG_HO_DST_LISTEN)
         (void)engine_send_progress(e, PROGRESS_ALIVE, NULL, 0);
     e->beat_at_ns = now_ns + e->options.stall_ns / 4;
 }

@@ -38,6 +38,7 @@ struct worker {
     pthread_t thread;
     uint64_t round_seen;
     uint64_t waited_ns; /* of this round, for its share of the bandwidth */
+    atomic_bool sends;  /* a record, at this moment */
     uint64_t taken;     /* pages of it */
     struct vfmig_cpu_use use; /* of its thread, when the round began */
     struct vfmig_seat seat;
@@ -136,8 +137,10 @@ static int flush_pages(struct worker *w, struct vfmig_error *reterr)
     if (rc == 0)
         rc = wait_for_share(w, record_bytes(w->run_count, w->page_count), reterr);
     note_written(w);
+    atomic_store_explicit(&w->sends, true, memory_order_relaxed);
     if (rc == 0)
         rc = vfmig_channel_send_pages(w->channel, w->mover->memory, w->runs, w->run_count, reterr);
+    atomic_store_explicit(&w->sends, false, memory_order_relaxed);
     atomic_fetch_add_explicit(&w->mover->pages_done, w->page_count, memory_order_relaxed);
     w->page_count = w->run_count = 0;
     return rc;
@@ -545,6 +548,7 @@ void vfmig_mover_progress(struct vfmig_mover *mover, struct vfmig_mover_progress
     progress.busy_ns = mover->busy_ns;
     progress.use = mover->use;
     progress.running = mover->running && mover->busy;
+    progress.sends = atomic_load(&mover->workers[0].sends);
     pthread_mutex_unlock(&mover->lock);
     progress.pages_done = atomic_load(&mover->pages_done);
     for (uint32_t i = 0; i < mover->worker_count; i++) {

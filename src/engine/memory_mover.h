@@ -37,6 +37,7 @@ struct vfmig_mover_progress {
     uint64_t busy_ns;     /* the last round's time without the waits for its share of the bandwidth */
     struct vfmig_cpu_use use; /* the last round's: of all threads; the longest wait of one */
     bool running;
+    bool sends;           /* pages on the first channel, at this moment */
 };
 
 /* One thread a channel. Channels and memory stay the caller's and must outlive the mover. */

@@ -33,8 +33,9 @@
 static void put(struct rig *rig, const struct rig_entry *entry)
 {
     pthread_mutex_lock(&rig->lock);
-    /* Data that never ends leaves room for what comes after it. */
-    uint32_t room = entry->op == RIG_SAVE ? RIG_MAX_LOG / 2 : RIG_MAX_LOG;
+    /* Data that never ends, and DMA beside what takes long, leave room for what comes after it. */
+    bool endless = entry->op == RIG_SAVE || entry->op == RIG_DMA;
+    uint32_t room = endless ? RIG_MAX_LOG / 2 : RIG_MAX_LOG;
     if (rig->log_count < room && !rig->log_ended)
         rig->log[rig->log_count++] = *entry;
     pthread_mutex_unlock(&rig->lock);
