@@ -351,6 +351,18 @@ uint64_t user_report_bytes(const struct user *u)
     return u->max_data > 4096 ? (u->max_data - 64) & ~UINT64_C(7) : 4032;
 }
 
+/* Bits of another range, or of other pages, would be taken for those that were asked for. */
+int user_same_report(const struct user *u, const struct vfmig_user_feature_log_report *asked,
+                     const struct vfmig_user_feature_log_report *told, struct vfmig_error *reterr)
+{
+    if (!memcmp(asked, told, sizeof(*told)) || vfmig_sabotage("report-head-ignored"))
+        return 0;
+    return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
+                           "%s: a log report of 0x%llx bytes at 0x%llx in pages of %llu was not asked for",
+                           u->base.info.name, (unsigned long long)told->length,
+                           (unsigned long long)told->iova, (unsigned long long)told->page_size);
+}
+
 int user_report_range(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
                       uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr)
 {

@@ -317,7 +317,7 @@ static int fetch(struct user *u, uint64_t iova, uint64_t size, uint64_t page_siz
     /* libvfio-user answers a range over two of its regions with success and no bitmap. */
     if (r == 0 && call.ret_size != sizeof(reply) + bytes)
         return short_reply(u, "a log report", reterr);
-    return r;
+    return r == 0 ? user_same_report(u, &request.report, &reply.report, reterr) : r;
 }
 
 static int log_report(struct vfmig_target *t, uint64_t iova, uint64_t size, uint64_t page_size,

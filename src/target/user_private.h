@@ -215,6 +215,8 @@ uint64_t user_report_bytes(const struct user *u);
  * piece into words. */
 typedef int (*user_report_fn)(struct user *u, uint64_t iova, uint64_t size, uint64_t page_size,
                               uint64_t *words, uint32_t bytes, struct vfmig_error *reterr);
+int user_same_report(const struct user *u, const struct vfmig_user_feature_log_report *asked,
+                     const struct vfmig_user_feature_log_report *told, struct vfmig_error *reterr);
 int user_report_range(struct user *u, user_report_fn fetch, uint64_t iova, uint64_t size,
                       uint64_t page_size, uint64_t *bitmap, struct vfmig_error *reterr);
 /* The same, from servers of other makes mapping by mapping. */

@@ -465,7 +465,10 @@ static int fetch(struct user *u, uint64_t iova, uint64_t size, uint64_t page_siz
     if (r == 0 && call.ret_size != sizeof(reply) + bytes)
         return vfmig_error_set(reterr, -EPROTO, VFMIG_ORIGIN_PEER, 0,
                                "%s: reply to a log report is too short", u->base.info.name);
-    return r;
+    const struct vfmig_user_feature_log_report
+        asked = {iova, size, page_size},
+        told = {reply.range.iova, reply.range.size, reply.range.bitmap.pgsize};
+    return r == 0 ? user_same_report(u, &asked, &told, reterr) : r;
 }
 
 static int log_report(struct vfmig_target *t, uint64_t iova, uint64_t size, uint64_t page_size,

@@ -67,6 +67,7 @@ class Device:
     no_dma = False              # maps are accepted and ignored
     overlap_einval = False      # instead of EEXIST; the same map again is fine
     report_region_start = False # reports begin at a mapped region and stay in it
+    report_page = 0             # reports are in pages of this size, and say so
     report_empty = False        # a report across two regions is a success without a bitmap
     # state
     size = 200_000              # bytes of device state
@@ -336,6 +337,18 @@ class Device:
                 self.dirty.discard(page)
                 bits[at // page_size // 8] |= 1 << at // page_size % 8
         return bytes(bits)
+
+    def told_report(self, iova, length, page_size):
+        """The page size that is told, and the bitmap."""
+        bits = self.report(iova, length, page_size)
+        if not self.report_page or not bits:
+            return page_size, bits
+        other = bytearray(len(bits))
+        for page in range(length // page_size):
+            if bits[page // 8] >> page % 8 & 1:
+                large = page * page_size // self.report_page
+                other[large // 8] |= 1 << large % 8
+        return self.report_page, bytes(other)
 
     # --- state ---
 

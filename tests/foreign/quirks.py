@@ -250,6 +250,11 @@ QUIRKS = [
           dict(extra_caps=True), survived="passed over"),
     Quirk("W3", "wire", "no second socket for DMA messages is needed and none is made", Kernel,
           dict(twin=False, flags=5), survived="it is an offer"),
+    Quirk("W4", "wire", "a report in pages of 64 KiB, which says so, where 4 KiB were asked for", Kernel,
+          dict(report_page=65536, flags=5), all_dirty=True,
+          survived="a report of something else means that all is dirty"),
+    Quirk("W5", "wire", "the same in the region dialect", V1, dict(report_page=65536), all_dirty=True,
+          survived="the same"),
 ]
 
 GROUPS = {

@@ -347,5 +347,5 @@ class V1(Device):
         iova, length, page_size, size = struct.unpack_from("=QQQQ", payload, 8)
         if argsz < 40 + size or size < bitmap_bytes(length, page_size):
             raise Refuse(errno.EINVAL)
-        bits = self.report(iova, length, page_size)
+        page_size, bits = self.told_report(iova, length, page_size)
         return struct.pack("=IIQQQQ", 40 + len(bits), flags, iova, length, page_size, len(bits)) + bits

@@ -149,7 +149,8 @@ class Kernel(Device):
         iova, length, page_size = struct.unpack_from("=QQQ", data)
         if argsz < 32 + bitmap_bytes(length, page_size):
             raise Refuse(errno.EINVAL)
-        return payload[:32] + self.report(iova, length, page_size)
+        page_size, bits = self.told_report(iova, length, page_size)
+        return payload[:24] + struct.pack("=Q", page_size) + bits
 
     def got(self, argsz, flags, data):
         if argsz < 8 + len(data):
