@@ -160,8 +160,9 @@ static int run(struct vfmig_vmm_config *config)
     struct sigaction action = {.sa_handler = on_signal};
 
     int ret = vfmig_vmm_create(config, &vmm, &err);
+    bool wrong = ret == -EINVAL && err.origin == VFMIG_ORIGIN_LOCAL; /* a device may say EINVAL, too */
     if (ret)
-        return tool_fail(&usage, ret == -EINVAL ? TOOL_USAGE : TOOL_FAILED, "%s", err.text);
+        return tool_fail(&usage, wrong ? TOOL_USAGE : TOOL_FAILED, "%s", err.text);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     ret = vfmig_vmm_run(vmm, &err);

@@ -86,10 +86,23 @@ static int settle(struct user *u, const struct vfmig_user_caps *theirs, struct v
     return r;
 }
 
+static int agree(struct user *u, const char *answer, size_t size, struct vfmig_fds *fds,
+                 struct vfmig_error *reterr)
+{
+    struct vfmig_user_caps theirs;
+    int r = vfmig_user_caps_parse(answer, size, &theirs, reterr);
+
+    if (r == 0)
+        r = settle(u, &theirs, fds, reterr);
+    if (r < 0)
+        vfmig_error_prefix(reterr, "%s", u->base.info.name);
+    return r;
+}
+
 int user_negotiate(struct user *u, struct vfmig_error *reterr)
 {
     struct vfmig_user_version version = {VFMIG_USER_MAJOR, VFMIG_USER_MINOR};
-    struct vfmig_user_caps ours, theirs;
+    struct vfmig_user_caps ours;
     char text[512], *answer = malloc(VFMIG_MAX_JSON);
     struct vfmig_fds fds = {.count = 0};
 
@@ -121,9 +134,7 @@ int user_negotiate(struct user *u, struct vfmig_error *reterr)
                             "%s: VERSION %u.%u was answered", u->base.info.name, version.major,
                             version.minor);
     if (r == 0)
-        r = vfmig_user_caps_parse(answer, call.ret_size - sizeof(version), &theirs, reterr);
-    if (r == 0)
-        r = settle(u, &theirs, &fds, reterr);
+        r = agree(u, answer, call.ret_size - sizeof(version), &fds, reterr);
     vfmig_fds_close(&fds);
     free(answer);
     return r;

@@ -6,12 +6,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
 from quirks import QUIRKS  # noqa: E402
-from world import World, migrate, wait_until  # noqa: E402
+from v2 import Kernel  # noqa: E402
+from world import VFMIG, World, migrate, wait_until  # noqa: E402
 
 GUEST = ("--working-set", "8M", "--dirty-rate", "20M")
 FREE = 40 << 20     # of 48 MiB; the guest has nothing behind it
@@ -73,6 +75,23 @@ def test_it_stays(name):
         assert pair.row.refused in result.stderr
         assert_guest_lives(pair.source)
     pair.join()
+
+
+@pytest.mark.parametrize("answer", [b"{", b"{}", b"[]\0", b'{"capabilities":[]}\0',
+                                    b'{"capabilities":{"max_msg_fds":-1}}\0'])
+def test_it_talks_nonsense(answer):
+    """Which one, of many devices, is said."""
+    class Nonsense(Kernel):
+        def version(self, payload, fds):
+            return bytes(4) + answer
+
+    with tempfile.TemporaryDirectory(prefix="vfmig-", dir="/tmp") as folder:
+        device = Nonsense(pathlib.Path(folder) / "odd", True)
+        result = subprocess.run([VFMIG, "vm", "--accel", "none", "--memory", "48M", "--device",
+                                 f"vfio-user:{device.path}"], capture_output=True, text=True, timeout=60)
+        device.join()
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result
+    assert f"{device.path}: VERSION" in result.stderr
 
 
 @pytest.mark.parametrize("dialect", ["--feature", "--region"])
