@@ -31,8 +31,8 @@ static const struct tool_usage usage = {
     .options = options,
     .operand_min = 1,
     .operand_max = 1,
-    .after = "exit status: 0 restored, 1 failed, 2 wrong command line, 4 cancelled, 5 unknown: see\n"
-             "  vfmig status",
+    .after = "exit status: 0 restored, 1 failed, 2 wrong command line, 4 cancelled, 5 unknown, or\n"
+             "  restored and no report could be written: see vfmig status",
 };
 
 static int start(struct qmp_client *client, const char *file, struct vfmig_error *reterr)
@@ -51,6 +51,22 @@ static int start(struct qmp_client *client, const char *file, struct vfmig_error
     json_object_object_add(args, "uri", json_object_new_string(uri));
     json_object_object_add(args, "x-clone", json_object_new_boolean(clone));
     return qmp_execute(client, "migrate-incoming", args, NULL, reterr);
+}
+
+static int show(struct json_object *status, const char *file)
+{
+    if (json)
+        puts(json_object_to_json_string_ext(status, JSON_C_TO_STRING_PRETTY));
+    else if (!quiet)
+        printf("restored from %s in %.2f s, %s %s\n", file, follow_number(status, "total-time") / 1e3,
+               clone ? "as guest" : "guest",
+               follow_text(follow_get(status, "x-vfmig"), "migration-id"));
+    /* "Failed" would be taken for a file that can be restored once more. */
+    if (fflush(stdout) || ferror(stdout))
+        return tool_fail(&usage, TOOL_UNRESOLVED,
+                         "the guest is restored, but the report cannot be written: %s; see vfmig status",
+                         strerror(errno));
+    return TOOL_OK;
 }
 
 int cmd_restore(int argc, char **argv)
@@ -75,12 +91,8 @@ int cmd_restore(int argc, char **argv)
     else
         code = follow_to_end(&usage, client, quiet, &status);
     qmp_close(client);
-    if (code == TOOL_OK && json)
-        puts(json_object_to_json_string_ext(status, JSON_C_TO_STRING_PRETTY));
-    else if (code == TOOL_OK && !quiet)
-        printf("restored from %s in %.2f s, %s %s\n", operands.items[0],
-               follow_number(status, "total-time") / 1e3, clone ? "as guest" : "guest",
-               follow_text(follow_get(status, "x-vfmig"), "migration-id"));
+    if (code == TOOL_OK)
+        code = show(status, operands.items[0]);
     json_object_put(status);
     return code;
 }

@@ -292,6 +292,19 @@ def test_several_devices(world):
     assert_guest_lives(b)
 
 
+def test_a_report_that_finds_no_room(world):
+    """The guest is restored: 1 would say that the file can be restored once more."""
+    file = world.folder / "guest"
+    a = source_vm(world)
+    assert save(a, file).returncode == 0
+    b = waiting_vm(world, "b")
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([VFMIG, "restore", "--qmp", b.path, "--json", file], stdout=full,
+                                stderr=subprocess.PIPE, text=True, timeout=120)
+    assert_fails(result, 5, "the guest is restored", "No space left on device", "vfmig status")
+    assert_guest_lives(b)
+
+
 SAVING = ("before-begun", "after-begun", "before-sync", "before-complete", "after-complete", "before-SAVED",
           "after-SAVED")
 
