@@ -101,6 +101,31 @@ static size_t length(struct json_object *array)
 
 /* --- progress --- */
 
+#define NAMED_DEVICES 3u /* more would leave no room for what is behind them */
+
+/* Appends what devices there are, and where: each one, or how many of the same state. */
+static int describe_devices(struct json_object *devices, char *line, size_t size)
+{
+    size_t count = length(devices);
+    int used = 0;
+
+    for (size_t i = 0; i < count && used >= 0 && (size_t)used < size; i++) {
+        struct json_object *device = json_object_array_get_idx(devices, i);
+        const char *state = text(device, "state");
+        unsigned same = 0, before = 0;
+        for (size_t j = 0; j < count; j++) {
+            bool is = !strcmp(text(json_object_array_get_idx(devices, j), "state"), state);
+            same += is;
+            before += is && j < i;
+        }
+        if (count <= NAMED_DEVICES)
+            used += snprintf(line + used, size - (size_t)used, "%s %s  ", text(device, "id"), state);
+        else if (!before)
+            used += snprintf(line + used, size - (size_t)used, "%u device%s %s  ", same, same == 1 ? "" : "s", state);
+    }
+    return used;
+}
+
 /* One line about a migration under way. */
 static void describe(struct json_object *status, char *line, size_t size)
 {
@@ -109,11 +134,8 @@ static void describe(struct json_object *status, char *line, size_t size)
     struct json_object *ram = get(status, "ram");
     int used = snprintf(line, size, "%s  ", text(ours, "step"));
 
-    for (size_t i = 0; i < length(devices) && used >= 0 && (size_t)used < size; i++) {
-        struct json_object *device = json_object_array_get_idx(devices, i);
-        used += snprintf(line + used, size - (size_t)used, "%s %s  ", text(device, "id"),
-                         text(device, "state"));
-    }
+    if (used >= 0 && (size_t)used < size)
+        used += describe_devices(devices, line + used, size - (size_t)used);
     if (used < 0 || (size_t)used >= size)
         return;
     used += snprintf(line + used, size - (size_t)used, "%.0f MiB/s  %.0f MiB left",

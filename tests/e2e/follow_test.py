@@ -27,11 +27,11 @@ def status(word, **more):
 class Vmm:
     """Answers query-migrate with `active` until told; then with `last`."""
 
-    def __init__(self, last, ends_when=None, dies=False, refuses=None):
+    def __init__(self, last, ends_when=None, dies=False, refuses=None, active=None):
         self.folder = tempfile.mkdtemp(prefix="vfmig-", dir="/tmp")
         self.path = f"{self.folder}/qmp"
         self.last, self.ends_when, self.dies, self.refuses = last, ends_when, dies, refuses
-        self.commands = []
+        self.commands, self.active = [], active or status("active")
         self.queried = threading.Event()
         self.server = socket.socket(socket.AF_UNIX)
         self.server.bind(self.path)
@@ -49,7 +49,7 @@ class Vmm:
         self.queried.set()
         seen = [r["execute"] for r in self.commands]
         over = seen.count("query-migrate") > 3 if not self.ends_when else self.ends_when in seen
-        return {"return": self.last if over else status("active")}
+        return {"return": self.last if over else self.active}
 
     def serve(self):
         connection, _ = self.server.accept()
@@ -171,8 +171,7 @@ def test_a_second_ctrl_c_leaves(vmm):
     assert process.returncode == 5 and "left while" in err
 
 
-def test_a_terminal_gets_one_line_that_changes(vmm):
-    it = vmm(status("completed"))
+def seen_on_a_terminal(it):
     master, slave = pty.openpty()
     process = subprocess.Popen([VFMIG, "migrate", "--qmp", it.path, "unix:/x"], stderr=slave,
                                stdout=subprocess.DEVNULL)
@@ -188,6 +187,17 @@ def test_a_terminal_gets_one_line_that_changes(vmm):
         text += piece
     os.close(master)
     assert process.wait(30) == 0
+    return text
+
+
+def test_a_terminal_gets_one_line_that_changes(vmm):
+    text = seen_on_a_terminal(vmm(status("completed")))
     assert b"\r\x1b[KS2" in text and b"nic PRE_COPY" in text
     assert b"7 MiB left" in text and b"would be 42 ms" in text
     assert b"\n" not in text
+
+
+def test_many_devices_leave_room_for_the_figures(vmm):
+    devices = [{"id": f"a-long-name-{i}", "state": "PRE_COPY" if i else "RUNNING"} for i in range(64)]
+    text = seen_on_a_terminal(vmm(status("completed"), active=status("active", devices=devices)))
+    assert b"S2  1 device RUNNING  63 devices PRE_COPY  9 MiB/s  7 MiB left" in text
