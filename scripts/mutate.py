@@ -110,16 +110,28 @@ def balanced(text, at):
     return len(text)
 
 
+def of_a_fault(code, end):
+    """A condition that ends there chooses between deliberate faults only, which are off."""
+    return re.match(r"[^\n]*\)\n\s+return vfmig_sabotage\(", code[end:])
+
+
+def takes_the_edge(line):
+    """The smaller or the larger one of two: which of them when both are the same does not matter."""
+    return re.search(r"([\w.>-]+) [<>]=? ([\w.>-]+) \? (?:\1 : \2|\2 : \1);", line)
+
+
 def conditions(name, text, code):
     for match in re.finditer(r"\b(?:if|while) (\()", code):
         end = balanced(code, match.start(1))
         inner = text[match.start(1) + 1:end]
-        if "vfmig_sabotage(" not in inner:
+        if "vfmig_sabotage(" not in inner and not of_a_fault(code, end):
             yield match.start(1) + 1, end, f"!({inner})", "negate"
     for match in re.finditer(r"&&|\|\||==|!=|<=|>=|(?<=\s)[<>](?=\s)", code):
         other = {"&&": "||", "||": "&&", "==": "!=", "!=": "==", "<=": "<", ">=": ">", "<": "<=", ">": ">="}
         line = code[code.rfind("\n", 0, match.start()) + 1:code.find("\n", match.start())]
         if line.lstrip().startswith("#") or "sizeof" in line or "_Static_assert" in line or "vfmig_sabotage" in line:
+            continue
+        if of_a_fault(code, match.end()) or takes_the_edge(line):
             continue
         yield match.start(), match.end(), other[match.group(0)], "negate"
 
@@ -530,7 +542,7 @@ def main():
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--document", type=pathlib.Path, help="the section on mechanical mutation is written there")
     parser.add_argument("--floor", type=float, default=0, help="fail below this share")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     log = options.log = options.dir.resolve() / f"{options.set}.jsonl"
     options.until = time.monotonic() + options.seconds
     chosen = SETS[options.set]
