@@ -391,6 +391,26 @@ static void a_deadline_beyond_the_end_of_time_is_far_away(void **state)
     assert_int_equal(rig.reply_err[0], 0);
 }
 
+/* Each kind of event is looked at for what belongs to it: a request that carries the number of the step under way does not end
+ * it. */
+static void only_an_answer_ends_a_step(void **state)
+{
+    const enum vfmig_dev_event_type types[] = {VFMIG_DEV_EVENT_WRITE_V1, VFMIG_DEV_EVENT_SET_V2, VFMIG_DEV_EVENT_TICK};
+
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        struct rig rig;
+        rig_start(&rig, ALL, TIMEOUT);
+        rig_ask(&rig, VFMIG_DEV_EVENT_WRITE_V1, S, 7);
+        uint32_t token = rig.waiting.token;
+        rig_event(&rig, (struct vfmig_dev_event){.type = types[i], .token = token, .id = 8});
+        assert_int_equal(rig.waiting.token, token); /* nothing new was begun */
+        assert_int_equal(vfmig_dev_bits(&rig.dev), R);
+        while (rig.waits)
+            rig_done(&rig, 0);
+        assert_int_equal(vfmig_dev_bits(&rig.dev), S);
+    }
+}
+
 /* C45: whatever the client left behind, the next one finds R; nobody is answered. */
 static void a_lost_owner_leaves_a_fresh_device(void **state)
 {
@@ -489,6 +509,7 @@ int main(void)
         cmocka_unit_test(a_late_tick_still_aborts_before_it_gives_up),
         cmocka_unit_test(aborting_the_fault_half_way_lets_the_drain_end_in_time),
         cmocka_unit_test(a_deadline_beyond_the_end_of_time_is_far_away),
+        cmocka_unit_test(only_an_answer_ends_a_step),
         cmocka_unit_test(a_lost_owner_leaves_a_fresh_device),
         cmocka_unit_test(positive_error_numbers_are_failures_too),
         cmocka_unit_test(a_v2_walk_stops_where_it_failed),

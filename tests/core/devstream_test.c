@@ -282,6 +282,69 @@ static void a_frame_larger_than_the_buffer_is_refused(void **state)
     }
 }
 
+/* A portion that is a whole frame, or begins with one, is taken where it lies; less than that, or the rest of one, is for
+ * the other way. */
+static void whole_frames_are_taken_where_they_lie(void **state)
+{
+    struct vfmig_devstream_dec dec;
+    struct vfmig_devstream_frame frame;
+    struct save save;
+    uint8_t buf[CAPACITY];
+
+    make_save(&save);
+    vfmig_devstream_accept(&dec, FORMAT, 1, VERSION);
+    for (unsigned i = 0; i < FRAMES; i++) {
+        const uint8_t *begin = save.bytes + save.start[i], *data = begin;
+        size_t whole = save.start[i + 1] - save.start[i], size;
+        for (size = 0; size < whole; size++) {
+            size_t left = size;
+            assert_int_equal(vfmig_devstream_take(&dec, CAPACITY, &data, &left, &frame, NULL), 0);
+            assert_true(data == begin && left == size);
+        }
+        size = whole + i; /* something may follow */
+        assert_int_equal(vfmig_devstream_take(&dec, HEADER + lengths[i], &data, &size, &frame, NULL), 1);
+        assert_ptr_equal(data, begin + whole);
+        assert_int_equal(size, i);
+        assert_true(frame.kind == kinds[i] && frame.length == lengths[i]);
+        assert_ptr_equal(frame.payload, begin + HEADER);
+    }
+    assert_int_equal(vfmig_devstream_finish(&dec, NULL), 0);
+
+    /* Not while a part of it was taken in, not without room, and not after a refusal. */
+    vfmig_devstream_accept(&dec, FORMAT, 1, VERSION);
+    const uint8_t *data = save.bytes;
+    size_t size = 1;
+    assert_int_equal(vfmig_devstream_feed(&dec, buf, CAPACITY, &data, &size, &frame, NULL), 0);
+    size = save.start[FRAMES] - 1;
+    assert_int_equal(vfmig_devstream_take(&dec, CAPACITY, &data, &size, &frame, NULL), 0);
+    assert_int_equal(vfmig_devstream_feed(&dec, buf, CAPACITY, &data, &size, &frame, NULL), 1);
+    assert_int_equal(vfmig_devstream_take(&dec, HEADER - 1, &data, &size, &frame, NULL), 0);
+    assert_int_equal(vfmig_devstream_take(&dec, HEADER, &data, &size, &frame, NULL), -EMSGSIZE);
+    assert_int_equal(vfmig_devstream_take(&dec, CAPACITY, &data, &size, &frame, NULL), 0);
+}
+
+/* The smallest stream of all needs no more room than its only frame. */
+static void an_end_mark_needs_room_for_itself_alone(void **state)
+{
+    struct vfmig_devstream_enc enc;
+    struct vfmig_devstream_dec dec;
+    struct vfmig_devstream_frame frame;
+    uint8_t end[HEADER], buf[HEADER];
+
+    vfmig_devstream_begin(&enc, 1, FORMAT, VERSION);
+    assert_int_equal(vfmig_devstream_seal(&enc, VFMIG_DEVSTREAM_END, end, 0), HEADER);
+    for (int in_place = 0; in_place < 2; in_place++) {
+        const uint8_t *data = end;
+        size_t size = HEADER;
+        vfmig_devstream_accept(&dec, FORMAT, 1, VERSION);
+        int got = in_place ? vfmig_devstream_take(&dec, HEADER, &data, &size, &frame, NULL)
+                           : vfmig_devstream_feed(&dec, buf, HEADER, &data, &size, &frame, NULL);
+        assert_int_equal(got, 1);
+        assert_true(frame.kind == VFMIG_DEVSTREAM_END && frame.length == 0 && size == 0);
+        assert_int_equal(vfmig_devstream_finish(&dec, NULL), 0);
+    }
+}
+
 static void a_failure_stays_and_says_why(void **state)
 {
     struct vfmig_devstream_dec dec;
@@ -342,6 +405,8 @@ int main(void)
         cmocka_unit_test(what_is_no_device_stream_is_foreign),
         cmocka_unit_test(nothing_may_follow_the_end),
         cmocka_unit_test(a_frame_larger_than_the_buffer_is_refused),
+        cmocka_unit_test(whole_frames_are_taken_where_they_lie),
+        cmocka_unit_test(an_end_mark_needs_room_for_itself_alone),
         cmocka_unit_test(a_failure_stays_and_says_why),
         cmocka_unit_test(a_device_cannot_make_a_wrong_stream),
     };

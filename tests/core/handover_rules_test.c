@@ -23,6 +23,8 @@ struct answer {
     bool refused; /* the event makes no sense */
 };
 
+enum { KEPT = O(RUNS_AT_DESTINATION) }; /* what the test has stored before; any name would do */
+
 static const uint8_t id[VFMIG_HO_ID_BYTES] = "rules";
 
 static struct answer stay(const struct vfmig_handover *h)
@@ -347,7 +349,6 @@ static struct answer happens(const struct vfmig_handover *h, unsigned kind)
 
 /* --- records --- */
 
-enum { KEPT = O(RUNS_AT_DESTINATION) }; /* what the test has stored before; any name would do */
 
 static struct answer written(const struct vfmig_handover *h)
 {
@@ -493,6 +494,7 @@ static void each(void (*ask)(const struct vfmig_handover *h))
             h.failed = bits >> 4 & 1;
             h.acked = bits >> 5 & 1;
             h.record = state == S(DST_REFUSED) && bits & 2 ? J(REFUSED) : J(NONE);
+            h.kept = KEPT; /* of an earlier record: nobody asks for it again */
             ask(&h);
         }
     }

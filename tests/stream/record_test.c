@@ -156,6 +156,8 @@ static void unknown_records_are_skipped_or_refused_by_name(void **state)
         assert_int_equal(decode_unknown(unknown[i], VFMIG_RECORD_REQUIRED, "\033[2J", 10, &error),
                          -EPROTONOSUPPORT);
         assert_null(strchr(error.text, '\033'));
+        decode_unknown(unknown[i], VFMIG_RECORD_REQUIRED, "~\x7f!\x80 x", 10, &error);
+        assert_non_null(strstr(error.text, "~?!??x"));
     }
     /* A known tag under another name, or without its flag. */
     assert_int_equal(decode_unknown(VFMIG_RECORD_BYE, VFMIG_RECORD_REQUIRED, "HELLO", 0, &error),
@@ -223,6 +225,29 @@ static void tables_survive_the_trip_and_stay_inside_the_map(void **state)
     }
     free(bytes);
     free(crcs);
+}
+
+/* Each page has its own checksum, in the order of the pages; a table of zero pages has none. */
+static void checksums_of_pages_survive_the_trip(void **state)
+{
+    const struct vfmig_page_run in[2] = {{.block = 1, .page_count = 2, .first_page = 3},
+                                         {.block = 0, .page_count = 3, .first_page = 0}};
+    const uint32_t crcs[5] = {0x11, 0x22334455, UINT32_MAX, 0, 0x99};
+    uint8_t bytes[VFMIG_MAX_RUNS_BYTES];
+    struct vfmig_page_run out[VFMIG_MAX_MEMORY_RUNS];
+    const uint8_t *got = NULL;
+    uint32_t count;
+    size_t size;
+
+    memset(bytes, 0xee, sizeof(bytes));
+    size = vfmig_runs_encode(bytes, in, 2, crcs);
+    struct vfmig_record_head head = {.tag = VFMIG_RECORD_MEMORY, .length = (uint32_t)size + 5 * 4096,
+                                     .payload_crc = vfmig_crc32c(0, bytes, size)};
+    assert_int_equal(vfmig_runs_decode(bytes, size, &head, &memory, out, &count, &got, NULL), 0);
+    assert_ptr_equal(got + sizeof(crcs), bytes + size);
+    for (uint32_t i = 0; i < 5; i++)
+        assert_int_equal(vfmig_le32_get(got + 4 * i), crcs[i]);
+    assert_int_equal(vfmig_runs_encode(bytes, in, 2, NULL) + sizeof(crcs), size);
 }
 
 static void tables_that_lie_about_their_size_are_refused(void **state)
@@ -365,6 +390,29 @@ static void passed_memory_survives_the_trip(void **state)
     assert_int_equal(vfmig_shared_decode(bytes, sizeof(bytes), got, &count, NULL), -EBADMSG);
 }
 
+/* As many blocks as one message takes, one that ends where files do; and one more or less than there are is a lie. */
+static void passed_memory_goes_up_to_its_bounds(void **state)
+{
+    struct vfmig_shared_block sent[VFMIG_MAX_MSG_FDS] = {{0}}, got[VFMIG_MAX_MSG_FDS + 1];
+    uint8_t bytes[VFMIG_SHARED_BYTES_MAX + 24] = {0};
+    uint32_t count = 0;
+
+    for (uint64_t i = 0; i < VFMIG_MAX_MSG_FDS; i++)
+        sent[i] = (struct vfmig_shared_block){i << 20, 4096 << i % 4, i << 12};
+    sent[1].fd_offset = INT64_MAX - 4095 - sent[1].size; /* the last page of a file would be cut */
+    size_t size = vfmig_shared_encode(bytes, sent, VFMIG_MAX_MSG_FDS);
+    assert_int_equal(size, VFMIG_SHARED_BYTES_MAX);
+    memset(got, 0x77, sizeof(got));
+    assert_int_equal(vfmig_shared_decode(bytes, size, got, &count, NULL), 0);
+    assert_int_equal(count, VFMIG_MAX_MSG_FDS);
+    assert_memory_equal(got, sent, sizeof(sent));
+    assert_int_equal(got[VFMIG_MAX_MSG_FDS].gpa, UINT64_C(0x7777777777777777)); /* none behind */
+    for (uint32_t said = VFMIG_MAX_MSG_FDS - 1; said <= VFMIG_MAX_MSG_FDS + 1; said += 2) {
+        vfmig_le32_put(bytes, said);
+        assert_int_equal(vfmig_shared_decode(bytes, size, got, &count, NULL), -EBADMSG);
+    }
+}
+
 static void credit_survives_the_trip(void **state)
 {
     uint8_t bytes[VFMIG_CREDIT_BYTES];
@@ -432,10 +480,35 @@ static void texts_are_bounded_terminated_and_printable(void **state)
         vfmig_le32_put(bytes, codes[i]);
         assert_int_equal(vfmig_stream_error_decode(bytes, 16, &got, NULL), -EBADMSG);
     }
+    const uint32_t known[] = {1, 4095}; /* what an errno can be */
+    for (size_t i = 0; i < 2; i++) {
+        vfmig_le32_put(bytes, known[i]);
+        assert_int_equal(vfmig_stream_error_decode(bytes, 16, &got, NULL), 0);
+        assert_int_equal(got.code, -(int)known[i]);
+    }
     vfmig_le32_put(bytes, 5);
     vfmig_le32_put(bytes + 4, VFMIG_ORIGIN_COUNT);
     assert_int_equal(vfmig_stream_error_decode(bytes, 16, &got, NULL), -EBADMSG);
     assert_int_equal(vfmig_stream_error_decode(bytes, 7, &got, NULL), -EBADMSG);
+}
+
+static void ping_and_pong_survive_the_trip(void **state)
+{
+    const struct vfmig_ping ping = {.id = UINT64_MAX - 1, .sent_ns = UINT64_C(0x1122334455667788)};
+    const struct vfmig_pong pong = {5, UINT64_C(6) << 33, 7, 7};
+    uint8_t bytes[VFMIG_PONG_BYTES];
+    struct vfmig_ping got = {0};
+    struct vfmig_pong back = {0};
+
+    memset(bytes, 0xee, sizeof(bytes));
+    vfmig_ping_encode(bytes, &ping);
+    assert_int_equal(vfmig_ping_decode(bytes, VFMIG_PING_BYTES, &got, NULL), 0);
+    assert_memory_equal(&got, &ping, sizeof(got));
+    assert_int_equal(vfmig_ping_decode(bytes, VFMIG_PING_BYTES - 1, &got, NULL), -EBADMSG);
+    vfmig_pong_encode(bytes, &pong);
+    assert_int_equal(vfmig_pong_decode(bytes, sizeof(bytes), &back, NULL), 0);
+    assert_memory_equal(&back, &pong, sizeof(back));
+    assert_int_equal(vfmig_pong_decode(bytes, sizeof(bytes) - 1, &back, NULL), -EBADMSG);
 }
 
 static void the_clock_offset_is_inside_its_error(void **state)
@@ -480,14 +553,17 @@ int main(void)
         cmocka_unit_test(replayed_lost_and_reordered_records_are_seen),
         cmocka_unit_test(unknown_records_are_skipped_or_refused_by_name),
         cmocka_unit_test(tables_survive_the_trip_and_stay_inside_the_map),
+        cmocka_unit_test(checksums_of_pages_survive_the_trip),
         cmocka_unit_test(tables_that_lie_about_their_size_are_refused),
         cmocka_unit_test(a_flipped_bit_of_a_table_is_seen_before_a_page_is_placed),
         cmocka_unit_test(hello_is_checked_field_by_field),
         cmocka_unit_test(device_records_survive_the_trip),
         cmocka_unit_test(passed_memory_survives_the_trip),
+        cmocka_unit_test(passed_memory_goes_up_to_its_bounds),
         cmocka_unit_test(credit_survives_the_trip),
         cmocka_unit_test(what_is_packed_says_what_it_was),
         cmocka_unit_test(texts_are_bounded_terminated_and_printable),
+        cmocka_unit_test(ping_and_pong_survive_the_trip),
         cmocka_unit_test(the_clock_offset_is_inside_its_error),
     };
     return cmocka_run_group_tests_name("record", tests, NULL, NULL);
