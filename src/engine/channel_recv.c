@@ -62,14 +62,13 @@ static void set_low_water(struct vfmig_channel *channel, size_t bytes)
     (void)setsockopt(channel->fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof(low));
 }
 
-/* Waits for the low-water mark, the end of the connection, or a part of the stall limit. The call that reads
- * must not wait itself: having taken a part, it would not be woken for a rest below the mark. */
+/* Waits for the low-water mark, the end of the connection, or a part of the stall limit; a signal is none of them. The
+ * call that reads must not wait itself: having taken a part, it would not be woken for a rest below the mark. */
 static void wait_low_water(struct vfmig_channel *channel)
 {
-    struct pollfd poll_fd = {.fd = channel->fd, .events = POLLIN};
+    uint64_t part_ns = channel->part_ms ? (uint64_t)channel->part_ms * 1000000u : VFMIG_NEVER;
 
-    while (poll(&poll_fd, 1, channel->part_ms ? channel->part_ms : -1) < 0 && errno == EINTR)
-        ;
+    (void)vfmig_sock_wait(channel->fd, POLLIN, vfmig_deadline_ns(part_ns), NULL);
 }
 
 /* What TLS has decrypted, or will have next. */

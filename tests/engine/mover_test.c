@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
 
@@ -816,6 +817,86 @@ static void receivers_keep_to_the_cpus_of_their_senders(void **state)
     assert_int_equal(sched_setaffinity(0, sizeof(ours), &ours), 0);
 }
 
+static atomic_uint signals;
+
+static void note_signal(int number)
+{
+    atomic_fetch_add(&signals, 1);
+}
+
+struct interrupter {
+    pthread_t target;
+    int fd;
+    const uint8_t *bytes;
+    size_t size;
+};
+
+/* The page of a record comes after its head and after many signals, each of which was taken before the next one. */
+static void *interrupt_a_record(void *argument)
+{
+    struct interrupter *late = argument;
+    size_t head = VFMIG_RECORD_HEAD_BYTES + 100;
+
+    assert_int_equal(write(late->fd, late->bytes, head), head);
+    for (unsigned i = 0; i < 100; i++) {
+        usleep(200);
+        pthread_kill(late->target, SIGUSR1);
+        while (atomic_load(&signals) <= i)
+            usleep(50);
+    }
+    assert_int_equal(write(late->fd, late->bytes + head, late->size - head), late->size - head);
+    return NULL;
+}
+
+/* A program that has a handler for a signal is not told that its peer is silent. */
+static void a_signal_ends_no_waiting(void **state)
+{
+    const uint64_t pages[RIG_BLOCKS] = {1, 1};
+    const struct sigaction action = {.sa_handler = note_signal};
+    const struct vfmig_page_run run = {.block = 0, .page_count = 1, .first_page = 0};
+    static uint8_t bytes[3 * VFMIG_PAGE_SIZE];
+    struct interrupter late = {.target = pthread_self(), .bytes = bytes};
+    struct rig_memory from, to;
+    struct vfmig_channel *sender, *receiver;
+    struct vfmig_record record;
+    struct vfmig_error error = {0};
+    struct sigaction before;
+    uint64_t seed = 5;
+    int first[2], second[2];
+    pthread_t thread;
+
+    rig_memory_init(&from, pages);
+    rig_memory_init(&to, pages);
+    rig_fill_page(from.blocks[0].host, &seed);
+    rig_pair(/* tcp= */ false, first);
+    rig_pair(/* tcp= */ false, second);
+    assert_int_equal(vfmig_channel_new(first[0], 0, VFMIG_SIDE_SOURCE, &sender, NULL), 0);
+    assert_int_equal(vfmig_channel_new(second[1], 0, VFMIG_SIDE_DEST, &receiver, NULL), 0);
+    vfmig_channel_set_memory(receiver, &to.memory);
+    assert_int_equal(vfmig_channel_send_pages(sender, &from.memory, &run, 1, NULL), 0);
+    assert_int_equal(vfmig_channel_send(sender, VFMIG_RECORD_BYE, NULL, 0, NULL), 0);
+    vfmig_channel_free(sender);
+    for (ssize_t got; (got = read(first[1], bytes + late.size, sizeof(bytes) - late.size)) > 0;)
+        late.size += (size_t)got;
+    assert_true(late.size > VFMIG_PAGE_SIZE && late.size < sizeof(bytes));
+    late.fd = second[0];
+    assert_int_equal(sigaction(SIGUSR1, &action, &before), 0);
+    assert_int_equal(pthread_create(&thread, NULL, interrupt_a_record, &late), 0);
+    int ret = vfmig_channel_recv(receiver, &record, &error);
+    pthread_join(thread, NULL);
+    assert_int_equal(sigaction(SIGUSR1, &before, NULL), 0);
+    if (ret)
+        print_error("%s\n", error.text);
+    assert_int_equal(ret, 0);
+    assert_int_equal(record.tag, VFMIG_RECORD_BYE);
+    assert_true(rig_memory_equal(&from, &to));
+    vfmig_channel_free(receiver);
+    close(first[1]);
+    close(second[0]);
+    rig_memory_done(&from);
+    rig_memory_done(&to);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -838,6 +919,7 @@ int main(void)
         cmocka_unit_test(hello_binds_channels),
         cmocka_unit_test(hello_turns_strangers_away),
         cmocka_unit_test(segments_keep_their_boundaries),
+        cmocka_unit_test(a_signal_ends_no_waiting),
     };
     return cmocka_run_group_tests_name("mover", tests, NULL, NULL);
 }
