@@ -175,8 +175,10 @@ static void at_every_call(void (*event)(void), const char *name, unsigned stride
 
 static void cancel_source(void)
 {
+    pthread_mutex_lock(&rig.source_lock);
     if (rig.source)
         vfmig_source_cancel(rig.source);
+    pthread_mutex_unlock(&rig.source_lock);
 }
 
 static void cancel_destination(void)
@@ -186,8 +188,7 @@ static void cancel_destination(void)
 
 static void cut_link(void)
 {
-    if (rig.source)
-        engine_link_shutdown(&rig.source->e);
+    rig_cut_link(&rig);
 }
 
 static void cancelled_at_any_call(void **state)

@@ -19,6 +19,8 @@
 #include "base/bitmap.h"
 #include "base/buffer.h"
 #include "core/state.h"
+#include "engine/engine.h"
+#include "engine/source.h"
 
 #define BLOCK0_BYTES (UINT64_C(3) << 20)
 #define BLOCK1_BYTES (UINT64_C(10) << 20) /* with all dirty there is enough for a trial */
@@ -768,6 +770,7 @@ void rig_open(struct rig *rig, uint32_t device_count, const uint32_t *features, 
 {
     memset(rig, 0, sizeof(*rig));
     pthread_mutex_init(&rig->lock, NULL);
+    pthread_mutex_init(&rig->source_lock, NULL);
     pthread_cond_init(&rig->released, NULL);
     strcpy(rig->dir, "/tmp/vfmig-rig-XXXXXX");
     assert_non_null(mkdtemp(rig->dir));
@@ -828,13 +831,30 @@ static void close_vm(struct rig_vm *vm)
         munmap(vm->blocks[b].host, vm->blocks[b].size);
 }
 
+void rig_cut_link(struct rig *rig)
+{
+    pthread_mutex_lock(&rig->source_lock);
+    if (rig->source)
+        engine_link_shutdown(&rig->source->e);
+    pthread_mutex_unlock(&rig->source_lock);
+}
+
+void rig_free_source(struct rig *rig)
+{
+    pthread_mutex_lock(&rig->source_lock);
+    struct vfmig_source *source = rig->source;
+    rig->source = NULL;
+    pthread_mutex_unlock(&rig->source_lock);
+    vfmig_source_free(source);
+}
+
 void rig_close(struct rig *rig)
 {
     char path[512];
     DIR *dir;
 
     rig_release(rig);
-    vfmig_source_free(rig->source);
+    rig_free_source(rig);
     vfmig_destination_free(rig->destination);
     close_vm(&rig->side[RIG_SOURCE]);
     close_vm(&rig->side[RIG_DEST]);
