@@ -115,9 +115,15 @@ def of_a_fault(code, end):
     return re.match(r"[^\n]*\)\n\s+return vfmig_sabotage\(", code[end:])
 
 
-def takes_the_edge(line):
-    """The smaller or the larger one of two: which of them when both are the same does not matter."""
-    return re.search(r"([\w.>-]+) [<>]=? ([\w.>-]+) \? (?:\1 : \2|\2 : \1);", line)
+EDGES = (r"([\w.>-]+) [<>]=? ([\w.>-]+) \? (?:\([\w ]+\))?(?:\1 : \2|\2 : (?:\([\w ]+\))?\1)[;,)\]]",
+         r"([\w.>-]+) >=? ([\w.>-]+) \? \1 - \2 : 0[;,)]", r"if \(([\w.>-]+) [<>]=? ([\w.>*-]+)\)\n\s+\1 = \2;")
+
+
+def takes_the_edge(text, start, end):
+    """The smaller or the larger one of two, or by how much: when both are the same it does not matter which."""
+    part = text[text.rfind("\n", 0, start) + 1:text.find("\n", text.find("\n", end) + 1)]
+    at = start - text.rfind("\n", 0, start) - 1
+    return text[start] in "<>" and any(m.start() <= at < m.end() for edge in EDGES for m in re.finditer(edge, part))
 
 
 def conditions(name, text, code):
@@ -131,7 +137,7 @@ def conditions(name, text, code):
         line = code[code.rfind("\n", 0, match.start()) + 1:code.find("\n", match.start())]
         if line.lstrip().startswith("#") or "sizeof" in line or "_Static_assert" in line or "vfmig_sabotage" in line:
             continue
-        if of_a_fault(code, match.end()) or takes_the_edge(line):
+        if of_a_fault(code, match.end()) or takes_the_edge(code, match.start(), match.end()):
             continue
         yield match.start(), match.end(), other[match.group(0)], "negate"
 
