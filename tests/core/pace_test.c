@@ -118,6 +118,16 @@ static void a_new_rate_holds_from_then_on(void **state)
     assert_int_equal(vfmig_pace_take(&pace, 1, START), START + 2 * SECOND);
     vfmig_pace_set(&pace, 0);
     assert_int_equal(vfmig_pace_take(&pace, 1, START), START);
+    /* Parts of a nanosecond are of their rate, and of the time that is made up for. */
+    vfmig_pace_set(&pace, 7);
+    vfmig_pace_take(&pace, 1, START);
+    assert_int_equal(pace.rest, SECOND % 7);
+    vfmig_pace_set(&pace, 3);
+    assert_int_equal(pace.rest, 0);
+    vfmig_pace_take(&pace, 1, START + 100 * SECOND);
+    assert_int_equal(pace.rest, SECOND % 3);
+    vfmig_pace_take(&pace, 1, START + 200 * SECOND);
+    assert_int_equal(pace.rest, SECOND % 3);
 }
 
 static void nothing_overflows(void **state)

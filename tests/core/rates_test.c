@@ -59,12 +59,32 @@ static void extremes_fall_into_the_last_steps(void **state)
     assert_true(vfmig_rates_quantile(&rates, 100) > UINT64_C(1) << 41);
 }
 
+/* Where a step ends the next one begins: a rate of just that is of the upper one. */
+static void steps_begin_at_their_edges(void **state)
+{
+    const uint64_t edges[] = {65536, 71468, 77936, 84990, 92682, 101070, 110218, 120194};
+
+    for (unsigned octave = 0; octave < VFMIG_RATES_STEPS / VFMIG_RATES_OCTAVE; octave++)
+        for (unsigned i = 0; i < VFMIG_RATES_OCTAVE; i++) {
+            struct vfmig_rates rates = {0};
+            vfmig_rates_add(&rates, edges[i] << octave, SECOND);
+            assert_int_equal(rates.bytes[octave * VFMIG_RATES_OCTAVE + i], edges[i] << octave);
+        }
+    /* The first rate beyond the last step is of that step. */
+    struct vfmig_rates rates = {0};
+    uint64_t beyond = UINT64_C(65536) << VFMIG_RATES_STEPS / VFMIG_RATES_OCTAVE;
+    vfmig_rates_add(&rates, beyond, SECOND);
+    assert_int_equal(rates.bytes[VFMIG_RATES_STEPS - 1], beyond);
+    assert_int_equal(rates.total, beyond);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_has_no_rate),
         cmocka_unit_test(every_rate_is_kept_within_a_step),
         cmocka_unit_test(some_that_wait_do_not_hide_the_rest),
+        cmocka_unit_test(steps_begin_at_their_edges),
         cmocka_unit_test(extremes_fall_into_the_last_steps),
     };
     return cmocka_run_group_tests_name("rates", tests, NULL, NULL);

@@ -57,6 +57,13 @@ static void noise_is_no_progress(void **state)
 {
     struct vfmig_throttle t = {.max_percent = 99};
 
+    vfmig_throttle_round(&t, 800 * MS);
+    vfmig_throttle_round(&t, 700 * MS); /* an eighth: not yet */
+    assert_int_equal(t.stuck, 1);
+    vfmig_throttle_round(&t, 700 * MS - 1);
+    assert_int_equal(t.stuck, 0);
+    t = (struct vfmig_throttle){.max_percent = 99};
+
     for (unsigned i = 0; i < 40; i++)
         vfmig_throttle_round(&t, 1000 * MS + (i % 5) * 20 * MS - (i % 3) * 30 * MS);
     assert_int_equal(t.percent, 99);
@@ -74,6 +81,12 @@ static void extremes(void **state)
     for (unsigned i = 0; i < 5; i++)
         vfmig_throttle_round(&t, UINT64_MAX);
     assert_int_equal(t.percent, 5); /* less than a step */
+    t = (struct vfmig_throttle){.max_percent = 5, .percent = 5, .stuck = UINT32_MAX, .least_ns = 1};
+    vfmig_throttle_round(&t, UINT64_MAX);
+    assert_true(vfmig_throttle_is_stuck(&t)); /* for ever */
+    /* Whoever may be slowed down more from now on is, at once. */
+    t.max_percent = 50;
+    assert_true(vfmig_throttle_round(&t, UINT64_MAX));
 }
 
 int main(void)

@@ -198,6 +198,8 @@ static void data_is_read_in_any_pieces(void **state)
             if (!err)
                 assert_int_equal(at, offset);
         }
+    assert_int_equal(vfmig_window_data_read(&win, DATA + 64, 0, &at), 0); /* nothing of it */
+    assert_int_equal(vfmig_window_data_read(&win, DATA + 65, 0, &at), -EINVAL);
     assert_int_equal(vfmig_window_data_read(&win, DATA - 1, 1, &at), -EINVAL);
     assert_int_equal(vfmig_window_data_read(&win, DATA + 1, UINT64_MAX, &at), -EINVAL);
 }
@@ -296,6 +298,8 @@ static void each_mode_refuses_what_belongs_to_the_other(void **state)
     assert_int_equal(vfmig_window_read_size(&load, &x), -EINVAL);
     assert_int_equal(vfmig_window_prepared(&load, 1), -EINVAL);
     assert_int_equal(vfmig_window_data_read(&load, DATA, 1, &x), -EINVAL);
+    assert_int_equal(vfmig_window_data_write(&load, DATA, 8, &x), 0);
+    assert_int_equal(vfmig_window_data_read(&load, DATA, 1, &x), -EINVAL); /* not what was written */
 }
 
 /* C21, C43: whatever was there is gone when a window is opened or closed. */
@@ -315,6 +319,13 @@ static void opening_and_closing_drops_what_was_there(void **state)
         assert_int_equal(vfmig_window_data_write(&win, DATA, 10, &x), 0);
         vfmig_window_open(&win, modes[i]);
         assert_int_equal(vfmig_window_commit(&win, 10, &x), -EINVAL);
+        /* The first window is the first one again. */
+        win = opened(VFMIG_WINDOW_LOAD);
+        assert_int_equal(vfmig_window_data_write(&win, DATA, 10, &x), 0);
+        assert_int_equal(vfmig_window_commit(&win, 10, &x), 0);
+        assert_int_equal(vfmig_window_at(&win), CAPACITY);
+        vfmig_window_open(&win, modes[i]);
+        assert_int_equal(vfmig_window_at(&win), 0);
     }
 }
 

@@ -98,9 +98,12 @@ static void bounds_senders_and_channels_are_those_of_the_table(void **state)
                              -EMSGSIZE);
         assert_int_equal(decode_as(tags[i], sender, 3, 7, info->min_bytes, &error),
                          info->any_channel ? 1 : -EPROTO);
-        for (int side = VFMIG_SIDE_SOURCE; side <= VFMIG_SIDE_DEST; side++)
+        for (int side = VFMIG_SIDE_SOURCE; side <= VFMIG_SIDE_DEST; side++) {
             assert_int_equal(decode_as(tags[i], (enum vfmig_side)side, 0, 7, info->min_bytes,
                                        &error), info->senders & side ? 1 : -EPROTO);
+            if (!(info->senders & side))
+                assert_non_null(strstr(error.text, side == VFMIG_SIDE_SOURCE ? "source" : "destination"));
+        }
         assert_non_null(strstr(error.text, info->name));
     }
 }
@@ -135,7 +138,11 @@ static int decode_unknown(uint16_t tag, uint16_t flags, const char *name, uint32
     memset(bytes + 8, 0, 8);
     memcpy(bytes + 8, name, strlen(name));
     seal(bytes);
-    return vfmig_record_head_decode(bytes, &expect, &head, reterr);
+    head.length = ~length;
+    int ret = vfmig_record_head_decode(bytes, &expect, &head, reterr);
+    if (ret == 0)
+        assert_int_equal(head.length, length); /* so much is skipped */
+    return ret;
 }
 
 static void unknown_records_are_skipped_or_refused_by_name(void **state)
@@ -282,6 +289,35 @@ static void tables_that_lie_about_their_size_are_refused(void **state)
     }
 }
 
+static int prefix(enum vfmig_record_tag tag, uint32_t runs, uint32_t pages)
+{
+    bool with_bytes = tag == VFMIG_RECORD_MEMORY;
+    struct vfmig_record_head head = {.tag = (uint16_t)tag};
+    uint8_t in[VFMIG_RUNS_PREFIX_BYTES];
+    size_t bytes;
+
+    head.length = VFMIG_RUNS_PREFIX_BYTES + VFMIG_RUN_BYTES * runs +
+                  (with_bytes ? (VFMIG_PAGE_CRC_BYTES + VFMIG_PAGE_SIZE) * pages : 0);
+    vfmig_le32_put(in, runs);
+    vfmig_le32_put(in + 4, pages);
+    return vfmig_runs_prefix_decode(in, &head, &bytes, NULL);
+}
+
+/* Even when the lengths agree. */
+static void tables_are_bounded(void **state)
+{
+    const uint32_t runs = VFMIG_MAX_MEMORY_RUNS, pages = VFMIG_MAX_MEMORY_PAGES;
+
+    assert_int_equal(prefix(VFMIG_RECORD_MEMORY, 1, 1), 0);
+    assert_int_equal(prefix(VFMIG_RECORD_MEMORY, 1, pages), 0);
+    assert_int_equal(prefix(VFMIG_RECORD_MEMORY, 1, pages + 1), -EBADMSG);
+    assert_int_equal(prefix(VFMIG_RECORD_ZERO, 1, pages + 1), 0);
+    assert_int_equal(prefix(VFMIG_RECORD_ZERO, runs, runs), 0);
+    assert_int_equal(prefix(VFMIG_RECORD_ZERO, runs, runs - 1), -EBADMSG);
+    assert_int_equal(prefix(VFMIG_RECORD_ZERO, runs + 1, runs + 1), -EBADMSG);
+    assert_int_equal(prefix(VFMIG_RECORD_ZERO, 0, 0), -EBADMSG);
+}
+
 static void a_flipped_bit_of_a_table_is_seen_before_a_page_is_placed(void **state)
 {
     const struct vfmig_page_run run = {.block = 0, .page_count = 1, .first_page = 1};
@@ -335,6 +371,29 @@ static void hello_is_checked_field_by_field(void **state)
         assert_int_equal(vfmig_hello_decode(bytes, sizeof(bytes), &out, &error), bad[i].code);
         assert_int_equal(error.origin, VFMIG_ORIGIN_STREAM);
     }
+    /* As many channels as there may be, and one version only. */
+    hello.version_min = hello.version_max = VFMIG_STREAM_VERSION;
+    hello.channel_count = VFMIG_MAX_CHANNELS;
+    hello.channel = VFMIG_MAX_CHANNELS - 1;
+    vfmig_hello_encode(bytes, &hello);
+    assert_int_equal(vfmig_hello_decode(bytes, sizeof(bytes), &out, &error), 0);
+    assert_memory_equal(&out, &hello, sizeof(out));
+}
+
+static void round_survives_the_trip(void **state)
+{
+    const struct vfmig_round round = {UINT64_C(1) << 40, UINT64_C(2) << 41, UINT64_C(3) << 42};
+    uint8_t bytes[VFMIG_ROUND_BYTES + 1];
+    struct vfmig_round got;
+
+    memset(bytes, 0xee, sizeof(bytes));
+    memset(&got, 0xee, sizeof(got));
+    vfmig_round_encode(bytes, &round);
+    assert_int_equal(bytes[VFMIG_ROUND_BYTES], 0xee);
+    assert_int_equal(vfmig_round_decode(bytes, VFMIG_ROUND_BYTES, &got, NULL), 0);
+    assert_memory_equal(&got, &round, sizeof(got));
+    assert_int_equal(vfmig_round_decode(bytes, VFMIG_ROUND_BYTES - 1, &got, NULL), -EBADMSG);
+    assert_int_equal(vfmig_round_decode(bytes, VFMIG_ROUND_BYTES + 1, &got, NULL), -EBADMSG);
 }
 
 static void device_records_survive_the_trip(void **state)
@@ -400,8 +459,11 @@ static void passed_memory_goes_up_to_its_bounds(void **state)
     for (uint64_t i = 0; i < VFMIG_MAX_MSG_FDS; i++)
         sent[i] = (struct vfmig_shared_block){i << 20, 4096 << i % 4, i << 12};
     sent[1].fd_offset = INT64_MAX - 4095 - sent[1].size; /* the last page of a file would be cut */
+    memset(bytes, 0xab, sizeof(bytes));
     size_t size = vfmig_shared_encode(bytes, sent, VFMIG_MAX_MSG_FDS);
     assert_int_equal(size, VFMIG_SHARED_BYTES_MAX);
+    for (size_t at = size; at < sizeof(bytes); at++)
+        assert_int_equal(bytes[at], 0xab);
     memset(got, 0x77, sizeof(got));
     assert_int_equal(vfmig_shared_decode(bytes, size, got, &count, NULL), 0);
     assert_int_equal(count, VFMIG_MAX_MSG_FDS);
@@ -411,6 +473,10 @@ static void passed_memory_goes_up_to_its_bounds(void **state)
         vfmig_le32_put(bytes, said);
         assert_int_equal(vfmig_shared_decode(bytes, size, got, &count, NULL), -EBADMSG);
     }
+    memset(bytes + size, 0, 24);
+    vfmig_le64_put(bytes + size + 8, VFMIG_PAGE_SIZE);
+    assert_int_equal(vfmig_shared_decode(bytes, size + 24, got, &count, NULL), -EBADMSG); /* one too many, whole */
+    assert_int_equal(vfmig_shared_decode(bytes, vfmig_shared_encode(bytes, sent, 0), got, &count, NULL), -EBADMSG);
 }
 
 static void credit_survives_the_trip(void **state)
@@ -446,28 +512,38 @@ static void what_is_packed_says_what_it_was(void **state)
     assert_int_equal(got.tag, packed.tag);
     assert_int_equal(got.bytes, packed.bytes);
     assert_int_not_equal(vfmig_packed_decode(bytes, VFMIG_PACKED_BYTES, &got, NULL), 0);
+    for (uint32_t tag = 0; tag <= VFMIG_RECORD_COUNT; tag++) {
+        vfmig_packed_encode(bytes, &(struct vfmig_packed){.tag = tag, .bytes = 5000});
+        assert_int_equal(vfmig_packed_decode(bytes, sizeof(bytes), &got, NULL),
+                         tag == VFMIG_RECORD_MEMORY || tag == VFMIG_RECORD_DEVDATA ? 0 : -EPROTO);
+    }
 }
 
 static void texts_are_bounded_terminated_and_printable(void **state)
 {
     uint8_t bytes[VFMIG_MAX_STREAM_TEXT];
-    struct vfmig_verdict verdict = {.accept = true, .text = "welcome"}, got_verdict;
+    struct vfmig_verdict verdict = {.accept = true, .text = "be welcome"}, got_verdict = {.accept = false};
     struct vfmig_error error = {.code = -ENOSPC, .origin = VFMIG_ORIGIN_KERNEL, .text = "disk full"};
     struct vfmig_error got;
     size_t size = vfmig_verdict_encode(bytes, &verdict);
 
     assert_int_equal(vfmig_verdict_decode(bytes, size, &got_verdict, NULL), 0);
     assert_true(got_verdict.accept);
-    assert_string_equal(got_verdict.text, "welcome");
+    assert_string_equal(got_verdict.text, "be welcome");
     verdict.accept = false;
     size = vfmig_verdict_encode(bytes, &verdict);
     assert_int_equal(vfmig_verdict_decode(bytes, size, &got_verdict, NULL), 0);
     assert_false(got_verdict.accept);
+    assert_int_equal(vfmig_verdict_decode(bytes, 3, &got_verdict, NULL), -EBADMSG);
+    assert_int_equal(vfmig_verdict_decode(bytes, 4, &got_verdict, NULL), 0); /* without a text */
+    assert_string_equal(got_verdict.text, "");
     vfmig_le32_put(bytes, 2);
     assert_int_equal(vfmig_verdict_decode(bytes, size, &got_verdict, NULL), -EBADMSG);
 
     size = vfmig_stream_error_encode(bytes, &error);
+    memset(&got, 0xee, sizeof(got));
     assert_int_equal(vfmig_stream_error_decode(bytes, size, &got, NULL), 0);
+    assert_int_equal(got.state, 0);
     assert_int_equal(got.code, -ENOSPC);
     assert_int_equal(got.origin, VFMIG_ORIGIN_KERNEL);
     assert_string_equal(got.text, "disk full");
@@ -538,6 +614,16 @@ static void the_clock_offset_is_inside_its_error(void **state)
     /* Held longer than the whole trip took: not a sample. */
     vfmig_clock_offset_add(&clock, &(struct vfmig_pong){1, 100, 0, 1000}, 200);
     assert_int_equal(clock.rtt_ns, before.rtt_ns);
+    /* Nor is it the first one; what takes no time at all is, and of two equally good ones the first counts. */
+    clock = (struct vfmig_clock_offset){0};
+    vfmig_clock_offset_add(&clock, &(struct vfmig_pong){1, 100, 0, 1000}, 200);
+    assert_true(clock.rtt_ns == 0 && clock.error_ns == 0 && clock.offset_ns == 0);
+    vfmig_clock_offset_add(&clock, &(struct vfmig_pong){1, 100, 50, 50}, 100);
+    assert_true(clock.error_ns == 1 && clock.offset_ns == -50);
+    clock = (struct vfmig_clock_offset){0};
+    vfmig_clock_offset_add(&clock, &(struct vfmig_pong){1, 100, 1000, 1000}, 120);
+    vfmig_clock_offset_add(&clock, &(struct vfmig_pong){1, 200, 1105, 1105}, 220);
+    assert_true(clock.rtt_ns == 20 && clock.offset_ns == 890);
     uint8_t bytes[VFMIG_PONG_BYTES];
     struct vfmig_pong out;
     vfmig_pong_encode(bytes, &(struct vfmig_pong){1, 2, 10, 9});
@@ -555,8 +641,10 @@ int main(void)
         cmocka_unit_test(tables_survive_the_trip_and_stay_inside_the_map),
         cmocka_unit_test(checksums_of_pages_survive_the_trip),
         cmocka_unit_test(tables_that_lie_about_their_size_are_refused),
+        cmocka_unit_test(tables_are_bounded),
         cmocka_unit_test(a_flipped_bit_of_a_table_is_seen_before_a_page_is_placed),
         cmocka_unit_test(hello_is_checked_field_by_field),
+        cmocka_unit_test(round_survives_the_trip),
         cmocka_unit_test(device_records_survive_the_trip),
         cmocka_unit_test(passed_memory_survives_the_trip),
         cmocka_unit_test(passed_memory_goes_up_to_its_bounds),

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/crc32c.h"
+#include "base/le.h"
 #include "stream/savefile.h"
 
 #define LONGEST 6
@@ -102,6 +104,78 @@ static void every_altered_byte_is_seen(void **state)
     free(log);
 }
 
+/* Every field, whatever was in the sector before. */
+static void an_entry_survives_the_trip(void **state)
+{
+    struct vfmig_save_entry entry = {.kind = VFMIG_SAVE_CLAIMED, .epoch = 0x01020304, .pid = 0x05060708,
+                                     .time_ns = UINT64_C(0x1112131415161718),
+                                     .length = UINT64_C(0x2122232425262728),
+                                     .host = "a host ~", .journal = "/a path/j"};
+    uint8_t raw[VFMIG_SAVE_RECORD_BYTES], again[VFMIG_SAVE_RECORD_BYTES];
+    struct vfmig_save_entry got;
+
+    memset(entry.id, 0x5a, sizeof(entry.id));
+    memset(&got, 0xee, sizeof(got));
+    memset(raw, 0xee, sizeof(raw));
+    memset(again, 0x11, sizeof(again));
+    vfmig_save_entry_encode(&entry, 3, raw);
+    vfmig_save_entry_encode(&entry, 3, again);
+    assert_memory_equal(raw, again, sizeof(raw));
+    assert_int_equal(vfmig_save_entry_decode(raw, 3, &got, NULL), 1);
+    assert_int_equal(got.kind, entry.kind);
+    assert_memory_equal(got.id, entry.id, sizeof(got.id));
+    assert_true(got.epoch == entry.epoch && got.pid == entry.pid);
+    assert_true(got.time_ns == entry.time_ns && got.length == entry.length);
+    assert_string_equal(got.host, entry.host);
+    assert_string_equal(got.journal, entry.journal);
+}
+
+/* Whole records of what is not known here are newer, not damaged. */
+static void versions_and_kinds_are_known_ones(void **state)
+{
+    static const struct {
+        uint16_t version;
+        uint8_t kind;
+        int ret;
+    } cases[] = {{VFMIG_SAVE_VERSION, VFMIG_SAVE_BEGUN, 1},
+                 {VFMIG_SAVE_VERSION, VFMIG_SAVE_KINDS - 1, 1},
+                 {VFMIG_SAVE_VERSION, VFMIG_SAVE_KINDS, -EPROTONOSUPPORT},
+                 {VFMIG_SAVE_VERSION, VFMIG_SAVE_NONE, -EPROTONOSUPPORT},
+                 {VFMIG_SAVE_VERSION, 255, -EPROTONOSUPPORT},
+                 {VFMIG_SAVE_VERSION + 1, VFMIG_SAVE_BEGUN, -EPROTONOSUPPORT},
+                 {0, VFMIG_SAVE_BEGUN, -EPROTONOSUPPORT}};
+    uint8_t raw[VFMIG_SAVE_RECORD_BYTES];
+    struct vfmig_save_entry got;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        put(raw, 0, cases[i].kind, 1);
+        vfmig_le16_put(raw + 8, cases[i].version);
+        vfmig_le32_put(raw + sizeof(raw) - 4, vfmig_crc32c(0, raw, sizeof(raw) - 4));
+        assert_int_equal(vfmig_save_entry_decode(raw, 0, &got, NULL), cases[i].ret);
+    }
+    for (unsigned kind = 0; kind < VFMIG_SAVE_KINDS; kind++)
+        assert_string_not_equal(vfmig_save_kind_name(kind), "unknown");
+    assert_string_equal(vfmig_save_kind_name(VFMIG_SAVE_KINDS), "unknown");
+}
+
+/* A record of another save's is none of this file's; the last one is remembered. */
+static void records_are_of_one_save(void **state)
+{
+    uint8_t *log = calloc(1, VFMIG_SAVE_HEAD_BYTES);
+    struct vfmig_save_entry other = {.kind = VFMIG_SAVE_COMPLETE, .id = "ie"};
+    struct vfmig_save_log got;
+
+    put(log, 0, VFMIG_SAVE_BEGUN, 1);
+    assert_int_equal(vfmig_save_log_decode(log, &got, NULL), 0);
+    assert_int_equal(got.last.kind, VFMIG_SAVE_BEGUN);
+    put(log, 1, VFMIG_SAVE_COMPLETE, 0);
+    assert_int_equal(vfmig_save_log_decode(log, &got, NULL), 0);
+    assert_int_equal(got.last.kind, VFMIG_SAVE_COMPLETE);
+    vfmig_save_entry_encode(&other, 1, log + VFMIG_SAVE_RECORD_BYTES);
+    assert_int_equal(vfmig_save_log_decode(log, &got, NULL), -EBADMSG);
+    free(log);
+}
+
 static void texts_are_printable_and_end(void **state)
 {
     uint8_t raw[VFMIG_SAVE_RECORD_BYTES];
@@ -121,6 +195,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_order_of_records),
         cmocka_unit_test(every_altered_byte_is_seen),
+        cmocka_unit_test(an_entry_survives_the_trip),
+        cmocka_unit_test(versions_and_kinds_are_known_ones),
+        cmocka_unit_test(records_are_of_one_save),
         cmocka_unit_test(texts_are_printable_and_end),
     };
 
