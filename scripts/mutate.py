@@ -54,7 +54,8 @@ SETS = {
         "files": ["src/core/*.c", "src/core/handover.def", "tables/flow.def", "tables/next_hop.def",
                   "tables/states.def", "src/stream/*.c"],
         "killers": DEVICE + [
-            program("core", "handover_rules_test"), program("core", "flow_test"), explorer("faultless"), program("core", "window_test"),
+            program("core", "handover_rules_test"), program("core", "flow_test"), program("core", "flow_rows_test"),
+            explorer("faultless"), program("core", "window_test"),
             program("core", "devstream_test"), program("core", "converge_test"), program("core", "pace_test"),
             program("core", "rates_test"), program("core", "samples_test"), program("core", "throttle_test"),
             program("stream", "record_test"), program("stream", "savefile_test"), explorer("mixed"), explorer("quiet-log"), HANDOVER]},
