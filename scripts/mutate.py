@@ -22,6 +22,7 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -32,7 +33,7 @@ FOLDERS = ("base", "core", "wire", "stream", "io", "device", "target", "dirty", 
 FLAGS = ["-O0", "-g0", "-std=gnu11", "-w", "-D_GNU_SOURCE", "-fno-common", "-DVFMIG_HAVE_ZSTD", "-pthread",
          '-DVFMIG_VERSION="0"', f'-DDOCS="{ROOT}/docs"', "-Iinclude", "-Isrc", "-I."]
 LIBRARIES = ["-pthread", "-ljson-c", "-lzstd", "-lcmocka"]
-PATIENCE_S = 20  # for a program that takes a second or two
+PATIENCE_S = 20  # of a CPU, for a program that takes a second or two
 EXPLORE = ["main", "moves", "pack", "properties", "search", "world"]
 
 
@@ -385,9 +386,13 @@ class Copy:
             if name not in linked and not self.link(killer):
                 return killer[0] + " (does not link)"
             linked.add(name)
+            # What others do on the machine must kill no mutant: the time is that of the program itself.
             try:
-                done = self.run([str(self.folder / name), *killer[2]], timeout=self.patience)
+                done = self.run(["prlimit", f"--cpu={self.patience}", str(self.folder / name), *killer[2]],
+                                timeout=20 * self.patience)
             except subprocess.TimeoutExpired:
+                return killer[0] + " (no end)"
+            if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
                 return killer[0] + " (no end)"
             self.said = done.stdout.strip().split("\n")[-1]
             if done.returncode:
