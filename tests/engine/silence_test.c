@@ -8,16 +8,17 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 
 #include "io/sock.h"
 #include "mover_rig.h"
 
 #define STALL_NS UINT64_C(8000000000)
-#define PART_MS  1000
+#define PART_S   1
 
 /* In which call so many parts go by in silence before the socket is asked; what a peer says then. */
-static enum call { IN_RECVMSG, IN_POLL, IN_SENDMSG } silent_call;
+static enum call { IN_RECVMSG, IN_PPOLL, IN_SENDMSG } silent_call;
 static unsigned silent_parts, parts_seen;
 static int late_fd = -1;
 static const uint8_t *late_data;
@@ -38,12 +39,12 @@ static bool part_goes_by(enum call call)
     return false;
 }
 
-int __real_poll(struct pollfd *fds, nfds_t count, int timeout_ms);
-int __wrap_poll(struct pollfd *fds, nfds_t count, int timeout_ms);
-int __wrap_poll(struct pollfd *fds, nfds_t count, int timeout_ms)
+int __real_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *limit, const sigset_t *mask);
+int __wrap_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *limit, const sigset_t *mask);
+int __wrap_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *limit, const sigset_t *mask)
 {
-    assert_int_equal(timeout_ms, PART_MS);
-    return part_goes_by(IN_POLL) ? 0 : __real_poll(fds, count, timeout_ms);
+    assert_true(limit && limit->tv_sec <= PART_S);
+    return part_goes_by(IN_PPOLL) ? 0 : __real_ppoll(fds, count, limit, mask);
 }
 
 /* One that does not wait asks for what is there. */
@@ -120,7 +121,7 @@ static void who_hears_nothing_in_all_parts_gives_up(void **state)
     assert_non_null(strstr(error.text, "sent no byte"));
 }
 
-/* The rest of a record of pages is waited for in poll. */
+/* The rest of a record of pages is waited for in ppoll. */
 static void a_record_that_is_cut_by_silence_is_waited_for(void **state)
 {
     static uint8_t bytes[64 << 10];
@@ -145,7 +146,7 @@ static void a_record_that_is_cut_by_silence_is_waited_for(void **state)
     late_fd = out;
     late_data = bytes + head;
     late_size = (size_t)(size - head);
-    parts_go_by(IN_POLL, VFMIG_STALL_PARTS - 1);
+    parts_go_by(IN_PPOLL, VFMIG_STALL_PARTS - 1);
     assert_int_equal(vfmig_channel_recv(channels.dest[0], &record, NULL), 0);
     assert_int_equal(record.tag, VFMIG_RECORD_BYE);
     assert_int_equal(parts_seen, VFMIG_STALL_PARTS - 1);
