@@ -117,11 +117,16 @@ static void a_throttle_that_fails_is_done_without(void **state)
     rig_close(&rig);
 }
 
+/* 0 when it has given the source up. */
 static uint64_t heard_of_source(void)
 {
     struct vfmig_channel_stats stats = {0};
+    struct engine *e = &rig.destination->e;
 
-    vfmig_channel_stats(rig.destination->e.channels[0], &stats);
+    pthread_mutex_lock(&e->link_lock);
+    if (e->channel_count)
+        vfmig_channel_stats(e->channels[0], &stats);
+    pthread_mutex_unlock(&e->link_lock);
     return stats.bytes_received;
 }
 
