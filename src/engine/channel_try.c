@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Receiving without waiting, for who has others to listen to: a record is put together beside the channel, as its
- * bytes come, and taken by the way that all records take when it is whole. */
+/* Receiving without waiting, for who has others to listen to: a record is put together beside the
+ * channel, as its bytes come, and taken by the way that all records take when it is whole. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -33,7 +33,8 @@ static int gather(struct vfmig_channel *channel, size_t wanted, struct vfmig_err
         if (code == -EINTR)
             continue;
         if (got <= 0)
-            return vfmig_channel_recv_error(channel, got, code, /* inside= */ channel->early_bytes != 0, reterr);
+            return vfmig_channel_recv_error(channel, got, code,
+                                            /* inside= */ channel->early_bytes != 0, reterr);
         channel->early_bytes += (size_t)got;
         atomic_fetch_add_explicit(&channel->bytes_received, (uint64_t)got, memory_order_relaxed);
     }
@@ -64,12 +65,13 @@ int vfmig_channel_is_whole(struct vfmig_channel *channel, uint32_t most, struct 
         return rc;
     if (head.length > most && !vfmig_sabotage("greeting-any-size"))
         return vfmig_error_set(reterr, -EMSGSIZE, VFMIG_ORIGIN_STREAM, head.tag,
-                               "%s of %u bytes comes too early: at most %u may", head.name, head.length, most);
+                               "%s of %u bytes comes too early: at most %u may", head.name,
+                               head.length, most);
     return gather(channel, VFMIG_RECORD_HEAD_BYTES + head.length, reterr);
 }
 
-int vfmig_channel_try_recv(struct vfmig_channel *channel, uint32_t most, struct vfmig_record *ret_record,
-                           struct vfmig_error *reterr)
+int vfmig_channel_try_recv(struct vfmig_channel *channel, uint32_t most,
+                           struct vfmig_record *ret_record, struct vfmig_error *reterr)
 {
     int rc = vfmig_channel_is_whole(channel, most, reterr);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The thread at the door (door.h): lets one arrival after the other in to the control thread, a new migration or the
- * source of an old one that asks for its outcome. */
+/* The thread at the door (door.h): lets one arrival after the other in to the control thread, a new
+ * migration or the source of an old one that asks for its outcome. */
 #include "engine/destination.h"
 
 #include <sys/eventfd.h>
@@ -18,12 +18,14 @@ void destination_refused(void *user, const struct vfmig_error *why)
     destination->untold++;
     if (destination->told_at_ns && now < destination->told_at_ns + TELL_NS)
         return;
-    engine_trace(&destination->e, CONNECTION_REFUSED, VFMIG_I(why->code), VFMIG_U(destination->untold));
+    engine_trace(&destination->e, CONNECTION_REFUSED, VFMIG_I(why->code),
+                 VFMIG_U(destination->untold));
     destination->told_at_ns = now;
     destination->untold = 0;
 }
 
-/* Whoever the control thread has no time for stays at the door, where others are listened to meanwhile. */
+/* Whoever the control thread has no time for stays at the door, where others are listened to
+ * meanwhile. */
 static void offer(struct vfmig_destination *destination)
 {
     pthread_mutex_lock(&destination->arrival_lock);

@@ -14,8 +14,9 @@
 #include "engine/engine.h"
 #include "io/sock.h"
 
-#define ANSWER_NS UINT64_C(1000000)   /* an answer to a greeting finds room at once, or nobody reads it */
-#define DEAF_NS   UINT64_C(100000000) /* without descriptors or memory, until it is tried again */
+#define ANSWER_NS                                                                                  \
+    UINT64_C(1000000) /* an answer to a greeting finds room at once, or nobody reads it */
+#define DEAF_NS UINT64_C(100000000) /* without descriptors or memory, until it is tried again */
 
 enum stage {
     STAGE_TLS,
@@ -56,7 +57,8 @@ void arrival_free(struct arrival *arrival)
     free(arrival);
 }
 
-int arrival_take(struct arrival *arrival, const struct vfmig_record *record, struct vfmig_error *reterr)
+int arrival_take(struct arrival *arrival, const struct vfmig_record *record,
+                 struct vfmig_error *reterr)
 {
     int ret;
 
@@ -70,7 +72,8 @@ int arrival_take(struct arrival *arrival, const struct vfmig_record *record, str
     ret = vfmig_buffer_append(&arrival->text, record->payload, record->length);
     if (ret == 0)
         ret = vfmig_buffer_append(&arrival->text, NULL, 1); /* the terminator */
-    return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for an identity") : 0;
+    return ret ? vfmig_error_set(reterr, ret, VFMIG_ORIGIN_KERNEL, 0, "no memory for an identity")
+               : 0;
 }
 
 /* --- who is there --- */
@@ -103,7 +106,8 @@ static void refuse(struct door *door, struct greeting *g, const struct vfmig_err
 static void renew(struct door *door, struct greeting *g)
 {
     g->order = ++door->order;
-    g->until_ns = vfmig_sabotage("greeting-unbounded") ? VFMIG_NEVER : vfmig_deadline_ns(door->rules.stall_ns);
+    g->until_ns = vfmig_sabotage("greeting-unbounded") ? VFMIG_NEVER
+                                                       : vfmig_deadline_ns(door->rules.stall_ns);
 }
 
 /* How many are like it: of the same host, or user, and as far with their greeting. */
@@ -119,11 +123,13 @@ static uint32_t crowd_of(const struct door *door, const struct greeting *g)
     return count;
 }
 
-/* Who has proof leaves after who has none; else first of whom there are most, so that a crowd keeps nobody out who
- * is not of it; else who came first. That somebody says a byte now and then makes no difference: it costs nothing. */
-static bool leaves_before(const struct door *door, const struct greeting *a, const struct greeting *b)
+/* Who has proof leaves after who has none; else first of whom there are most, so that a crowd keeps
+ * nobody out who is not of it; else who came first. That somebody says a byte now and then makes no
+ * difference: it costs nothing. */
+static bool leaves_before(const struct door *door, const struct greeting *a,
+                          const struct greeting *b)
 {
-    if (a->proven != b->proven)
+    if (a->proven != b->proven && !vfmig_sabotage("proof-counts-for-nothing"))
         return b->proven;
     uint32_t as = crowd_of(door, a), bs = crowd_of(door, b);
     if (as != bs && !vfmig_sabotage("crowds-welcome"))
@@ -131,7 +137,8 @@ static bool leaves_before(const struct door *door, const struct greeting *a, con
     return a->order < b->order;
 }
 
-/* Who makes room for the next one; NULL: nobody has to or can. Those that are ready wait for us, not for a peer. */
+/* Who makes room for the next one; NULL: nobody has to or can. Those that are ready wait for us,
+ * not for a peer. */
 static struct greeting *who_leaves(struct door *door)
 {
     struct greeting *found = NULL;
@@ -171,14 +178,17 @@ static bool same_token(const uint8_t a[16], const uint8_t b[16])
     return !differ || vfmig_sabotage("token-unchecked");
 }
 
-/* The sentence goes to whoever knocked, too: it may be an operator's mistake, or a source's that was turned out. */
-static int send_away(struct vfmig_channel *channel, int code, const char *why, struct vfmig_error *reterr)
+/* The sentence goes to whoever knocked, too: it may be an operator's mistake, or a source's that
+ * was turned out. */
+static int send_away(struct vfmig_channel *channel, int code, const char *why,
+                     struct vfmig_error *reterr)
 {
     uint8_t out[VFMIG_STREAM_ERROR_BYTES_MAX];
     int rc = vfmig_error_set(reterr, code, VFMIG_ORIGIN_PEER, VFMIG_RECORD_HELLO,
                              "a connection does not belong to a migration that begins: %s", why);
 
-    (void)vfmig_channel_send(channel, VFMIG_RECORD_ERROR, out, vfmig_stream_error_encode(out, reterr), NULL);
+    (void)vfmig_channel_send(channel, VFMIG_RECORD_ERROR, out,
+                             vfmig_stream_error_encode(out, reterr), NULL);
     return rc;
 }
 
@@ -186,7 +196,8 @@ static int send_away(struct vfmig_channel *channel, int code, const char *why, s
 static int open_migration(struct door *door, struct greeting *g, struct vfmig_error *reterr)
 {
     if (getrandom(g->hello.token, sizeof(g->hello.token), 0) != sizeof(g->hello.token))
-        return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_KERNEL, 0, "no random token: %s", strerror(errno));
+        return vfmig_error_set(reterr, -EIO, VFMIG_ORIGIN_KERNEL, 0, "no random token: %s",
+                               strerror(errno));
     memcpy(g->arrival->id, g->hello.migration_id, sizeof(g->arrival->id));
     g->stage = STAGE_OPENING;
     g->until_ns = vfmig_deadline_ns(door->rules.stall_ns);
@@ -316,7 +327,8 @@ struct arrival *door_let_in(struct door *door)
 
 /* --- who comes and who is late --- */
 
-static int welcome(struct door *door, int fd, struct greeting **ret_greeting, struct vfmig_error *reterr)
+static int welcome(struct door *door, int fd, struct greeting **ret_greeting,
+                   struct vfmig_error *reterr)
 {
     struct greeting *g = door->places;
     struct vfmig_channel *channel;
@@ -327,8 +339,9 @@ static int welcome(struct door *door, int fd, struct greeting **ret_greeting, st
     while (g->arrival)
         g++;
     g->arrival = calloc(1, sizeof(*g->arrival));
-    rc = g->arrival ? vfmig_channel_hurry(channel, ANSWER_NS, reterr)
-                    : vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for who comes");
+    rc = g->arrival
+             ? vfmig_channel_hurry(channel, ANSWER_NS, reterr)
+             : vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0, "no memory for who comes");
     if (rc) {
         vfmig_channel_free(channel);
         free(g->arrival);
@@ -346,7 +359,8 @@ static int welcome(struct door *door, int fd, struct greeting **ret_greeting, st
 
 static void open_up(struct door *door)
 {
-    const struct vfmig_error crowded = {.code = -EBUSY, .origin = VFMIG_ORIGIN_LOCAL, .text = "others came"};
+    const struct vfmig_error crowded = {
+        .code = -EBUSY, .origin = VFMIG_ORIGIN_LOCAL, .text = "others came"};
     struct vfmig_error error = {0};
     struct greeting *g = NULL;
     int fd;
@@ -363,14 +377,16 @@ static void open_up(struct door *door)
         return;
     }
     door->rules.on_refused(door->rules.user, &error);
-    /* Who waits outside stays there: without this it would be tried again at once, and told of each time. */
+    /* Who waits outside stays there: without this it would be tried again at once, and told of each
+     * time. */
     if (rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM || rc == -ENOBUFS)
         door->deaf_until_ns = vfmig_now_ns() + DEAF_NS;
 }
 
 static void send_the_late_away(struct door *door)
 {
-    const struct vfmig_error late = {.code = -ETIMEDOUT, .origin = VFMIG_ORIGIN_PEER,
+    const struct vfmig_error late = {.code = -ETIMEDOUT,
+                                     .origin = VFMIG_ORIGIN_PEER,
                                      .text = "a greeting took longer than the time limit"};
     uint64_t now = vfmig_now_ns();
 
@@ -418,7 +434,8 @@ void door_turn(struct door *door)
         (void)eventfd_read(door->rules.bell, &rung);
     for (uint32_t i = 0; i < VFMIG_MAX_GREETINGS; i++) {
         struct greeting *g = &door->places[i];
-        const struct vfmig_error gone = {.code = -ECONNRESET, .origin = VFMIG_ORIGIN_PEER, .text = "it left"};
+        const struct vfmig_error gone = {
+            .code = -ECONNRESET, .origin = VFMIG_ORIGIN_PEER, .text = "it left"};
         /* A connection that joined another's migration has left its place. */
         if (!fds[PLACES + i].revents || !g->arrival)
             continue;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A door (engine/door.h) with an address, and the test in place of its thread: what happens there happens when the
- * test lets it take a turn. */
+/* A door (engine/door.h) with an address, and the test in place of its thread: what happens there
+ * happens when the test lets it take a turn. */
 #ifndef TESTS_ENGINE_DOORWAY_H
 #define TESTS_ENGINE_DOORWAY_H
 
@@ -30,7 +30,8 @@ static inline void doorway_note(void *opaque, const struct vfmig_error *why)
 }
 
 /* A door at a listener that is the caller's. */
-static inline void doorway_at(struct doorway *d, int listener, uint64_t stall_ns, const struct vfmig_tls_creds *tls)
+static inline void doorway_at(struct doorway *d, int listener, uint64_t stall_ns,
+                              const struct vfmig_tls_creds *tls)
 {
     *d = (struct doorway){.listener = listener, .bell = eventfd(0, EFD_CLOEXEC)};
     assert_true(d->bell >= 0);
@@ -40,7 +41,8 @@ static inline void doorway_at(struct doorway *d, int listener, uint64_t stall_ns
                                                    .tls = tls,
                                                    .on_refused = doorway_note,
                                                    .user = d},
-                              &d->door, NULL), 0);
+                              &d->door, NULL),
+                     0);
 }
 
 static inline void doorway_left(struct doorway *d)
@@ -49,7 +51,8 @@ static inline void doorway_left(struct doorway *d)
     close(d->bell);
 }
 
-static inline void doorway_open(struct doorway *d, uint64_t stall_ns, const struct vfmig_tls_creds *tls)
+static inline void doorway_open(struct doorway *d, uint64_t stall_ns,
+                                const struct vfmig_tls_creds *tls)
 {
     char dir[] = "/tmp/vfmig-door-XXXXXX", uri[128];
     int listener;
@@ -84,7 +87,8 @@ static inline int doorway_knock(struct doorway *d)
 {
     int fd;
 
-    assert_int_equal(vfmig_sock_connect(d->uri, vfmig_deadline_ns(UINT64_C(20000000000)), &fd, NULL), 0);
+    assert_int_equal(
+        vfmig_sock_connect(d->uri, vfmig_deadline_ns(UINT64_C(20000000000)), &fd, NULL), 0);
     doorway_turn(d, 1);
     return fd;
 }

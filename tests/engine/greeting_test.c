@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Strangers at a destination's door, of every kind and more than it has places: a source gets in all the same, at
- * once. Clock, turns and whose a connection is are the test's; nothing here waits. */
+/* Strangers at a destination's door, of every kind and more than it has places: a source gets in
+ * all the same, at once. Clock, turns and whose a connection is are the test's; nothing here waits.
+ */
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stddef.h>
@@ -47,7 +48,8 @@ uint64_t __wrap_vfmig_sock_whose(int fd)
 static struct doorway door;
 static struct vfmig_tls_creds *inside, *outside; /* NULL: plain */
 
-static void load_key(void)
+/* False in a build without TLS. */
+static bool load_key(void)
 {
     char path[] = "/tmp/vfmig-key-XXXXXX";
     int fd = mkstemp(path);
@@ -55,9 +57,13 @@ static void load_key(void)
     assert_true(fd >= 0);
     assert_true(dprintf(fd, "move:%032x\n", 7) > 0);
     close(fd);
-    assert_int_equal(vfmig_tls_creds_load(NULL, path, /* server= */ true, &inside, NULL), 0);
-    assert_int_equal(vfmig_tls_creds_load(NULL, path, /* server= */ false, &outside, NULL), 0);
+    int rc = vfmig_tls_creds_load(NULL, path, /* server= */ true, &inside, NULL);
+    if (rc != -ENOTSUP) {
+        assert_int_equal(rc, 0);
+        assert_int_equal(vfmig_tls_creds_load(NULL, path, /* server= */ false, &outside, NULL), 0);
+    }
     unlink(path);
+    return rc == 0;
 }
 
 static void forget_key(void)
@@ -73,14 +79,15 @@ static void forget_key(void)
 
 static const uint8_t id[16] = {1, 2, 3};
 
-static void record_of(uint8_t *out, enum vfmig_record_tag tag, uint32_t channel, uint64_t sequence, const void *payload,
-                      uint32_t size)
+static void record_of(uint8_t *out, enum vfmig_record_tag tag, uint32_t channel, uint64_t sequence,
+                      const void *payload, uint32_t size)
 {
     vfmig_record_head_encode(out, tag, channel, sequence, size, vfmig_crc32c(0, payload, size));
     memcpy(out + VFMIG_RECORD_HEAD_BYTES, payload, size);
 }
 
-static void hello_of(uint8_t out[HELLO_ALL], uint32_t channel, uint32_t count, const uint8_t token[16])
+static void hello_of(uint8_t out[HELLO_ALL], uint32_t channel, uint32_t count,
+                     const uint8_t token[16])
 {
     struct vfmig_hello hello = {.version_min = VFMIG_STREAM_VERSION,
                                 .version_max = VFMIG_STREAM_VERSION,
@@ -131,7 +138,8 @@ static bool greets(struct source *source, uint32_t channel)
     int rc = outside ? 1 : 0;
 
     whose = SOURCE;
-    assert_int_equal(vfmig_channel_new(doorway_knock(&door), channel, VFMIG_SIDE_SOURCE, ours, NULL), 0);
+    assert_int_equal(
+        vfmig_channel_new(doorway_knock(&door), channel, VFMIG_SIDE_SOURCE, ours, NULL), 0);
     for (unsigned i = 0; i < 8 && rc == 1; i++) {
         rc = vfmig_channel_try_tls(*ours, outside, NULL);
         step();
@@ -139,8 +147,9 @@ static bool greets(struct source *source, uint32_t channel)
     if (rc)
         return false;
     hello_of(bytes, channel, 2, channel ? source->token : NULL);
-    assert_int_equal(vfmig_channel_send(*ours, VFMIG_RECORD_HELLO, bytes + VFMIG_RECORD_HEAD_BYTES, VFMIG_HELLO_BYTES,
-                                        NULL), 0);
+    assert_int_equal(vfmig_channel_send(*ours, VFMIG_RECORD_HELLO, bytes + VFMIG_RECORD_HEAD_BYTES,
+                                        VFMIG_HELLO_BYTES, NULL),
+                     0);
     step();
     if (vfmig_channel_try_recv(*ours, VFMIG_MAX_STREAM_TEXT, &record, NULL) != 1 ||
         vfmig_hello_take(&record, &answer, NULL))
@@ -155,7 +164,8 @@ static bool gets_in(void)
     struct arrival *arrival = NULL;
 
     if (greets(&source, 0) && greets(&source, 1)) {
-        assert_int_equal(vfmig_channel_send(source.channels[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
+        assert_int_equal(
+            vfmig_channel_send(source.channels[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
         doorway_turn(&door, 1);
         arrival = door_let_in(door.door);
     }
@@ -171,10 +181,11 @@ static bool gets_in(void)
 
 static int strangers[8 * CROWD];
 static unsigned stranger_count;
+static uint64_t from = STRANGER; /* where the next one is from */
 
 static int comes(const void *data, size_t size)
 {
-    whose = STRANGER;
+    whose = from;
     int fd = doorway_knock(&door);
     if (size)
         assert_int_equal(send(fd, data, size, MSG_NOSIGNAL), size);
@@ -250,13 +261,15 @@ static void half_an_identity(void)
     comes(bytes, sizeof(bytes));
 }
 
-static void (*const kinds[])(void) = {silent, trickling, half_a_tls_hello, rubbish, unknown_token, of_no_migration,
+static void (*const kinds[])(void) = {silent,    trickling,       half_a_tls_hello,
+                                      rubbish,   unknown_token,   of_no_migration,
                                       half_open, half_an_identity};
 #define KINDS (sizeof(kinds) / sizeof(kinds[0]))
 
 static void open_door(void)
 {
     stranger_count = 0;
+    from = STRANGER;
     doorway_open(&door, STALL_NS, inside);
 }
 
@@ -271,8 +284,8 @@ static void close_door(void)
 static void strangers_do_not_keep_a_source_out(void **state)
 {
     for (int tls = 0; tls < 2; tls++) {
-        if (tls)
-            load_key();
+        if (tls && !load_key())
+            break;
         for (size_t kind = 0; kind < KINDS; kind++) {
             open_door();
             for (unsigned i = 0; i < CROWD; i++)
@@ -282,7 +295,8 @@ static void strangers_do_not_keep_a_source_out(void **state)
             bool in = gets_in();
             meanwhile = NULL;
             if (!in)
-                fail_msg("strangers of kind %zu%s keep a source out", kind, tls ? " under TLS" : "");
+                fail_msg("strangers of kind %zu%s keep a source out", kind,
+                         tls ? " under TLS" : "");
             assert_in_range(door_count(door.door), 0, VFMIG_MAX_GREETINGS);
             close_door();
         }
@@ -291,7 +305,8 @@ static void strangers_do_not_keep_a_source_out(void **state)
     assert_int_equal(atomic_load(&passed_ns), 0);
 }
 
-/* Whoever comes first leaves first, so that the crowd turns out itself and not who comes now and then. */
+/* Whoever comes first leaves first, so that the crowd turns out itself and not who comes now and
+ * then. */
 static void a_crowd_turns_out_its_own(void **state)
 {
     struct source slow = {.channels = {NULL}};
@@ -321,12 +336,13 @@ static void who_has_proof_stays(void **state)
 {
     struct source slow = {.channels = {NULL}};
 
-    load_key();
+    if (!load_key())
+        skip();
     open_door();
     assert_true(greets(&slow, 0));
     for (unsigned i = 0; i < 2 * CROWD; i++) {
-        comes(NULL, 0);
-        whose = STRANGER + i;
+        from = STRANGER + i;
+        silent();
     }
     assert_true(greets(&slow, 1));
     assert_int_equal(vfmig_channel_send(slow.channels[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
@@ -340,7 +356,8 @@ static void who_has_proof_stays(void **state)
     forget_key();
 }
 
-/* Those that are ready wait for the destination, and are not turned out for it; who comes waits outside. */
+/* Those that are ready wait for the destination, and are not turned out for it; who comes waits
+ * outside. */
 static void who_is_ready_stays(void **state)
 {
     uint8_t bytes[HELLO_ALL + VFMIG_RECORD_HEAD_BYTES + 2];
@@ -396,7 +413,8 @@ static void a_greeting_that_trickles(void **state)
         int fd = comes(bytes, greeted ? HELLO_ALL : 0);
         if (greeted)
             assert_int_equal(recv(fd, bytes, HELLO_ALL, 0), HELLO_ALL);
-        assert_in_range(steps_until_late(fd, bytes + HELLO_ALL * greeted, 2 * STEPS), STEPS - 1, STEPS + 1);
+        assert_in_range(steps_until_late(fd, bytes + HELLO_ALL * greeted, 2 * STEPS), STEPS - 1,
+                        STEPS + 1);
         assert_int_equal(door.why.code, -ETIMEDOUT);
         assert_string_equal(door.why.text, "a greeting took longer than the time limit");
         assert_int_equal(door_count(door.door), 0);
@@ -428,7 +446,8 @@ static void a_source_that_is_slow_gets_in(void **state)
 
 /* --- how much --- */
 
-/* Records of a later version that may be left out are, some of them; and what is no greeting is refused by its head. */
+/* Records of a later version that may be left out are, some of them; and what is no greeting is
+ * refused by its head. */
 static void what_nobody_knows_is_skipped_a_few_times(void **state)
 {
     uint8_t bytes[HELLO_ALL], record[VFMIG_RECORD_HEAD_BYTES];
