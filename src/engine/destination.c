@@ -238,6 +238,15 @@ static void new_migration(struct engine *e, struct arrival *arrival)
     }
 }
 
+/* Whether the flow still takes what came over a link, be it gone. */
+static bool receives(const struct engine *e)
+{
+    enum vfmig_step step = vfmig_flow_current(&e->flow);
+
+    return e->flow.running || (!e->flow.halted && !vfmig_sabotage("asked-while-it-receives") &&
+                               (step == VFMIG_STEP_R0 || step == VFMIG_STEP_R1 || step == VFMIG_STEP_R2));
+}
+
 /* A source that lost its link, or came back from a crash, asks. */
 static void asked_again(struct engine *e, struct arrival *arrival)
 {
@@ -257,8 +266,9 @@ static void asked_again(struct engine *e, struct arrival *arrival)
         engine_handover(e, VFMIG_HO_EVENT_START);
     }
     if (e->linked || e->channel_count) {
-        /* The source says that the old link is gone; what hangs on it learns it now. */
-        if (e->flow_active && e->flow.running)
+        /* The source says that the old link is gone; what hangs on it learns it now. Before that it ends with what
+         * came over that link, which a new one would take away: the source asks again. */
+        if (e->flow_active && receives(e))
             return;
         hang_up(e);
         engine_handover(e, VFMIG_HO_EVENT_LINK_LOST);

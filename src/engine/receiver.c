@@ -334,7 +334,8 @@ int vfmig_receiver_wait_round(struct vfmig_receiver *receiver, uint64_t round, u
             rc = vfmig_error_set(reterr, -ETIMEDOUT, VFMIG_ORIGIN_PEER, 0,
                                  "round %" PRIu64 " did not arrive within the time limit", round);
     }
-    if (receiver->failed.code) {
+    /* What came after that round, if only the end of the connection, makes it no less complete. */
+    if (receiver->failed.code && !all_past(receiver, round)) {
         rc = receiver->failed.code;
         if (reterr)
             *reterr = receiver->failed;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -379,7 +380,11 @@ static void wait_for_pong(void)
 }
 
 static void nothing(void) {}
-static void first_external(void) { WORDS(0, VMSTATE, VMSTATE_EXTERNAL_FIRST, 0, 0, 0); }
+static void first_external(void)
+{
+    const uint32_t words[4 + 2 * 64 / 4] = {VMSTATE_EXTERNAL_FIRST}; /* as much as the rig's devices have */
+    say_words(0, VFMIG_RECORD_VMSTATE, words, COUNT(words));
+}
 static void all_but_the_vcpus(void)
 {
     first_external();
@@ -414,6 +419,72 @@ static void seals_and_leaves(void **state)
         assert_true(progress.error.code < 0);
     }
     then_an_honest_one();
+}
+
+/* --- a source that asks too early --- */
+
+static struct vfmig_target_ops slow_ops;
+static atomic_bool halts, may_halt;
+
+/* {} takes until the test lets it go. */
+static int slow_set_state(struct vfmig_target *t, enum vfmig_state state, uint64_t timeout_ns,
+                          struct vfmig_error *reterr)
+{
+    atomic_store(&halts, true);
+    while (!atomic_load(&may_halt))
+        usleep(1000);
+    return rig.side[RIG_SOURCE].targets[0]->ops->set_state(t, state, timeout_ns, reterr);
+}
+
+/* The kind of the destination's answer to a source that lost its link, over one that stays; NONE: it hung up. */
+static uint8_t ask_again(void)
+{
+    static const uint8_t id[VFMIG_MIGRATION_ID_BYTES] = "a liar";
+    const struct vfmig_dial dial = {.next_fd = knock, .stall_ns = 20 * SECOND};
+    struct vfmig_record record = {0};
+
+    if (!liar[0])
+        assert_int_equal(vfmig_channels_open(&dial, 1, id, liar, NULL), 0);
+    message(1, VFMIG_HO_MSG_QUERY);
+    while (record.tag != VFMIG_RECORD_HANDOVER && vfmig_channel_recv(liar[0], &record, NULL) == 0)
+        ;
+    if (record.tag == VFMIG_RECORD_HANDOVER)
+        return record.payload[20];
+    hang_up();
+    return VFMIG_HO_MSG_NONE;
+}
+
+/* All was sent, a device of the destination is slow, the source loses its link and asks meanwhile: the new link
+ * does not take away what came over the old one, and the question is answered in the end. */
+static void asks_while_it_is_received(void **state)
+{
+    uint8_t kind = VFMIG_HO_MSG_NONE;
+
+    listen_alone();
+    slow_ops = *rig.side[RIG_DEST].targets[0]->ops;
+    slow_ops.set_state = slow_set_state;
+    rig.side[RIG_DEST].targets[0]->ops = &slow_ops;
+    introduce("");
+    message(1, VFMIG_HO_MSG_OFFER);
+    all_but_the_last_external();
+    WORDS(0, VMSTATE, VMSTATE_EXTERNAL_FINAL, 0, 0, 0);
+    message(1, VFMIG_HO_MSG_SEAL);
+    wait_for_pong();
+    while (!atomic_load(&halts))
+        usleep(1000);
+    hang_up();
+    while (!destination_status().error.code) /* until it has noticed */
+        usleep(1000);
+    (void)ask_again();
+    atomic_store(&may_halt, true);
+    for (unsigned i = 0; kind != VFMIG_HO_MSG_READY && kind != VFMIG_HO_MSG_REFUSED && i < patience_ms / 10; i++) {
+        kind = ask_again();
+        usleep(10000);
+    }
+    if (kind != VFMIG_HO_MSG_READY && kind != VFMIG_HO_MSG_REFUSED)
+        fail_msg("nothing comes of it: %u", kind);
+    hang_up();
+    rig_close(&rig);
 }
 
 /* --- before anything is agreed --- */
@@ -837,6 +908,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lies_to_a_destination),
         cmocka_unit_test(seals_and_leaves),
+        cmocka_unit_test(asks_while_it_is_received),
         cmocka_unit_test(lies_at_the_door),
         cmocka_unit_test(lies_about_memory),
         cmocka_unit_test(lies_to_a_source),

@@ -154,7 +154,7 @@ static void load(unsigned side, unsigned device)
         data_ends(side, device, -ECANCELED);
         return;
     }
-    if (!d->in_count && !s->linked) { /* no more of it comes */
+    if (!d->in_count && s->cut) { /* no more of it comes */
         data_ends(side, device, -EBADMSG);
         return;
     }
@@ -405,8 +405,7 @@ static void destination_work(unsigned work)
                  (work == VFMIG_WORK_RECEIVE && !rounds_complete(s));
     int err = 0;
 
-    bool cut = work == VFMIG_WORK_RECEIVE && !s->linked;
-    if (waits && !s->abort && !cut) {
+    if (waits && !s->abort && !s->cut) {
         event_in(MS, EVENT_WORK, DST, work, 0, 0);
         return;
     }

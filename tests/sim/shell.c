@@ -40,6 +40,7 @@ static void attempt_fresh(unsigned side)
         d->segments = d->bytes = 0;
         d->ended = d->reset_done = 0;
     }
+    s->cut = false;
     memset(s->inbox_full, 0, sizeof(s->inbox_full));
     memset(s->doubt, 0, sizeof(s->doubt));
     memset(s->round_seen, 0, sizeof(s->round_seen));
@@ -417,6 +418,7 @@ void side_link_lost(unsigned side, uint32_t generation)
     if (!s->alive || !s->linked || generation != s->generation)
         return;
     s->linked = false;
+    s->cut = true;
     say("%s loses the link", side_names[side]);
     handover_kind(side, VFMIG_HO_EVENT_LINK_LOST);
     if (side == SRC) {
@@ -568,6 +570,14 @@ void destination_message(const struct vfmig_ho_msg *msg)
         handover_kind(DST, VFMIG_HO_EVENT_LOAD_FAILED);
 }
 
+static bool receives(void)
+{
+    enum vfmig_step step = vfmig_flow_current(&sim.side[DST].flow);
+
+    return !sim.side[DST].flow.halted &&
+           (step == VFMIG_STEP_R0 || step == VFMIG_STEP_R1 || step == VFMIG_STEP_R2);
+}
+
 /* The first message of a new connection: a source that lost its link, or came back, asks. */
 static void asked_again(const struct vfmig_ho_msg *msg)
 {
@@ -585,13 +595,14 @@ static void asked_again(const struct vfmig_ho_msg *msg)
         }
         handover_kind(DST, VFMIG_HO_EVENT_START);
     }
+    /* What hangs on the old link learns first that it is gone, and ends with what came over it. */
+    if (s->flow_active && (s->flow.running || receives())) {
+        uint32_t generation = s->generation;
+        link_reset();
+        side_link_lost(DST, generation);
+        return;
+    }
     if (s->linked) {
-        if (s->flow_active && s->flow.running) { /* what hangs on the old link learns it first */
-            uint32_t generation = s->generation;
-            link_reset();
-            side_link_lost(DST, generation);
-            return;
-        }
         s->linked = false;
         handover_kind(DST, VFMIG_HO_EVENT_LINK_LOST);
     }

@@ -241,6 +241,7 @@ struct side {
     struct vfmig_flow flow;
     struct vfmig_handover h;
     bool handover_active, flow_active, linked, run_early, abort, closing, cancelled;
+    bool cut; /* the link of this attempt is gone: what has not come over it never comes */
     bool received; /* destination: a guest was sent to this process */
     bool began;    /* the source has been accepted; the destination has accepted */
     struct vfmig_journal_log log;
