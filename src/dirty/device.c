@@ -183,6 +183,7 @@ int vfmig_tracker_device_new(struct vfmig_target *target, const struct vfmig_iov
     log->base.ops = &device_ops;
     log->base.atomic = true;
     log->base.page_bytes = page_size;
+    log->base.of = target->info.name;
     log->target = target;
     log->page_size = page_size;
     log->identity = !windows;

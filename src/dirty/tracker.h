@@ -55,6 +55,7 @@ struct vfmig_tracker {
     uint64_t page_bytes; /* what a bit of its log stands for; 0: VFMIG_PAGE_SIZE */
     bool atomic; /* false only for a log of devices' DMA: what they write between the read and the
                     clear is lost, so the engine brings them into N, or waits until they are stopped */
+    const char *of; /* the device whose writes it knows; NULL: it knows others' */
     bool slow_stop; /* stopping goes over all memory, and may as well come late: only vCPUs write */
 };
 

@@ -93,6 +93,24 @@ static void each_device(struct engine *e, const struct vfmig_flow_action *action
     }
 }
 
+/* Works that take too long: which, and of whom they are waiting for an answer. */
+static void works_error(struct engine *e, struct vfmig_error *error)
+{
+    const char *step = vfmig_step_name(vfmig_flow_current(&e->flow));
+    const struct vfmig_tracker *tracker = atomic_load(&e->asked_tracker);
+    uint32_t work = 0;
+
+    while (work < VFMIG_WORK_COUNT && !(e->flow.running & (1u << work)))
+        work++;
+    if (tracker)
+        vfmig_error_set(error, -ETIMEDOUT, tracker->of ? VFMIG_ORIGIN_DEVICE : VFMIG_ORIGIN_LOCAL, 0,
+                        "tracker %s%s%s did not answer in step %s", tracker->ops->name,
+                        tracker->of ? " of " : "", tracker->of ? tracker->of : "", step);
+    else
+        vfmig_error_set(error, -ETIMEDOUT, VFMIG_ORIGIN_LOCAL, 0, "step %s took too long: %s did not end",
+                        step, vfmig_work_name(work));
+}
+
 static void note_timeout(struct engine *e)
 {
     struct vfmig_error error = {0};
@@ -112,8 +130,7 @@ static void note_timeout(struct engine *e)
                         "device %s%s did not answer in step %s", e->devices[first].id, others,
                         vfmig_step_name(vfmig_flow_current(&e->flow)));
     else
-        vfmig_error_set(&error, -ETIMEDOUT, VFMIG_ORIGIN_LOCAL, 0, "step %s took too long",
-                        vfmig_step_name(vfmig_flow_current(&e->flow)));
+        works_error(e, &error);
     engine_note(e, &error);
 }
 

@@ -140,6 +140,7 @@ struct work_thread {
     pthread_cond_t wake;
     uint32_t jobs[VFMIG_WORK_COUNT];
     uint32_t job_count;
+    uint32_t current; /* the work that it is doing; VFMIG_WORK_COUNT: none */
 };
 
 struct engine {
@@ -212,6 +213,7 @@ struct engine {
     /* Source: memory. Work threads, one after the other; map's words are atomic. */
     struct vfmig_dirty_map map, fresh, seen;
     bool maps_made, trackers_on;
+    _Atomic(struct vfmig_tracker *) asked_tracker; /* and has not answered */
     struct vfmig_mover *mover; /* under link_lock for status */
     uint64_t round, stop_round;
     uint64_t last_sync_ns, last_quiet_ns, dirty_pages, cold_pages, dirty_rate;

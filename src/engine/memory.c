@@ -203,8 +203,10 @@ void engine_trackers_sync(struct engine *e, enum engine_log log, uint64_t *ret_p
         if (!readable(tracker, log))
             continue;
         uint64_t asked = vfmig_now_ns();
+        atomic_store(&e->asked_tracker, tracker);
         int ret = tracker->ops->sync(tracker, &e->fresh, &error);
 
+        atomic_store(&e->asked_tracker, NULL);
         note_sync(e, i, ret, vfmig_now_ns() - asked);
         trace_tracker(e, i, "sync", ret, asked);
         if (ret)

@@ -209,6 +209,7 @@ static void *work_main(void *arg)
         }
         uint32_t work = thread->jobs[0];
         memmove(thread->jobs, thread->jobs + 1, --thread->job_count * sizeof(work));
+        thread->current = work;
         pthread_mutex_unlock(&thread->lock);
 
         struct vfmig_error error = {0};
@@ -216,6 +217,9 @@ static void *work_main(void *arg)
         engine_trace(e, WORK_BEGIN, VFMIG_S(vfmig_work_name(work)));
         event.err = e->do_work(e, work, &error);
         engine_trace(e, WORK_END, VFMIG_S(vfmig_work_name(work)), VFMIG_I(event.err));
+        pthread_mutex_lock(&thread->lock);
+        thread->current = VFMIG_WORK_COUNT;
+        pthread_mutex_unlock(&thread->lock);
         post(e, &event, &error);
     }
 }
@@ -227,10 +231,23 @@ static bool is_memory_work(uint32_t work)
            work == VFMIG_WORK_RECEIVE;
 }
 
+/* A log that does not answer: whose it is, is no callback of the VMM's. */
+static bool waits_for_log(struct work_thread *thread)
+{
+    pthread_mutex_lock(&thread->lock);
+    uint32_t work = thread->current;
+    pthread_mutex_unlock(&thread->lock);
+    return work == VFMIG_WORK_SNAPSHOT || work == VFMIG_WORK_FINAL_LOG || work == VFMIG_WORK_TRACK_STOP;
+}
+
 void engine_work_job(struct engine *e, uint32_t work)
 {
-    struct work_thread *thread = is_memory_work(work) ? &e->memory_thread : &e->vm_thread;
+    bool memory = is_memory_work(work);
 
+    /* Memory is not sent any more when the guest is to run on, or not sent from here. */
+    if (work == VFMIG_WORK_VCPU_START && waits_for_log(&e->vm_thread) && !vfmig_sabotage("log-holds-guest"))
+        memory = true;
+    struct work_thread *thread = memory ? &e->memory_thread : &e->vm_thread;
     if (work == VFMIG_WORK_ROUND)
         atomic_store(&e->round_over, false);
     pthread_mutex_lock(&thread->lock);
@@ -247,6 +264,7 @@ static int start_work_thread(struct engine *e, struct work_thread *thread,
 {
     thread->engine = e;
     thread->quit = false;
+    thread->current = VFMIG_WORK_COUNT;
     pthread_mutex_init(&thread->lock, NULL);
     pthread_cond_init(&thread->wake, NULL);
     int ret = -pthread_create(&thread->thread, NULL, work_main, thread);

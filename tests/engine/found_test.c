@@ -103,6 +103,35 @@ static void a_device_that_answers_after_the_guest_has_left_is_reset(void **state
     rig_close(&rig);
 }
 
+/* --- a log that hangs when the guest has stopped --- */
+
+static void hang_a_log(struct rig *at, const struct rig_entry *entry)
+{
+    if (entry->side != RIG_SOURCE || entry->op != RIG_VCPU_STOP || !entry->end)
+        return;
+    pthread_mutex_lock(&at->lock);
+    at->fault = (struct rig_fault){RIG_SOURCE, RIG_TRACK_SYNC, RIG_ANY, 0, 1, 0, .only = 3};
+    pthread_mutex_unlock(&at->lock);
+}
+
+static void whose_log_does_not_answer_is_said(void **state)
+{
+    struct vfmig_progress progress;
+
+    rig_open(&rig, 2, features, false);
+    rig.watch = hang_a_log;
+    rig.options.device_timeout_ns = 5 * LIMIT_NS;
+    rig.side[RIG_SOURCE].trackers[2].base.of = "the second";
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_FAILED);
+    vfmig_source_status(rig.source, &progress);
+    assert_int_equal(progress.error.code, -ETIMEDOUT);
+    assert_int_equal(progress.error.origin, VFMIG_ORIGIN_DEVICE);
+    assert_non_null(strstr(progress.error.text, " of the second did not answer in step S4"));
+    assert_true(rig_progresses(&rig.side[RIG_SOURCE]));
+    rig_close(&rig);
+}
+
 /* --- a destination that has refused the attempt before, and has not heard the offer of this one --- */
 
 /* The destination's VERDICT opens the attempt; from then on the source is not heard. */
@@ -345,6 +374,7 @@ static void who_stood_still_gives_nobody_up_for_it(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(whose_log_does_not_answer_is_said),
         cmocka_unit_test(a_device_that_answers_after_the_guest_has_left_is_reset),
         cmocka_unit_test(a_link_that_breaks_before_the_offer_leaves_room_for_the_next),
         cmocka_unit_test(an_offer_that_comes_after_the_cancel_is_refused),
