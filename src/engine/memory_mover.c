@@ -548,6 +548,7 @@ void vfmig_mover_progress(struct vfmig_mover *mover, struct vfmig_mover_progress
     progress.busy_ns = mover->busy_ns;
     progress.use = mover->use;
     progress.running = mover->running && mover->busy;
+    progress.bandwidth = atomic_load(&mover->bytes_per_second);
     progress.sends = atomic_load(&mover->workers[0].sends);
     pthread_mutex_unlock(&mover->lock);
     progress.pages_done = atomic_load(&mover->pages_done);

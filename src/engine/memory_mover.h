@@ -37,6 +37,7 @@ struct vfmig_mover_progress {
     uint64_t busy_ns;     /* the last round's time without the waits for its share of the bandwidth */
     struct vfmig_cpu_use use; /* the last round's: of all threads; the longest wait of one */
     bool running;
+    uint64_t bandwidth;   /* that all have a share of; 0: no limit */
     bool sends;           /* pages on the first channel, at this moment */
 };
 

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/bitmap.h"
+#include "dirty/private.h"
 #include "dirty/trackers.h"
 
 #define BLOCKS       2u
@@ -455,8 +456,30 @@ static void map_refusals(void **state)
     assert_int_equal(vfmig_dirty_map_init(&map, &(struct vfmig_memory){blocks, 2}, &err), 0);
     vfmig_dirty_map_fill(&map);
     assert_int_equal(vfmig_dirty_map_count(&map), 3);
+    assert_true(vfmig_dirty_map_fits(&map, &(struct vfmig_memory){blocks, 2}));
+    blocks[1].size *= 2;
+    assert_false(vfmig_dirty_map_fits(&map, &(struct vfmig_memory){blocks, 2}));
     vfmig_dirty_map_done(&map);
     vfmig_dirty_map_done(&map);
+}
+
+/* Any number of bits to any place, against one bit at a time. */
+static void merged_bits(void **state)
+{
+    struct vfmig_ram_block block = {0, 512 * 4096, NULL, -1, 0};
+    const struct vfmig_memory memory = {&block, 1};
+    uint64_t bits[4] = {~UINT64_C(0), UINT64_C(0xa5a5a5a5f00ff00f), ~UINT64_C(0), ~UINT64_C(0)};
+
+    for (uint64_t first = 0; first < 130; first += first % 64 == 62 ? 1 : 7)
+        for (uint64_t count = 1; count < 200; count += count % 64 == 63 ? 1 : 9) {
+            struct vfmig_dirty_map map;
+            assert_int_equal(vfmig_dirty_map_init(&map, &memory, NULL), 0);
+            vfmig_dirty_map_merge(&map, 0, first, bits, count);
+            for (uint64_t page = 0; page < 512; page++)
+                assert_int_equal(vfmig_bitmap_test(map.bitmaps[0], page),
+                                 page >= first && page < first + count && vfmig_bitmap_test(bits, page - first));
+            vfmig_dirty_map_done(&map);
+        }
 }
 
 int main(void)
@@ -466,7 +489,7 @@ int main(void)
         cmocka_unit_test(own_ranges),       cmocka_unit_test(wp_scan),
         cmocka_unit_test(wp_handler),       cmocka_unit_test(wp_kernel_writes),
         cmocka_unit_test(device_windows),   cmocka_unit_test(device_large_pages),
-        cmocka_unit_test(device_refusals),
+        cmocka_unit_test(device_refusals),  cmocka_unit_test(merged_bits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

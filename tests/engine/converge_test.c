@@ -15,6 +15,7 @@
 #include "core/throttle.h"
 #include "engine/channel.h"
 #include "engine/destination.h"
+#include "engine/source.h"
 #include "rig.h"
 
 #define FULL  (VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_NDMA | VFMIG_FEATURE_PRE_COPY)
@@ -313,6 +314,37 @@ static void a_stop_in_vain_is_taken_back(void **state)
     rig_close(&rig);
 }
 
+static uint64_t limit_stopped, limit_again; /* of the bandwidth, as it was */
+
+static void stop_slowly_and_look(struct rig *at, const struct rig_entry *entry)
+{
+    struct vfmig_mover_progress progress;
+
+    stop_slowly(at, entry);
+    if (entry->side != RIG_SOURCE || entry->end)
+        return;
+    if (entry->op != RIG_STATE_SAVE && entry->op != RIG_VCPU_START)
+        return;
+    vfmig_mover_progress(at->source->e.mover, &progress);
+    *(entry->op == RIG_STATE_SAVE ? &limit_stopped : &limit_again) = progress.bandwidth;
+}
+
+static void the_bandwidth_is_limited_while_the_guest_runs(void **state)
+{
+    limit_stopped = limit_again = 1;
+    rig_open(&rig, 4, features, /* tcp= */ false);
+    atomic_store(&slow_stops, 1);
+    rig.watch = stop_slowly_and_look;
+    rig.options.downtime_limit_ns = LIMIT_NS;
+    rig.options.max_bandwidth = UINT64_C(1) << 40;
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
+    assert_int_equal(limit_again, rig.options.max_bandwidth);
+    assert_int_equal(limit_stopped, 0);
+    rig_close(&rig);
+}
+
 static void stopped_in_vain_too_often_it_stays(void **state)
 {
     struct vfmig_progress progress;
@@ -392,6 +424,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_missed_deadline_says_what_was_missing),
         cmocka_unit_test(the_prediction_is_reported_with_its_parts),
         cmocka_unit_test(a_stop_in_vain_is_taken_back),
+        cmocka_unit_test(the_bandwidth_is_limited_while_the_guest_runs),
         cmocka_unit_test(stopped_in_vain_too_often_it_stays),
         cmocka_unit_test(much_to_send_is_tried_with_a_part),
         cmocka_unit_test(a_trial_that_was_held_up_is_made_again),

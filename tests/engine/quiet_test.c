@@ -83,9 +83,30 @@ static void no_page_is_lost(void **state)
     rig_close(&rig);
 }
 
+/* C68: where one device has no N, a log that is read and cleared in two steps waits until all are stopped. */
+static void a_split_log_is_not_read_beside_one_that_is_never_quiet(void **state)
+{
+    static const uint32_t mixed[] = {FULL, PLAIN};
+
+    rig_open(&rig, 2, mixed, false);
+    rig_split_logs(&rig);
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_COMPLETED);
+    assert_int_equal(vfmig_destination_wait(rig.destination, 10000000000, NULL), 0);
+    rig_end_log(&rig);
+    uint32_t stopped = rig_find(&rig, 0, RIG_SOURCE, RIG_VCPU_STOP, RIG_ANY, RIG_ANY, true);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_true(rig_find(&rig, 0, RIG_SOURCE, RIG_TRACK_SYNC, i + 1, RIG_ANY, false) > stopped);
+    rig_assert_moved(&rig);
+    rig_close(&rig);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(no_page_is_lost)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_page_is_lost),
+        cmocka_unit_test(a_split_log_is_not_read_beside_one_that_is_never_quiet),
+    };
 
     return cmocka_run_group_tests_name("quiet", tests, NULL, NULL);
 }
