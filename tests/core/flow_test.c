@@ -458,6 +458,10 @@ static void a_late_device_is_named(void **state)
     assert_false(vfmig_devset_has(&f.late, 0));
     assert_true(vfmig_devset_has(&f.late, 1));
     assert_int_equal(f.cause, -ETIMEDOUT);
+    /* It stands still until it is told to turn back: no more is late, and nobody is lost. */
+    feed(&f, (struct vfmig_flow_event){.kind = VFMIG_FLOW_EVENT_TICK}, 99999);
+    assert_int_equal(last.count, 0);
+    assert_false(vfmig_devset_has(&f.lost, 1));
 }
 
 /* A process that stood still gives everybody that much more time: devices and works. */
