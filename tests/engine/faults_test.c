@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "rig.h"
+#include "rig_source.h"
 
 #include "engine/source.h"
 
@@ -175,10 +176,7 @@ static void at_every_call(void (*event)(void), const char *name, unsigned stride
 
 static void cancel_source(void)
 {
-    pthread_mutex_lock(&rig.source_lock);
-    if (rig.source)
-        vfmig_source_cancel(rig.source);
-    pthread_mutex_unlock(&rig.source_lock);
+    rig_cancel_source(&rig);
 }
 
 static void cancel_destination(void)

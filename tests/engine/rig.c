@@ -15,12 +15,11 @@
 #include <unistd.h>
 
 #include "rig.h"
+#include "rig_source.h"
 
 #include "base/bitmap.h"
 #include "base/buffer.h"
 #include "core/state.h"
-#include "engine/engine.h"
-#include "engine/source.h"
 
 #define BLOCK0_BYTES (UINT64_C(3) << 20)
 #define BLOCK1_BYTES (UINT64_C(10) << 20) /* with all dirty there is enough for a trial */
@@ -829,23 +828,6 @@ static void close_vm(struct rig_vm *vm)
         vfmig_dirty_map_done(&vm->trackers[i].map);
     for (uint32_t b = 0; b < 2; b++)
         munmap(vm->blocks[b].host, vm->blocks[b].size);
-}
-
-void rig_cut_link(struct rig *rig)
-{
-    pthread_mutex_lock(&rig->source_lock);
-    if (rig->source)
-        engine_link_shutdown(&rig->source->e);
-    pthread_mutex_unlock(&rig->source_lock);
-}
-
-void rig_free_source(struct rig *rig)
-{
-    pthread_mutex_lock(&rig->source_lock);
-    struct vfmig_source *source = rig->source;
-    rig->source = NULL;
-    pthread_mutex_unlock(&rig->source_lock);
-    vfmig_source_free(source);
 }
 
 void rig_close(struct rig *rig)

@@ -141,7 +141,7 @@ struct rig {
     struct vfmig_destination *destination;
 
     pthread_mutex_t lock;
-    pthread_mutex_t source_lock; /* a watch of the destination's may need the source */
+    pthread_mutex_t source_lock; /* rig_source.h */
     pthread_cond_t released;
     struct rig_entry log[RIG_MAX_LOG];
     uint32_t log_count;
@@ -167,9 +167,6 @@ void rig_start(struct rig *rig);
 /* Waits for the source's end: its state. */
 enum vfmig_migrate_state rig_wait(struct rig *rig);
 void rig_release(struct rig *rig);
-/* For a watch, which may be called when the source is being freed already: its link breaks. */
-void rig_cut_link(struct rig *rig);
-void rig_free_source(struct rig *rig);
 void rig_close(struct rig *rig);
 
 /* The source's guest goes on, its devices are in R, its trackers off; nothing runs at the other. */

@@ -27,6 +27,7 @@
 #include "engine/source.h"
 #include "fault_point.h"
 #include "rig.h"
+#include "rig_source.h"
 
 #define FULL   (VFMIG_FEATURE_STOP_COPY | VFMIG_FEATURE_NDMA | VFMIG_FEATURE_PRE_COPY)
 #define PLAIN  (VFMIG_FEATURE_STOP_COPY)
