@@ -551,6 +551,30 @@ static void ask_messages(const struct vfmig_handover *h)
     }
 }
 
+/* The answer to a QUERY is as good as the message that went with the record, and no other record's is: a grant is never
+ * in it. */
+static void ask_outcomes(const struct vfmig_handover *h)
+{
+    static const uint8_t meanings[VFMIG_HO_RECORD_COUNT] = {
+        [J(READY)] = M(READY),   [J(RUNNING)] = M(RUNNING), [J(REFUSED)] = M(REFUSED),
+        [J(ABORTED)] = M(ABORT), [J(RESUMED)] = M(ABORT),   [J(RELEASED)] = M(RELEASED),
+    };
+    bool source = h->role == VFMIG_HO_SOURCE;
+
+    for (unsigned record = 1; record < VFMIG_HO_RECORD_COUNT; record++) {
+        for (unsigned memory = 0; memory < 2 && (record >= J(READY)) == source; memory++) {
+            struct vfmig_ho_event event = {.kind = VFMIG_HO_EVENT_MESSAGE, .msg = {.epoch = 1}};
+            memcpy(event.msg.id, id, sizeof(id));
+            event.msg.kind = meanings[record] ? meanings[record] : M(OUTCOME);
+            event.msg.memory = (uint8_t)memory;
+            event.msg.record = (uint8_t)record;
+            struct answer want = source ? source_hears(h, &event.msg) : destination_hears(h, &event.msg);
+            event.msg.kind = M(OUTCOME);
+            compare(h, &event, &want);
+        }
+    }
+}
+
 /* Asking again is worth while where there is something to say or to write again; an offer is said
  * again but not waited for, and a fenced guest that could not be prepared waits for its operator.
  */
@@ -662,6 +686,11 @@ static void messages(void **state)
     each(ask_messages);
 }
 
+static void answers(void **state)
+{
+    each(ask_outcomes);
+}
+
 static void records(void **state)
 {
     each(ask_records);
@@ -675,6 +704,7 @@ int main(void)
         cmocka_unit_test(who_waits_and_who_may_run),
         cmocka_unit_test(a_journal_is_continued_where_it_ended),
         cmocka_unit_test(messages),
+        cmocka_unit_test(answers),
         cmocka_unit_test(records),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

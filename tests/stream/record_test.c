@@ -566,6 +566,9 @@ static void texts_are_bounded_terminated_and_printable(void **state)
     vfmig_le32_put(bytes + 4, VFMIG_ORIGIN_COUNT);
     assert_int_equal(vfmig_stream_error_decode(bytes, 16, &got, NULL), -EBADMSG);
     assert_int_equal(vfmig_stream_error_decode(bytes, 7, &got, NULL), -EBADMSG);
+    vfmig_le32_put(bytes + 4, VFMIG_ORIGIN_COUNT - 1);
+    assert_int_equal(vfmig_stream_error_decode(bytes, 8, &got, NULL), 0); /* without a text */
+    assert_string_equal(got.text, "");
 }
 
 static void ping_and_pong_survive_the_trip(void **state)
