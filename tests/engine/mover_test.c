@@ -5,10 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
@@ -715,108 +713,6 @@ static void segments_keep_their_boundaries(void **state)
     rig_channels_done(&c);
 }
 
-/* Threads of this process that may use one CPU only, and how many CPUs this one may use. */
-static unsigned threads_on_one_cpu(void)
-{
-    DIR *tasks = opendir("/proc/self/task");
-    struct dirent *task;
-    unsigned count = 0;
-
-    assert_non_null(tasks);
-    while ((task = readdir(tasks))) {
-        cpu_set_t set;
-        int tid = atoi(task->d_name);
-        if (tid > 0 && sched_getaffinity(tid, sizeof(set), &set) == 0)
-            count += CPU_COUNT(&set) == 1;
-    }
-    closedir(tasks);
-    return count;
-}
-
-/* Senders to this host, of as many as there are CPUs, while they are told to; no others. */
-static void senders_keep_to_a_cpu_of_their_own(void **state)
-{
-    const uint64_t pages[RIG_BLOCKS] = {2 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
-    cpu_set_t ours;
-
-    assert_int_equal(sched_getaffinity(0, sizeof(ours), &ours), 0);
-    const unsigned cpus = (unsigned)CPU_COUNT(&ours), channels = 3;
-    for (int tcp = 0; tcp < 2 && cpus > 1; tcp++) { /* with one, all threads are on it anyway */
-        struct rig_memory memory, to;
-        struct rig_channels c;
-        struct rig_map map;
-        struct seen seen = {0};
-        struct vfmig_mover *mover;
-        struct vfmig_receiver *receiver;
-
-        rig_memory_init(&memory, pages);
-        rig_memory_init(&to, pages);
-        rig_channels_init(&c, channels, tcp);
-        rig_map_init(&map, &memory.memory);
-        assert_int_equal(vfmig_receiver_new(c.dest, channels, &to.memory, note_record, &seen, &receiver, NULL), 0);
-        assert_int_equal(vfmig_mover_new(c.source, channels, &memory.memory, &mover, NULL), 0);
-        for (uint64_t round = 1; round <= 4; round++) {
-            bool seated = round == 2 || round == 3;
-            vfmig_mover_set_seated(mover, seated);
-            assert_int_equal(vfmig_mover_send(mover, &map.map, round, NULL), 0);
-            assert_int_equal(threads_on_one_cpu(), !seated || !tcp ? 0 : cpus < channels ? cpus : channels);
-        }
-        vfmig_mover_free(mover);
-        vfmig_receiver_free(receiver);
-        rig_map_done(&map);
-        rig_channels_done(&c);
-        rig_memory_done(&memory);
-        rig_memory_done(&to);
-    }
-}
-
-/* On two CPUs, while they are told that the senders have seats; those of a unix socket never. */
-static void receivers_keep_to_the_cpus_of_their_senders(void **state)
-{
-    const uint64_t pages[RIG_BLOCKS] = {2 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
-    const unsigned channels = 2;
-    cpu_set_t ours, two;
-
-    assert_int_equal(sched_getaffinity(0, sizeof(ours), &ours), 0);
-    CPU_ZERO(&two);
-    for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&two) < 2; cpu++)
-        if (CPU_ISSET(cpu, &ours))
-            CPU_SET(cpu, &two);
-    assert_int_equal(sched_setaffinity(0, sizeof(two), &two), 0);
-    for (int tcp = 0; tcp < 2 && CPU_COUNT(&two) > 1; tcp++) { /* with one, all threads are on it anyway */
-        struct rig_memory memory, to;
-        struct rig_channels c;
-        struct rig_map map;
-        struct seen seen = {0};
-        struct vfmig_mover *mover;
-        struct vfmig_receiver *receiver;
-        atomic_bool stopped = false;
-
-        rig_memory_init(&memory, pages);
-        rig_memory_init(&to, pages);
-        rig_channels_init(&c, channels, tcp);
-        rig_map_init(&map, &memory.memory);
-        for (unsigned i = 0; i < channels; i++)
-            vfmig_channel_set_follow(c.dest[i], &stopped);
-        assert_int_equal(vfmig_receiver_new(c.dest, channels, &to.memory, note_record, &seen, &receiver, NULL), 0);
-        assert_int_equal(vfmig_mover_new(c.source, channels, &memory.memory, &mover, NULL), 0);
-        for (uint64_t round = 1; round <= 4; round++) {
-            atomic_store(&stopped, round == 2 || round == 3);
-            vfmig_mover_set_seated(mover, stopped);
-            assert_int_equal(vfmig_mover_send(mover, &map.map, round, NULL), 0);
-            assert_int_equal(vfmig_receiver_wait_round(receiver, round, UINT64_MAX, NULL), 0);
-            assert_int_equal(threads_on_one_cpu(), tcp && stopped ? 2 * channels : 0);
-        }
-        vfmig_mover_free(mover);
-        vfmig_receiver_free(receiver);
-        rig_map_done(&map);
-        rig_channels_done(&c);
-        rig_memory_done(&memory);
-        rig_memory_done(&to);
-    }
-    assert_int_equal(sched_setaffinity(0, sizeof(ours), &ours), 0);
-}
-
 static atomic_uint signals;
 
 static void note_signal(int number)
@@ -913,8 +809,6 @@ int main(void)
         cmocka_unit_test(cancelling_ends_a_round_between_records),
         cmocka_unit_test(both_sides_know_what_is_cold),
         cmocka_unit_test(freeing_a_running_mover_ends_it),
-        cmocka_unit_test(senders_keep_to_a_cpu_of_their_own),
-        cmocka_unit_test(receivers_keep_to_the_cpus_of_their_senders),
         cmocka_unit_test(memory_before_the_map_is_agreed_is_refused),
         cmocka_unit_test(hello_binds_channels),
         cmocka_unit_test(hello_turns_strangers_away),
