@@ -223,6 +223,100 @@ static void messages_that_are_not_ours_change_nothing(void **state)
         assert_int_equal(vfmig_handover_step(&h, &local[i], &acts), -EINVAL);
 }
 
+/* A message of the source; returns what comes of it. */
+static int hear(struct vfmig_handover *h, uint8_t kind, uint32_t epoch, uint8_t record, struct vfmig_ho_actions *ret_acts)
+{
+    const struct vfmig_ho_event event = {.kind = VFMIG_HO_EVENT_MESSAGE,
+                                         .msg = {.id = "mine", .epoch = epoch, .kind = kind, .record = record,
+                                                 .memory = 1}};
+
+    return vfmig_handover_step(h, &event, ret_acts);
+}
+
+static struct vfmig_handover destination_with(uint8_t record)
+{
+    const uint8_t id[VFMIG_HO_ID_BYTES] = "mine";
+    struct vfmig_handover h;
+    bool fresh = record == VFMIG_HO_RECORD_NONE;
+
+    assert_int_equal(vfmig_handover_init(&h, VFMIG_HO_DESTINATION, fresh ? NULL : id, fresh ? 0 : 1, record, !fresh), 0);
+    return h;
+}
+
+/* Neither the seal of an attempt nor a user who gave it up is the next one's. */
+static void an_attempt_leaves_nothing_to_the_next(void **state)
+{
+    struct vfmig_handover h = destination_with(VFMIG_HO_RECORD_NONE);
+    struct vfmig_ho_actions acts;
+
+    for (uint32_t epoch = 1; epoch <= 2; epoch++) {
+        assert_int_equal(hear(&h, VFMIG_HO_MSG_OFFER, epoch, VFMIG_HO_RECORD_OFFERED, &acts), 0);
+        acts = take(&h, VFMIG_HO_EVENT_LOADED);
+        assert_int_equal(acts.journal, VFMIG_HO_RECORD_NONE);
+        assert_int_equal(hear(&h, VFMIG_HO_MSG_SEAL, epoch, VFMIG_HO_RECORD_OFFERED, &acts), 0);
+        assert_int_equal(acts.journal, VFMIG_HO_RECORD_READY);
+        if (epoch == 1)
+            (void)take(&h, VFMIG_HO_EVENT_ABORT); /* while READY is written */
+        acts = take(&h, VFMIG_HO_EVENT_JOURNAL_DONE);
+        assert_int_equal(acts.journal, epoch == 1 ? VFMIG_HO_RECORD_REFUSED : VFMIG_HO_RECORD_NONE);
+        if (epoch == 1)
+            (void)take(&h, VFMIG_HO_EVENT_JOURNAL_DONE);
+    }
+    assert_int_equal(h.state, VFMIG_HO_DST_READY);
+}
+
+static void nobody_begins_anew_while_a_record_is_written(void **state)
+{
+    struct vfmig_handover h = destination_with(VFMIG_HO_RECORD_NONE);
+    struct vfmig_ho_actions acts;
+
+    assert_int_equal(hear(&h, VFMIG_HO_MSG_OFFER, 1, VFMIG_HO_RECORD_OFFERED, &acts), 0);
+    acts = take(&h, VFMIG_HO_EVENT_LOAD_FAILED);
+    assert_int_equal(acts.journal, VFMIG_HO_RECORD_REFUSED);
+    const struct vfmig_handover before = h;
+    assert_int_equal(hear(&h, VFMIG_HO_MSG_OFFER, 2, VFMIG_HO_RECORD_OFFERED, &acts), -ESTALE);
+    assert_memory_equal(&h, &before, sizeof(h));
+    acts = take(&h, VFMIG_HO_EVENT_JOURNAL_DONE);
+    assert_int_equal(acts.send.kind, VFMIG_HO_MSG_REFUSED);
+    assert_int_equal(hear(&h, VFMIG_HO_MSG_OFFER, 2, VFMIG_HO_RECORD_OFFERED, &acts), 0);
+    assert_int_equal(h.state, VFMIG_HO_DST_LOADING);
+}
+
+/* Nobody says it a second time. */
+static void a_link_that_is_lost_while_the_offer_is_written_is_not_forgotten(void **state)
+{
+    const uint8_t id[VFMIG_HO_ID_BYTES] = "mine";
+    struct vfmig_handover h;
+    struct vfmig_ho_actions acts;
+
+    assert_int_equal(vfmig_handover_init(&h, VFMIG_HO_SOURCE, id, 1, VFMIG_HO_RECORD_NONE, true), 0);
+    acts = take(&h, VFMIG_HO_EVENT_START);
+    assert_int_equal(acts.journal, VFMIG_HO_RECORD_OFFERED);
+    (void)take(&h, VFMIG_HO_EVENT_LINK_LOST);
+    acts = take(&h, VFMIG_HO_EVENT_JOURNAL_DONE);
+    assert_int_equal(acts.journal, VFMIG_HO_RECORD_RESUMED);
+}
+
+/* Prepared at the second try, and RUNNING could not be written: it is not handed back for the first one. */
+static void a_try_that_succeeds_makes_up_for_the_one_before(void **state)
+{
+    struct vfmig_handover h = destination_with(VFMIG_HO_RECORD_READY);
+    struct vfmig_ho_actions acts;
+
+    assert_int_equal(hear(&h, VFMIG_HO_MSG_GRANT, 1, VFMIG_HO_RECORD_GRANT_SENT, &acts), 0);
+    acts = take(&h, VFMIG_HO_EVENT_JOURNAL_DONE);
+    assert_int_equal(acts.flags & VFMIG_HO_ACT_PREPARE, VFMIG_HO_ACT_PREPARE);
+    acts = take(&h, VFMIG_HO_EVENT_PREPARE_FAILED);
+    assert_int_equal(acts.send.kind, VFMIG_HO_MSG_QUERY);
+    acts = take(&h, VFMIG_HO_EVENT_PREPARED);
+    assert_int_equal(acts.journal, VFMIG_HO_RECORD_RUNNING);
+    (void)take(&h, VFMIG_HO_EVENT_JOURNAL_FAILED);
+    assert_int_equal(hear(&h, VFMIG_HO_MSG_OUTCOME, 1, VFMIG_HO_RECORD_GRANT_SENT, &acts), 0);
+    assert_int_equal(acts.journal, VFMIG_HO_RECORD_NONE);
+    acts = take(&h, VFMIG_HO_EVENT_RETRY);
+    assert_int_equal(acts.journal, VFMIG_HO_RECORD_RUNNING);
+}
+
 static void records_are_of_one_role_and_have_names(void **state)
 {
     struct vfmig_handover h;
@@ -283,6 +377,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(saving_leaves_the_source_stopped_until_the_file_is_discarded),
         cmocka_unit_test(a_complete_file_is_discarded_before_the_guest_goes_on),
         cmocka_unit_test(messages_that_are_not_ours_change_nothing),
+        cmocka_unit_test(an_attempt_leaves_nothing_to_the_next),
+        cmocka_unit_test(nobody_begins_anew_while_a_record_is_written),
+        cmocka_unit_test(a_link_that_is_lost_while_the_offer_is_written_is_not_forgotten),
+        cmocka_unit_test(a_try_that_succeeds_makes_up_for_the_one_before),
         cmocka_unit_test(records_are_of_one_role_and_have_names),
         cmocka_unit_test(the_table_of_the_document_is_the_code_s),
     };
