@@ -31,6 +31,18 @@ int fdatasync(int fd)
     return (int)syscall(SYS_fdatasync, fd);
 }
 
+static unsigned synced_files, synced_directories;
+
+int fsync(int fd)
+{
+    struct stat st;
+
+    assert_int_equal(fstat(fd, &st), 0);
+    synced_directories += S_ISDIR(st.st_mode);
+    synced_files += S_ISREG(st.st_mode);
+    return (int)syscall(SYS_fsync, fd);
+}
+
 static unsigned pretended; /* journals in a directory: thousands of files take long to make */
 
 struct dirent *readdir(DIR *stream)
@@ -285,6 +297,36 @@ static void a_last_record_that_was_altered_is_named(void **state)
     }
     assert_int_equal(read_it(p).last.record, VFMIG_HO_RECORD_ABORTED);
     assert_true(named || !record[sizeof(record) - 1]);
+}
+
+/* Its name and its room are on disk before anything is in it. */
+static void a_new_journal_is_synced_with_its_directory(void **state)
+{
+    struct place *p = *state;
+
+    synced_files = synced_directories = 0;
+    vfmig_journal_close(open_it(p));
+    assert_int_equal(synced_directories, 1);
+    assert_int_equal(synced_files, 1);
+}
+
+static void a_journal_under_another_name_is_not_taken_up(void **state)
+{
+    struct place *p = *state;
+    struct vfmig_journal *journal = open_it(p);
+    const uint8_t other[VFMIG_HO_ID_BYTES] = {7};
+    struct vfmig_error err;
+    char path[256];
+
+    append(journal, 1, VFMIG_HO_RECORD_OFFERED);
+    vfmig_journal_close(journal);
+    assert_int_equal(vfmig_journal_path(p->dir, other, VFMIG_HO_SOURCE, path, sizeof(path), NULL), 0);
+    assert_int_equal(rename(p->file, path), 0);
+    assert_int_equal(vfmig_journal_open(p->dir, other, VFMIG_HO_SOURCE, true, NULL, &journal, &err), -EBADMSG);
+    assert_non_null(strstr(err.text, "another migration"));
+    assert_int_equal(vfmig_journal_path(p->dir, id, VFMIG_HO_DESTINATION, p->file, sizeof(p->file), NULL), 0);
+    assert_int_equal(rename(path, p->file), 0);
+    assert_int_equal(vfmig_journal_open(p->dir, id, VFMIG_HO_DESTINATION, true, NULL, &journal, &err), -EBADMSG);
 }
 
 /* Nobody would find the grant again. */
@@ -557,6 +599,8 @@ int main(void)
         TEST(a_torn_last_record_is_ignored),
         TEST(a_file_that_was_cut_off_is_damaged),
         TEST(a_journal_that_was_removed_takes_no_grant),
+        TEST(a_new_journal_is_synced_with_its_directory),
+        TEST(a_journal_under_another_name_is_not_taken_up),
         TEST(a_last_record_that_was_altered_is_named),
         TEST(any_other_damage_is_named),
         TEST(a_full_disk_is_an_error_and_does_not_stop_an_unwinding),
