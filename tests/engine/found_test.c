@@ -103,6 +103,35 @@ static void a_device_that_answers_after_the_guest_has_left_is_reset(void **state
     rig_close(&rig);
 }
 
+static uint32_t devices_lost(void)
+{
+    struct vfmig_progress progress;
+
+    vfmig_source_status(rig.source, &progress);
+    return progress.devices_lost;
+}
+
+static void a_device_that_answers_and_does_not_run_is_reset(void **state)
+{
+    struct vfmig_progress progress;
+
+    rig_open(&rig, 2, features, false);
+    rig.options.device_timeout_ns = 5 * LIMIT_NS;
+    rig.fault = (struct rig_fault){RIG_SOURCE, RIG_SET_STATE, VFMIG_STATE_STOP_COPY, 0, 1, 0, .only = 2};
+    rig.second = (struct rig_fault){RIG_SOURCE, RIG_SET_STATE, VFMIG_STATE_RUNNING, 0, 9, -EIO, .only = 2};
+    rig_start(&rig);
+    assert_int_equal(rig_wait(&rig), VFMIG_MIGRATE_FAILED);
+    vfmig_source_status(rig.source, &progress);
+    assert_int_equal(progress.devices_lost, 1);
+    uint32_t from = log_count();
+    rig_release(&rig);
+    WAIT_FOR(has_done(from, RIG_SOURCE, RIG_RESET, 1, RIG_ANY));
+    WAIT_FOR(!devices_lost());
+    vfmig_source_status(rig.source, &progress);
+    assert_int_equal(progress.devices_reset, 1);
+    rig_close(&rig);
+}
+
 /* --- a log that hangs when the guest has stopped --- */
 
 static void hang_a_log(struct rig *at, const struct rig_entry *entry)
@@ -374,6 +403,7 @@ static void who_stood_still_gives_nobody_up_for_it(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_device_that_answers_and_does_not_run_is_reset),
         cmocka_unit_test(whose_log_does_not_answer_is_said),
         cmocka_unit_test(a_device_that_answers_after_the_guest_has_left_is_reset),
         cmocka_unit_test(a_link_that_breaks_before_the_offer_leaves_room_for_the_next),
