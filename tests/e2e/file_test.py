@@ -125,7 +125,7 @@ def test_a_discarded_file(world):
     a = source_vm(world)
     assert save(a, file).returncode == 0
     copy = world.folder / "copy"
-    assert_fails(run("resolve", a.journal, "--discard"), 1, "no such migration")
+    assert_fails(run("resolve", a.journal, "--discard"), 1, "waits for such a decision")
     assert record(a.journal) == "SAVED"
     os.link(file, copy)
     assert run("resolve", a.journal, "--discard-file").returncode == 0
