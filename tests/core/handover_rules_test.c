@@ -645,6 +645,40 @@ static void ask_records(const struct vfmig_handover *asked)
     }
 }
 
+/* A later attempt of the same migration finds nothing of the one before; whoever has more of it than a load does not
+ * hear of another. */
+static void ask_later_attempt(const struct vfmig_handover *asked)
+{
+    bool idle = asked->state == S(DST_LISTEN) || asked->state == S(DST_LOADING) || asked->state == S(DST_REFUSED);
+    struct vfmig_ho_event event = {.kind = VFMIG_HO_EVENT_MESSAGE, .msg = {.epoch = 2, .kind = M(OFFER)}};
+    struct vfmig_handover h = *asked;
+    struct vfmig_ho_actions acts;
+
+    if (h.role != VFMIG_HO_DESTINATION)
+        return;
+    memcpy(event.msg.id, id, sizeof(id));
+    h.outcome = O(REFUSED);
+    assert_int_equal(vfmig_handover_step(&h, &event, &acts), idle ? 0 : -ESTALE);
+    if (!idle)
+        return;
+    assert_int_equal(h.state, S(DST_LOADING));
+    assert_int_equal(h.epoch, 2);
+    assert_int_equal(acts.flags, asked->state == S(DST_LOADING) ? VFMIG_HO_ACT_DROP_LOAD : 0);
+    assert_int_equal(h.outcome, O(NONE));
+    assert_int_equal(h.record, J(NONE));
+    assert_false(h.memory || h.sealed || h.loaded || h.prepared || h.failed);
+
+    struct vfmig_handover other[3] = {*asked, *asked, *asked};
+    other[0].epoch = 3; /* that one is the later one */
+    other[1].id[0]++;
+    other[2].pending = J(REFUSED);
+    for (unsigned i = 0; i < 3; i++) {
+        h = other[i];
+        assert_int_equal(vfmig_handover_step(&h, &event, &acts), -ESTALE);
+        assert_memory_equal(&h, &other[i], sizeof(h));
+    }
+}
+
 static void time_and_links(void **state)
 {
     each(ask_time);
@@ -691,6 +725,11 @@ static void answers(void **state)
     each(ask_outcomes);
 }
 
+static void later_attempts(void **state)
+{
+    each(ask_later_attempt);
+}
+
 static void records(void **state)
 {
     each(ask_records);
@@ -705,6 +744,7 @@ int main(void)
         cmocka_unit_test(a_journal_is_continued_where_it_ended),
         cmocka_unit_test(messages),
         cmocka_unit_test(answers),
+        cmocka_unit_test(later_attempts),
         cmocka_unit_test(records),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
