@@ -737,6 +737,14 @@ static void rows_are_of_their_steps(void **state)
         else
             assert_memory_equal(step, name, 2);
     }
+    /* Whoever waits is still in the step that it waits in. */
+    assert_int_equal(vfmig_row_step(VFMIG_ROW_ASK), VFMIG_STEP_S2);
+    assert_int_equal(vfmig_row_step(VFMIG_ROW_CHECK), VFMIG_STEP_S4);
+    assert_int_equal(vfmig_row_step(VFMIG_ROW_SENT), VFMIG_STEP_HANDOVER);
+    assert_int_equal(vfmig_row_step(VFMIG_ROW_WAIT), VFMIG_STEP_HANDOVER);
+    assert_int_equal(vfmig_row_step(VFMIG_ROW_LOADED), VFMIG_STEP_LOADED);
+    assert_int_equal(vfmig_row_step(VFMIG_ROW_PREPARED), VFMIG_STEP_R3);
+    assert_int_equal(vfmig_row_step(VFMIG_ROW_END), VFMIG_STEP_END);
 }
 
 static void names(void **state)
