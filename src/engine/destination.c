@@ -391,8 +391,11 @@ static void on_action(struct engine *e, const struct vfmig_flow_action *action)
     }
 }
 
+/* What comes out of a file and does not run goes back into it: that is said when it has (attempt_over). */
 static void note_outcome(struct engine *e, uint8_t outcome)
 {
+    if (e->file && e->flow_active)
+        return;
     if (outcome == VFMIG_HO_OUTCOME_UNDECIDED || outcome == VFMIG_HO_OUTCOME_ONLY_AT_DESTINATION ||
         outcome == VFMIG_HO_OUTCOME_PAUSED_AT_DESTINATION)
         engine_state(e, VFMIG_MIGRATE_UNDECIDED);

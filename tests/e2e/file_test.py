@@ -225,7 +225,7 @@ def test_devices_that_cannot_start(world):
     file = world.folder / "guest"
     a = source_vm(world)
     assert save(a, file).returncode == 0
-    b = waiting_vm(world, "b", ("--fail", "start"))
+    b = waiting_vm(world, "b", ("--fail", "start", "--latency", "reset=300"))  # which is no end yet
     result = restore(b, file)
     assert result.returncode == 1 and "dev0" in result.stderr, result
     assert record(b.journal) == "REFUSED" and not b("query-status")["running"]
