@@ -60,7 +60,7 @@ SOURCE_DIED = {
     "RELEASED/RUNNING": ("runs-at-destination", "runs-at-destination", True),
 }
 DESTINATION_DIED = {
-    "RESUMED/none": ("runs-at-source", "under-way", True),
+    "RESUMED/none": ("runs-at-source", "refused", True),
     "ABORTED/none": ("runs-at-source", "refused", True),
     "ABORTED/READY": ("runs-at-source", "refused", True),
     "GRANT-SENT/READY": ("undecided", "refused", False),
