@@ -129,16 +129,20 @@ static void write_page(const struct guest_env *env, struct guest_cpu *c)
     *table = old + 1;
 }
 
-static void account_gap(const struct guest_env *env, struct guest_cpu *c, uint64_t now,
-                        uint64_t expected_tsc)
+/* Returns the time since the last one. */
+static uint64_t account_gap(const struct guest_env *env, struct guest_cpu *c, uint64_t expected_tsc)
 {
     struct guest_scoreboard *board = guest_scoreboard(env);
     struct guest_cpu_score *score = &board->cpu[c->index];
+    uint64_t now, moves;
+    do { /* a move between the two belongs to the next interval, where its pause is */
+        moves = __atomic_load_n(&board->moves, __ATOMIC_ACQUIRE);
+        now = guest_tsc(env);
+    } while (moves != __atomic_load_n(&board->moves, __ATOMIC_ACQUIRE));
     uint64_t gap = now - c->last_tsc;
     c->last_tsc = now;
     uint64_t ns = gap > expected_tsc ? ns_of(env, gap - expected_tsc) : 0;
     uint64_t reset = __atomic_load_n(&board->pause_reset, __ATOMIC_ACQUIRE);
-    uint64_t moves = __atomic_load_n(&board->moves, __ATOMIC_ACQUIRE);
     if (reset != score->resets) {
         score->pause_max_ns = 0;
         __atomic_store_n(&score->resets, reset, __ATOMIC_RELEASE);
@@ -150,10 +154,11 @@ static void account_gap(const struct guest_env *env, struct guest_cpu *c, uint64
     if (ns > score->pause_max_ns)
         __atomic_store_n(&score->pause_max_ns, ns, __ATOMIC_RELAXED);
     if (ns < PAUSE_MIN_NS)
-        return;
+        return gap;
     score->pause_last_ns = ns;
     score->pause_last_tsc = now;
     guest_bump(&score->pauses, 1);
+    return gap;
 }
 
 static void check_timer(const struct guest_env *env, struct guest_cpu *c, uint64_t elapsed_tsc)
@@ -220,9 +225,7 @@ static void rest(const struct guest_env *env, struct guest_cpu *c)
 #endif
     if (expected) {
         guest_bump(&guest_scoreboard(env)->cpu[c->index].sleeps, 1);
-        uint64_t before = c->last_tsc;
-        account_gap(env, c, guest_tsc(env), expected);
-        c->rested_tsc = c->last_tsc - before;
+        c->rested_tsc = account_gap(env, c, expected);
     }
 }
 
@@ -234,9 +237,8 @@ void guest_step(const struct guest_env *env, uint32_t vcpu)
         start_cpu(env, c, vcpu);
     c->index = vcpu;
     struct guest_cpu_score *score = &guest_scoreboard(env)->cpu[vcpu];
-    uint64_t now = guest_tsc(env), elapsed = now - c->last_tsc + c->rested_tsc;
+    uint64_t elapsed = account_gap(env, c, 0) + c->rested_tsc;
     c->rested_tsc = 0;
-    account_gap(env, c, now, 0);
     check_timer(env, c, elapsed);
     uint32_t pages = pages_due(env, c, elapsed);
     for (uint32_t i = 0; i < pages; i++)

@@ -7,8 +7,9 @@ from world import World, assert_guest_lives, migrate, wait_until
 
 # So much is queued that a device has work for much longer than the others take to stop.
 GUEST = ("--working-set", "8M", "--dirty-rate", "20M", "--dma-in-flight", "48")
-# What a lost write leaves: P2P to who wrote, SRAM to the owner of the memory.
-GUEST_ERRORS = (15, 10)
+# What a lost write leaves: P2P to who wrote, SRAM to the owner of the memory. And an interrupt that comes twice: a
+# device went on after what is latched was saved.
+GUEST_ERRORS = (15, 10, 12)
 ATTEMPTS = 8
 LOOKS = 20  # of the guest at memory that its devices write
 
