@@ -171,6 +171,31 @@ static void every_other_order_is_refused(void **state)
     }
 }
 
+/* The same from a sender that numbers and sums up what may not be: going back, or on after the end. */
+static void kinds_that_go_back_are_refused(void **state)
+{
+    static const enum vfmig_devstream_kind wrong[][2] = {{VFMIG_DEVSTREAM_FINAL, VFMIG_DEVSTREAM_PRECOPY},
+                                                         {VFMIG_DEVSTREAM_END, VFMIG_DEVSTREAM_FINAL},
+                                                         {VFMIG_DEVSTREAM_END, VFMIG_DEVSTREAM_END}};
+
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        struct vfmig_devstream_enc enc;
+        struct vfmig_devstream_dec dec;
+        struct vfmig_devstream_frame frame;
+        uint8_t bytes[2 * HEADER] = {0}, buf[CAPACITY];
+        const uint8_t *data = bytes;
+        size_t size = sizeof(bytes);
+
+        vfmig_devstream_begin(&enc, 1, FORMAT, VERSION);
+        assert_int_equal(vfmig_devstream_seal(&enc, wrong[i][0], bytes, 0), HEADER);
+        enc.last_kind = 0;
+        assert_int_equal(vfmig_devstream_seal(&enc, wrong[i][1], bytes + HEADER, 0), HEADER);
+        vfmig_devstream_accept(&dec, FORMAT, 1, VERSION);
+        assert_int_equal(vfmig_devstream_feed(&dec, buf, CAPACITY, &data, &size, &frame, NULL), 1);
+        assert_int_equal(vfmig_devstream_feed(&dec, buf, CAPACITY, &data, &size, &frame, NULL), -EILSEQ);
+    }
+}
+
 /* C66: the data of S is worth nothing without that of SR before it. */
 static void the_part_of_s_alone_is_refused(void **state)
 {
@@ -398,6 +423,7 @@ int main(void)
         cmocka_unit_test(every_truncation_is_noticed),
         cmocka_unit_test(every_flipped_bit_is_noticed),
         cmocka_unit_test(every_other_order_is_refused),
+        cmocka_unit_test(kinds_that_go_back_are_refused),
         cmocka_unit_test(the_part_of_s_alone_is_refused),
         cmocka_unit_test(frames_of_two_saves_do_not_mix),
         cmocka_unit_test(a_frame_with_another_past_is_refused),
