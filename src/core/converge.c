@@ -270,7 +270,7 @@ uint64_t vfmig_converge_log(const struct vfmig_log_reading *a, const struct vfmi
     const struct vfmig_log_reading *more = a->pages > b->pages ? a : b;
     const struct vfmig_log_reading *less = more == a ? b : a;
 
-    if (less->pages <= pages || more->pages - less->pages < more->pages / 8 || more->ns <= less->ns)
+    if (less->pages <= pages || more->pages - less->pages < max(more->pages / 8, 1) || more->ns <= less->ns)
         return min(a->ns, b->ns);
     uint64_t saved = scale(less->pages - pages, more->ns - less->ns, more->pages - less->pages);
     return saved < less->ns ? less->ns - saved : 0;

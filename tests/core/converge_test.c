@@ -393,6 +393,7 @@ static void a_log_with_few_pages_is_read_faster(void **state)
         {{1000, 9000}, {3000, 5000}, 0, 5000},    /* it was something else */
         {{1000, 100}, {2000, 9000}, 0, 0},
         {{7, 70}, {7, 70}, 0, 70},
+        {{7, 90}, {7, 70}, 0, 70}, /* nor are two with as many pages */
         {{0, 0}, {0, 0}, 0, 0},
         {{UINT64_MAX, UINT64_MAX}, {UINT64_MAX / 2, UINT64_MAX / 2}, 0, 0},
     };
