@@ -13,7 +13,7 @@
 
 #define DISK_BYTES (128u << 10)
 
-enum how { KEEP_CRC = 1, NUMBER = 2, RAW = 4, OTHER_ID = 8, OTHER_ROLE = 16 };
+enum how { KEEP_CRC = 1, NUMBER = 2, RAW = 4, OTHER_ID = 8, OTHER_ROLE = 16, CUT = 32 };
 
 static uint8_t disk[DISK_BYTES];
 static size_t disk_size;
@@ -74,6 +74,17 @@ static void add_record(const struct op *op, uint32_t number)
     }
 }
 
+/* A file has room before it has records, unless it was cut. */
+static void make_room(void)
+{
+    const size_t room = 64 * (size_t)VFMIG_JOURNAL_RECORD_BYTES;
+
+    if (disk_size < room) {
+        memset(disk + disk_size, 0, room - disk_size);
+        disk_size = room;
+    }
+}
+
 bool ops_run(const struct op *ops, size_t count)
 {
     const struct vfmig_journal_store store = {.read = disk_read, .write = disk_write, .sync = disk_sync};
@@ -81,9 +92,15 @@ bool ops_run(const struct op *ops, size_t count)
     static struct vfmig_journal_log log;
     struct vfmig_error error = {0};
 
+    bool cut = false;
+
     disk_size = 0;
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         add_record(&ops[i], (uint32_t)i);
+        cut |= ops[i].how & CUT;
+    }
+    if (!cut)
+        make_room();
     memset(&summary, 0, sizeof(summary));
     int rc = vfmig_journal_scan(&store, "fuzz", &summary, &error);
     need(rc == 0, "a journal whose reading fails");
