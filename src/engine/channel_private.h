@@ -85,7 +85,9 @@ void vfmig_channel_note_cold(struct vfmig_channel *channel, uint32_t run_count);
 
 uint64_t vfmig_channel_now_ns(void);
 
-/* channel_recv.c. What ended receiving. */
+/* channel_recv.c. Room for size bytes, which somebody has bounded. */
+int vfmig_channel_grow(uint8_t **buffer, size_t *room, size_t size, struct vfmig_error *reterr);
+/* What ended receiving. */
 int vfmig_channel_recv_error(struct vfmig_channel *channel, ssize_t got, int code, bool inside,
                              struct vfmig_error *reterr);
 /* What the next head must say. */

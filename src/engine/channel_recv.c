@@ -206,16 +206,18 @@ static int receive_bytes(struct vfmig_channel *channel, void *data, size_t size,
     return receive_all(channel, iov, size ? 1 : 0, inside, /* pages= */ NULL, reterr);
 }
 
-static int grow_buffer(struct vfmig_channel *channel, size_t size, struct vfmig_error *reterr)
+int vfmig_channel_grow(uint8_t **buffer, size_t *room, size_t size, struct vfmig_error *reterr)
 {
-    if (size <= channel->buffer_bytes)
+    uint8_t *larger;
+
+    if (size <= *room)
         return 0;
-    uint8_t *buffer = realloc(channel->buffer, size);
-    if (!buffer)
+    larger = realloc(*buffer, size);
+    if (!larger)
         return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
                                "no memory for a record of %zu bytes", size);
-    channel->buffer = buffer;
-    channel->buffer_bytes = size;
+    *buffer = larger;
+    *room = size;
     return 0;
 }
 
@@ -223,7 +225,7 @@ static int grow_buffer(struct vfmig_channel *channel, size_t size, struct vfmig_
 static int receive_payload(struct vfmig_channel *channel, const struct vfmig_record_head *head,
                            struct vfmig_error *reterr)
 {
-    int rc = grow_buffer(channel, head->length, reterr);
+    int rc = vfmig_channel_grow(&channel->buffer, &channel->buffer_bytes, head->length, reterr);
 
     if (rc == 0)
         rc = receive_bytes(channel, channel->buffer, head->length, /* inside= */ true, reterr);

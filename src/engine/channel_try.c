@@ -15,14 +15,10 @@
 /* As many bytes as are missing up to `wanted`: 1 when they are there, 0 when they are not yet. */
 static int gather(struct vfmig_channel *channel, size_t wanted, struct vfmig_error *reterr)
 {
-    if (channel->early_room < wanted) {
-        uint8_t *room = realloc(channel->early, wanted);
-        if (!room)
-            return vfmig_error_set(reterr, -ENOMEM, VFMIG_ORIGIN_KERNEL, 0,
-                                   "no memory for a record of %zu bytes", wanted);
-        channel->early = room;
-        channel->early_room = wanted;
-    }
+    int rc = vfmig_channel_grow(&channel->early, &channel->early_room, wanted, reterr);
+
+    if (rc < 0)
+        return rc;
     while (channel->early_bytes < wanted) {
         struct iovec iov = {channel->early + channel->early_bytes, wanted - channel->early_bytes};
         ssize_t got = channel->tls ? vfmig_tls_try_recv(channel->tls, &iov, 1)
