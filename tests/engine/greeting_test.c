@@ -305,6 +305,19 @@ static void strangers_do_not_keep_a_source_out(void **state)
     assert_int_equal(atomic_load(&passed_ns), 0);
 }
 
+/* Both its connections are greeted: its identity comes, and it is let in. */
+static void comes_to_the_end_of_it(struct source *source)
+{
+    assert_int_equal(vfmig_channel_send(source->channels[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
+    doorway_turn(&door, 1);
+    struct arrival *arrival = door_let_in(door.door);
+    assert_non_null(arrival);
+    arrival_free(arrival);
+    vfmig_channel_free(source->channels[0]);
+    vfmig_channel_free(source->channels[1]);
+    close_door();
+}
+
 /* Whoever comes first leaves first, so that the crowd turns out itself and not who comes now and
  * then. */
 static void a_crowd_turns_out_its_own(void **state)
@@ -321,14 +334,7 @@ static void a_crowd_turns_out_its_own(void **state)
     for (unsigned i = 0; i < stranger_count; i++)
         assert_int_equal(is_closed(strangers[i]), i <= 4 * CROWD - VFMIG_MAX_GREETINGS);
     assert_true(greets(&slow, 1));
-    assert_int_equal(vfmig_channel_send(slow.channels[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
-    doorway_turn(&door, 1);
-    struct arrival *arrival = door_let_in(door.door);
-    assert_non_null(arrival);
-    arrival_free(arrival);
-    vfmig_channel_free(slow.channels[0]);
-    vfmig_channel_free(slow.channels[1]);
-    close_door();
+    comes_to_the_end_of_it(&slow);
 }
 
 /* Strangers from everywhere, none of whom has a key. */
@@ -345,14 +351,7 @@ static void who_has_proof_stays(void **state)
         silent();
     }
     assert_true(greets(&slow, 1));
-    assert_int_equal(vfmig_channel_send(slow.channels[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
-    doorway_turn(&door, 1);
-    struct arrival *arrival = door_let_in(door.door);
-    assert_non_null(arrival);
-    arrival_free(arrival);
-    vfmig_channel_free(slow.channels[0]);
-    vfmig_channel_free(slow.channels[1]);
-    close_door();
+    comes_to_the_end_of_it(&slow);
     forget_key();
 }
 
@@ -434,14 +433,7 @@ static void a_source_that_is_slow_gets_in(void **state)
     }
     atomic_fetch_add(&passed_ns, STALL_NS - STEP_NS);
     doorway_turn(&door, 1);
-    assert_int_equal(vfmig_channel_send(slow.channels[0], VFMIG_RECORD_IDENTITY, "me", 2, NULL), 0);
-    doorway_turn(&door, 1);
-    struct arrival *arrival = door_let_in(door.door);
-    assert_non_null(arrival);
-    arrival_free(arrival);
-    vfmig_channel_free(slow.channels[0]);
-    vfmig_channel_free(slow.channels[1]);
-    close_door();
+    comes_to_the_end_of_it(&slow);
 }
 
 /* --- how much --- */

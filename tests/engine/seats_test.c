@@ -34,46 +34,69 @@ static unsigned threads_on_one_cpu(void)
     return count;
 }
 
+/* A mover and its receiver over some channels; `follow`, unless it is NULL, is what the receiver goes by. */
+struct moving {
+    struct rig_memory from, to;
+    struct rig_channels c;
+    struct rig_map map;
+    struct vfmig_mover *mover;
+    struct vfmig_receiver *receiver;
+};
+
+static void begin(struct moving *m, unsigned channels, bool tcp, const atomic_bool *follow)
+{
+    const uint64_t pages[RIG_BLOCKS] = {2 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
+
+    rig_memory_init(&m->from, pages);
+    rig_memory_init(&m->to, pages);
+    rig_channels_init(&m->c, channels, tcp);
+    rig_map_init(&m->map, &m->from.memory);
+    for (unsigned i = 0; follow && i < channels; i++)
+        vfmig_channel_set_follow(m->c.dest[i], follow);
+    assert_int_equal(vfmig_receiver_new(m->c.dest, channels, &m->to.memory, take_it, NULL, &m->receiver, NULL), 0);
+    assert_int_equal(vfmig_mover_new(m->c.source, channels, &m->from.memory, &m->mover, NULL), 0);
+}
+
+static void send_round(struct moving *m, uint64_t round, bool seated)
+{
+    vfmig_mover_set_seated(m->mover, seated);
+    assert_int_equal(vfmig_mover_send(m->mover, &m->map.map, round, NULL), 0);
+    assert_int_equal(vfmig_receiver_wait_round(m->receiver, round, UINT64_MAX, NULL), 0);
+}
+
+static void end(struct moving *m)
+{
+    vfmig_mover_free(m->mover);
+    vfmig_receiver_free(m->receiver);
+    rig_map_done(&m->map);
+    rig_channels_done(&m->c);
+    rig_memory_done(&m->from);
+    rig_memory_done(&m->to);
+}
+
 /* Senders to this host, of as many as there are CPUs, while they are told to; no others. */
 static void senders_keep_to_a_cpu_of_their_own(void **state)
 {
-    const uint64_t pages[RIG_BLOCKS] = {2 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
     cpu_set_t ours;
 
     assert_int_equal(sched_getaffinity(0, sizeof(ours), &ours), 0);
     const unsigned cpus = (unsigned)CPU_COUNT(&ours), channels = 3;
     for (int tcp = 0; tcp < 2 && cpus > 1; tcp++) { /* with one, all threads are on it anyway */
-        struct rig_memory memory, to;
-        struct rig_channels c;
-        struct rig_map map;
-        struct vfmig_mover *mover;
-        struct vfmig_receiver *receiver;
+        struct moving m;
 
-        rig_memory_init(&memory, pages);
-        rig_memory_init(&to, pages);
-        rig_channels_init(&c, channels, tcp);
-        rig_map_init(&map, &memory.memory);
-        assert_int_equal(vfmig_receiver_new(c.dest, channels, &to.memory, take_it, NULL, &receiver, NULL), 0);
-        assert_int_equal(vfmig_mover_new(c.source, channels, &memory.memory, &mover, NULL), 0);
+        begin(&m, channels, tcp, /* follow= */ NULL);
         for (uint64_t round = 1; round <= 4; round++) {
             bool seated = round == 2 || round == 3;
-            vfmig_mover_set_seated(mover, seated);
-            assert_int_equal(vfmig_mover_send(mover, &map.map, round, NULL), 0);
+            send_round(&m, round, seated);
             assert_int_equal(threads_on_one_cpu(), !seated || !tcp ? 0 : cpus < channels ? cpus : channels);
         }
-        vfmig_mover_free(mover);
-        vfmig_receiver_free(receiver);
-        rig_map_done(&map);
-        rig_channels_done(&c);
-        rig_memory_done(&memory);
-        rig_memory_done(&to);
+        end(&m);
     }
 }
 
 /* On two CPUs, while they are told that the senders have seats; those of a unix socket never. */
 static void receivers_keep_to_the_cpus_of_their_senders(void **state)
 {
-    const uint64_t pages[RIG_BLOCKS] = {2 * VFMIG_STRIPE_PAGES, VFMIG_STRIPE_PAGES};
     const unsigned channels = 2;
     cpu_set_t ours, two;
 
@@ -84,34 +107,16 @@ static void receivers_keep_to_the_cpus_of_their_senders(void **state)
             CPU_SET(cpu, &two);
     assert_int_equal(sched_setaffinity(0, sizeof(two), &two), 0);
     for (int tcp = 0; tcp < 2 && CPU_COUNT(&two) > 1; tcp++) { /* with one, all threads are on it anyway */
-        struct rig_memory memory, to;
-        struct rig_channels c;
-        struct rig_map map;
-        struct vfmig_mover *mover;
-        struct vfmig_receiver *receiver;
         atomic_bool stopped = false;
+        struct moving m;
 
-        rig_memory_init(&memory, pages);
-        rig_memory_init(&to, pages);
-        rig_channels_init(&c, channels, tcp);
-        rig_map_init(&map, &memory.memory);
-        for (unsigned i = 0; i < channels; i++)
-            vfmig_channel_set_follow(c.dest[i], &stopped);
-        assert_int_equal(vfmig_receiver_new(c.dest, channels, &to.memory, take_it, NULL, &receiver, NULL), 0);
-        assert_int_equal(vfmig_mover_new(c.source, channels, &memory.memory, &mover, NULL), 0);
+        begin(&m, channels, tcp, &stopped);
         for (uint64_t round = 1; round <= 4; round++) {
             atomic_store(&stopped, round == 2 || round == 3);
-            vfmig_mover_set_seated(mover, stopped);
-            assert_int_equal(vfmig_mover_send(mover, &map.map, round, NULL), 0);
-            assert_int_equal(vfmig_receiver_wait_round(receiver, round, UINT64_MAX, NULL), 0);
+            send_round(&m, round, stopped);
             assert_int_equal(threads_on_one_cpu(), tcp && stopped ? 2 * channels : 0);
         }
-        vfmig_mover_free(mover);
-        vfmig_receiver_free(receiver);
-        rig_map_done(&map);
-        rig_channels_done(&c);
-        rig_memory_done(&memory);
-        rig_memory_done(&to);
+        end(&m);
     }
     assert_int_equal(sched_setaffinity(0, sizeof(ours), &ours), 0);
 }
