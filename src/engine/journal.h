@@ -51,8 +51,9 @@ struct vfmig_journal_summary {
  * puts on record that this process holds it. memory: this process has the guest's memory, or waits
  * for it. control: path of its control socket, may be NULL.
  * Returns 0; -E2BIG when it would be one journal too many (without memory half as many are let in, so that
- * whoever asks for what nobody knows cannot use up the room of migrations), -EBUSY when another process holds it, -EBADMSG when a record other than the last is
- * damaged, -ENOTSUP for a newer format, -ENOSPC, or another errno of the file system. */
+ * whoever asks for what nobody knows cannot use up the room of migrations), -EBUSY when another process
+ * holds it, -EBADMSG when it is damaged (a torn last record is not damage, an altered one is), -ENOTSUP for
+ * a newer format, -ENOSPC, or another errno of the file system. */
 int vfmig_journal_open(const char *dir, const uint8_t *id, enum vfmig_ho_role role, bool memory,
                        const char *control, struct vfmig_journal **ret_journal,
                        struct vfmig_error *reterr);
