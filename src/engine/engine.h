@@ -190,6 +190,7 @@ struct engine {
     struct work_thread memory_thread, vm_thread;
     atomic_bool abort;      /* what runs is of no use any more */
     atomic_bool peer_stopped; /* destination: so the source says of its guest */
+    bool told_stopped;        /* source: said last; work threads, one after the other */
     atomic_bool round_over; /* memory of this round is through: pre-copy data may end too */
 
     /* The link. generation counts links, so that news of an old one are told from the new. */
@@ -327,12 +328,14 @@ int engine_ho_msg_decode(const struct vfmig_record *record, struct vfmig_ho_msg 
 #define PROGRESS_REPORT 'r' /* struct engine_report */
 #define PROGRESS_TAKEN  'm' /* struct engine_taken: what the destination measured */
 #define PROGRESS_LOADED 'l' /* of a device: index, bytes loaded, and how long that took */
-#define PROGRESS_STOPPED 's' /* one byte: the guest has stopped (1), or runs again (0) and wants the CPUs */
+#define PROGRESS_STOPPED 's' /* one byte: the guest is about to stop (1), or runs again (0) and wants the CPUs */
 #define PROGRESS_REASON 't' /* why the destination will refuse */
 #define PROGRESS_FINDING 'f' /* what stands against a migration, to one that only asks */
 #define PROGRESS_TRACE  'e' /* a line of the destination's trace; none: that was all */
 int engine_send_progress(struct engine *e, char kind, const void *data, size_t size);
 int engine_send_report(struct engine *e, const struct engine_report *report);
+/* Source: PROGRESS_STOPPED, unless that was said last. Work threads. */
+void engine_tell_stopped(struct engine *e, bool stopped);
 
 /* file_link.c: a file stands in for the other side */
 /* secure.c. load: *ret_creds is NULL when there are none. check: before anything is connected or awaited;

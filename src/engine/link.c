@@ -58,6 +58,7 @@ int engine_link_new(struct engine *e, struct vfmig_channel **channels, uint32_t 
     struct engine_link *held = calloc(1, sizeof(*held));
     int ret;
 
+    e->told_stopped = false;
     atomic_store(&e->peer_stopped, false);
     for (uint32_t i = 0; i < count; i++) {
         let_wait(channels[i]);
@@ -226,6 +227,14 @@ int engine_send_progress(struct engine *e, char kind, const void *data, size_t s
     if (!e->linked || e->file) /* a file needs no sign of life */
         return -ENOTCONN;
     return vfmig_channel_sendv(e->channels[0], VFMIG_RECORD_PROGRESS, parts, 2, NULL);
+}
+
+void engine_tell_stopped(struct engine *e, bool stopped)
+{
+    if (e->told_stopped == stopped)
+        return;
+    e->told_stopped = stopped;
+    (void)engine_send_progress(e, PROGRESS_STOPPED, stopped ? "\1" : "", 1);
 }
 
 int engine_send_report(struct engine *e, const struct engine_report *report)

@@ -298,8 +298,9 @@ int engine_send_round(struct engine *e, uint32_t work, uint64_t round, struct vf
 int engine_round(struct engine *e, struct vfmig_error *reterr)
 {
     uint64_t pages;
-    int ret = engine_send_round(e, VFMIG_WORK_ROUND, ++e->round, reterr);
 
+    engine_tell_stopped(e, false); /* it had been, in vain */
+    int ret = engine_send_round(e, VFMIG_WORK_ROUND, ++e->round, reterr);
     atomic_store(&e->round_over, true);
     if (ret == 0)
         ask_devices(e);

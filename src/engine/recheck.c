@@ -95,7 +95,6 @@ static void take_back(struct engine *e, uint64_t found_ns, uint64_t known_ns)
     e->round = e->stop_round; /* a trial was one, too */
     vfmig_mover_set_bandwidth(e->mover, e->options.max_bandwidth);
     vfmig_mover_set_seated(e->mover, false);
-    (void)engine_send_progress(e, PROGRESS_STOPPED, "", 1);
     pthread_mutex_lock(&e->status_lock);
     e->stamps.stop_asked = e->stamps.parked = e->stamps.journal_stopped_ns = 0;
     e->stamps.snapshot_begin = e->stamps.snapshot_end = 0;

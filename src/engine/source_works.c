@@ -14,6 +14,8 @@
 
 static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
 {
+    /* Before it is: who does not read must not hold up a guest that stands. */
+    engine_tell_stopped(e, true);
     engine_stamp(e, &e->stamps.stop_asked);
     engine_trace(e, VCPUS_STOPPING);
     int ret = e->vm.ops->vcpus_stop(e->vm.opaque, reterr);
@@ -30,7 +32,6 @@ static int stop_vcpus(struct engine *e, struct vfmig_error *reterr)
     e->stop_round = e->round;
     vfmig_mover_set_bandwidth(e->mover, 0); /* the limit is for the guest's sake; it waits now */
     vfmig_mover_set_seated(e->mover, true);
-    (void)engine_send_progress(e, PROGRESS_STOPPED, "\1", 1);
     return 0;
 }
 
