@@ -106,6 +106,8 @@ class Debian:
         raise Failed("apt knows no mirror here: set INTEROP_MIRROR")
 
     def bootstrap(self):
+        if re.search(r"\s", str(self.root)):
+            raise Failed(f"debootstrap takes no folder with a space in its name: {self.root}")
         say(f"debootstrap of Debian {SUITE} into {self.root}")
         if not shutil.which("debootstrap"):
             run([*self.su, "apt-get", "install", "-y", "--no-install-recommends", "debootstrap"], 600)
